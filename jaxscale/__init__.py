@@ -1,0 +1,1 @@
+"""jaxscale: measure your own scaling laws, and know what a large training run will give."""

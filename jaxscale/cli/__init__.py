@@ -1,0 +1,95 @@
+"""The command line: which verbs exist, and what an error looks like.
+
+A verb is a function argv -> exit code in a module that is imported only when the verb is called, so
+`jaxscale --help` and the analysis verbs never load Flax.
+Exit codes: 0 done; 1 a negative verdict or a failure; 2 misuse; 75 preempted and saved; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+__all__ = ["VERBS", "main"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb lives and what it says of itself."""
+
+    module: str
+    usage: str
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb("study", "STUDY.py", "plan, train, collect, fit, forecast, report; resumable"),
+    "plan": Verb("study", "STUDY.py", "every cell of the grid with every derived number, before any cost"),
+    "train": Verb("study", "DIR", "train cells of a planned study: --all, --run RUN_ID or --index I"),
+    "status": Verb("study", "DIR", "table of cells: state, progress, time left; --watch keeps it live"),
+    "collect": Verb("study", "DIR", "finished runs as observations.csv, refused ones with their reason"),
+    "report": Verb("study", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
+    "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
+    "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|all"),
+    "forecast": Verb("analysis", "FIT.json", "optimal size, tokens and loss at --flops C [C ...]"),
+    "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `jaxscale`: run one verb and exit with its code."""
+    sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run one verb; every expected error becomes one sentence on stderr and an exit code."""
+    from jaxscale.errors import JaxscaleError
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"jaxscale {_version()}")
+        return 0
+    if argv[0] not in VERBS:
+        print(_unknown(argv[0]), file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(f"jaxscale.cli.{VERBS[argv[0]].module}")
+        return int(getattr(module, argv[0])(argv[1:]))
+    except JaxscaleError as error:
+        print(f"jaxscale {argv[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"jaxscale {argv[0]}: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _help() -> str:
+    rows = (f"  {name:<9} {verb.usage:<13} {verb.summary}" for name, verb in VERBS.items())
+    return "\n".join([
+        "jaxscale: know what a large training run will give before paying for it", "",
+        "usage: jaxscale VERB ...     jaxscale VERB --help for its options and an example", "", *rows, "",
+        "example: jaxscale run configs/quickstart.py",
+    ])  # fmt: skip
+
+
+def _unknown(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, VERBS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}"
+    return f"jaxscale: unknown verb {name!r}; {hint}"
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("jaxscale")
+    except PackageNotFoundError:
+        return "0+uninstalled"

@@ -1,0 +1,245 @@
+"""Every knob of a study, as frozen dataclasses with no behaviour but derived shapes.
+
+A study file (`configs/*.py`) returns one `Study`; each field can be overridden on the command line.
+What decides the result of a run lives in `ModelConfig`, `Recipe` and `DataConfig`; what decides only
+where and how it is executed lives in `MeshConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["DataConfig", "Grid", "MeshConfig", "ModelConfig", "Recipe", "Study"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. Change `d_model` alone and every other shape follows."""
+
+    d_model: int = 32
+    """Width of the residual stream."""
+    n_layers: int = 2
+    """Number of blocks (attention + MLP)."""
+    head_dim: int = 16
+    """Wanted width of one head; the number of heads is the largest that divides d_model evenly."""
+    kv_groups: int = 1
+    """Query heads per key/value head: 1 is full multi-head attention, more is grouped-query (GQA)."""
+    mlp: Literal["gelu", "swiglu", "relu2"] = "gelu"
+    """Activation of the MLP; swiglu has a third matrix."""
+    mlp_ratio: float = 4.0
+    """d_ff / d_model, before rounding up to `mlp_multiple`."""
+    mlp_multiple: int = 1
+    """d_ff is rounded up to a multiple of this (128 or 256 suits accelerators)."""
+    vocab_size: int = 256
+    """Rows of the embedding table; at least the tokenizer's size."""
+    seq_len: int = 64
+    """Context length in tokens; also the length of every training and validation window."""
+    qk_norm: bool = True
+    """RMSNorm with a gain on queries and keys."""
+    tied: bool = False
+    """Share the embedding table with the output head."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position encoding (Su et al. 2021)."""
+    norm_eps: float = 1e-6
+    """Epsilon of RMSNorm."""
+    parameterization: Literal["mup", "completep", "standard"] = "mup"
+    """How init, learning rate, eps and decay follow width (mup) and depth too (completep)."""
+    base_d_model: int = 32
+    """Width at which the learning rate and init are meant; muP's ratios are 1 there."""
+    base_n_layers: int = 2
+    """Depth at which the learning rate is meant; read by completep only."""
+    depth_alpha: float = 1.0
+    """CompleteP's exponent: residual branches are scaled by (n_layers/base_n_layers)^-alpha, .5 to 1."""
+    embed_std: float = 1.0
+    """Init standard deviation of the embedding table, at every width."""
+    hidden_std: float | None = None
+    """Init standard deviation of hidden matrices at base width; None is 1/sqrt(base fan_in)."""
+    head_std: float = 0.0
+    """Init standard deviation of an untied head, at every width; 0 removes the start transient."""
+    embed_scale: float = 1.0
+    """alpha_in: multiplies the embedding's output."""
+    logit_scale: float = 1.0
+    """tau: multiplies the logits; muP divides it by the width ratio."""
+
+    @property
+    def n_heads(self) -> int:
+        """Largest count whose heads are at least `head_dim` wide, divide d_model, and have even width.
+
+        >>> [ModelConfig(d_model=d, head_dim=16).n_heads for d in (8, 12, 16, 24, 48, 64)]
+        [1, 1, 1, 1, 3, 4]
+        """
+        most = max(1, self.d_model // self.head_dim)
+        fits = (n for n in range(most, 0, -1) if self.d_model % n == 0 and (self.d_model // n) % 2 == 0)
+        return next(fits, 1)
+
+    @property
+    def d_head(self) -> int:
+        """Actual width of one head: d_model / n_heads."""
+        return self.d_model // self.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads: n_heads / kv_groups, at least 1."""
+        return max(1, self.n_heads // self.kv_groups)
+
+    @property
+    def d_ff(self) -> int:
+        """Hidden width of the MLP.
+
+        >>> ModelConfig(d_model=64, mlp_ratio=8 / 3, mlp_multiple=16).d_ff
+        176
+        """
+        wanted = self.d_model * self.mlp_ratio
+        return max(1, round(wanted / self.mlp_multiple + 0.499)) * self.mlp_multiple
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: everything that moves the loss and is not shape or text."""
+
+    optimizer: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), decay multiplied by the learning rate."""
+    lr: float = 0.02
+    """Peak learning rate at base width; muP divides it by the width ratio for hidden matrices."""
+    embed_lr: float = 2.0
+    """Multiplies the learning rate of the embedding table."""
+    head_lr: float = 3.0
+    """Multiplies the learning rate of an untied head."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-12
+    """Adam's epsilon at base width; muP divides it by the width ratio."""
+    weight_decay: float = 2.0
+    """Decay; see `decay_rule` for its unit."""
+    decay_rule: Literal["horizon", "constant"] = "horizon"
+    """horizon: weight_decay = lr * lambda * steps, so every run forgets as much; constant: it is lambda."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 turns it off."""
+    z_loss: float = 0.0
+    """Weight of mean(log Z)^2 (PaLM); 1e-4 is usual."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """cosine, or warmup-stable-decay with a linear decay. The horizon is each cell's own tokens."""
+    warmup_fraction: float = 0.03
+    """Linear warmup, as a fraction of the steps."""
+    decay_fraction: float = 0.2
+    """wsd only: the last fraction of the steps decays."""
+    final_fraction: float = 0.1
+    """Learning rate at the end over its peak."""
+    batch_coefficient: float = 1.0
+    """Batch rule: batch in tokens = coefficient * D^exponent, D the cell's training tokens."""
+    batch_exponent: float = 0.5
+    """Exponent of the batch rule; 0 with a coefficient is one batch for all cells."""
+    batch_min_tokens: int = 256
+    """Smallest batch the rule may give."""
+    batch_max_tokens: int = 16_000_000
+    """Largest batch the rule may give."""
+    microbatch_seqs: int = 4
+    """Sequences in one forward pass; a batch is a whole number of them, added up."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text, how it becomes tokens, and what is held out."""
+
+    files: tuple[str, ...] = ()
+    """Glob patterns of your text (.txt .md .py .jsonl .parquet, also .xz .gz .zst); empty: the Python
+    standard library's sources, which every machine has."""
+    text_field: str = "text"
+    """Field of .jsonl and column of .parquet that holds the text."""
+    tokenizer: str = "bytes"
+    """bytes (vocabulary 256), bpe:SIZE (trained on this text), or the path of a tokenizer.json."""
+    val_fraction: float = 0.05
+    """Share of the documents held out for validation, chosen by a hash of their content."""
+    val_tokens: int = 131_072
+    """Validation tokens used, the same for every run; the exact mean over them is the loss."""
+    drop_repeated_lines: bool = True
+    """Remove lines of 40 characters or more after their first appearance, validation included."""
+    document_bytes: int = 65_536
+    """A plain text file longer than this is cut at blank lines into documents of about this size."""
+    max_epochs: float = 1.0
+    """How often the training text may be repeated; a cell that needs more is dropped with its reason."""
+    declared_train_tokens: float | None = None
+    """Training tokens, where the text is not on the machine that plans; checked when it is read."""
+    cache: str = "~/.cache/jaxscale/data"
+    """Folder for token files, shared by studies; built once for each text and tokenizer."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which cells: budgets x sizes around the expected optimum of each budget."""
+
+    budgets: tuple[float, ...] = (3e10, 1e11, 3e11)
+    """Training FLOPs of each IsoFLOP curve."""
+    widths: tuple[int, ...] = (8, 12, 16, 24, 32, 48, 64, 96)
+    """d_model of the sizes that the plan may choose from."""
+    aspect: float | None = None
+    """Wanted d_model / n_layers; the depth then follows the width. None: model.n_layers for all."""
+    aspect_range: tuple[float, float] = (0.0, 1e9)
+    """Sizes whose d_model / n_layers falls outside are dropped."""
+    tokens_per_param: float = 20.0
+    """Where the optimum is expected: D/N, N the total parameters. A guess, and the plan says so."""
+    tokens_per_param_exponent: float = 0.0
+    """The guess drifts with compute: D/N = tokens_per_param * (C / first budget)^exponent."""
+    spread: float = 6.0
+    """Sizes from N/spread to N*spread around the expected optimum N are planned."""
+    sizes_per_budget: int = 7
+    """At most this many sizes a budget, taken closest to even in log N; at least five must exist."""
+    seeds: tuple[int, ...] = (1,)
+    """Seeds for each budget, smallest first; the last number holds for the rest."""
+    holdout: tuple[float, ...] = ()
+    """Budgets trained but kept from the fit: the backtest predicts their loss."""
+    holdout_sizes: int = 2
+    """Sizes at each held-out budget, closest to the expected optimum."""
+    min_steps: int = 100
+    """A cell with fewer optimizer steps is dropped: its schedule would not be a schedule."""
+    exclude_spike: float | None = None
+    """A run whose final training loss ends this many nats above its own best is refused as evidence."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Where and how runs are executed. Nothing here may change what is measured."""
+
+    data: int = -1
+    """Devices along the data axis; -1 takes what the other axes leave."""
+    fsdp: int = 1
+    """Devices that share each parameter (fully sharded data parallelism)."""
+    tensor: int = 1
+    """Devices that share each matrix product (tensor parallelism)."""
+    workers: int = 0
+    """Worker processes of `run`; 0: one a core on CPU, one in all on accelerators."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute precision; auto is bfloat16 on accelerators and float32 on CPU. Weights stay float32."""
+    checkpoint_every_s: float = 20.0
+    """Seconds of training between checkpoints: the most that a kill can cost."""
+    compile_cache: str = "~/.cache/jaxscale/xla"
+    """Folder of compiled programs, shared by runs and studies; empty turns it off."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question to measure: a grid of runs, their text and recipe, and what to forecast."""
+
+    name: str = "study"
+    """Name of the run folder, runs/<name>."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What all sizes share; the grid sets width and depth."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """How each cell is trained."""
+    grid: Grid = field(default_factory=Grid)
+    """Which cells are trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What they are trained on."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Where they are trained."""
+    seed: int = 0
+    """First seed of init and data order; repeats count up from it."""
+    hardware: str = "cpu"
+    """Hardware for the plan's time and cost: NAME or NAME:CHIPS, see `jaxscale plan --help`."""
+    forecast_flops: tuple[float, ...] = ()
+    """Budgets to forecast; empty: 10x and 100x the largest budget of the grid."""
+    bootstrap: int = 1000
+    """Bootstrap draws behind every interval."""

@@ -1,0 +1,44 @@
+"""The one declaration of a model's parameters: each name with its logical axes and their sizes.
+
+Four readers share it: the Flax model builds the arrays, `train.sharding` maps axes to the mesh,
+`mup` derives each tensor's role from the axes that grow with width, and `flops` counts.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from jaxscale.config import ModelConfig
+
+__all__ = ["Axes", "param_shapes", "param_size"]
+
+Axes = tuple[tuple[str, int], ...]
+"""Logical axes of one parameter, outermost first: ((name, size), ...)."""
+
+
+def param_shapes(model: ModelConfig) -> dict[str, Axes]:
+    """Every parameter as its logical axes with their sizes: {name: ((axis, size), ...)}.
+
+    A matrix is (input axis, output axis); block parameters lead with the stacked "layers" axis.
+
+    >>> param_shapes(ModelConfig(d_model=8, n_layers=2))["blocks.wq"]
+    (('layers', 2), ('embed', 8), ('heads', 8))
+    """
+    d, ff = ("embed", model.d_model), ("mlp", model.d_ff)
+    q, kv = ("heads", model.n_heads * model.d_head), ("kv", model.n_kv_heads * model.d_head)
+    vocab, head_dim = ("vocab", model.vocab_size), ("head_dim", model.d_head)
+    block: dict[str, Axes] = {
+        "attn_norm": (d,), "wq": (d, q), "wk": (d, kv), "wv": (d, kv), "wo": (q, d), "mlp_norm": (d,),
+    }  # fmt: skip
+    if model.qk_norm:
+        block |= {"q_norm": (head_dim,), "k_norm": (head_dim,)}
+    block |= {"w_up": (d, ff)} | ({"w_gate": (d, ff)} if model.mlp == "swiglu" else {}) | {"w_down": (ff, d)}
+    shapes = {"embed": (vocab, d)}
+    shapes |= {f"blocks.{name}": (("layers", model.n_layers), *axes) for name, axes in block.items()}
+    shapes |= {"final_norm": (d,)}
+    return shapes if model.tied else shapes | {"head": (d, vocab)}
+
+
+def param_size(axes: Axes) -> int:
+    """Number of scalars in a parameter."""
+    return prod(n for _, n in axes)

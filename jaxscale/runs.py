@@ -1,0 +1,260 @@
+"""What a run is: its specification, its identity, its result, and the folder that holds them.
+
+    runs/<study>/plan.json
+                 <run_id>/spec.json  metrics.jsonl  checkpoints/  result.json
+
+A `RunSpec` is fully resolved plain data, and `run_id` is a hash of its canonical JSON: two runs with
+equal ids are the same experiment. Nothing is ever parsed out of a name or a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from jaxscale.config import DataConfig, ModelConfig
+from jaxscale.errors import MisuseError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "STATES",
+    "Cell",
+    "Dropped",
+    "Observations",
+    "Plan",
+    "RunResult",
+    "RunSpec",
+    "State",
+    "from_plain",
+    "read_json",
+    "run_dir",
+    "to_plain",
+    "write_json",
+]
+
+State = Literal["planned", "running", "done", "diverged", "failed", "censored"]
+STATES: tuple[State, ...] = ("planned", "running", "done", "diverged", "failed", "censored")
+"""A run is in exactly one of these; only `done` becomes evidence."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run, with every number resolved: what decides its loss, and nothing else.
+
+    Units: `*_tokens` tokens, `*_steps` optimizer steps, `budget_flops` training FLOPs (exact count).
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    budget_flops: float
+    tokens: int
+    steps: int
+    batch_seqs: int
+    microbatch_seqs: int
+    optimizer: str
+    lr: float
+    embed_lr: float
+    head_lr: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    z_loss: float
+    schedule: str
+    warmup_steps: int
+    decay_steps: int
+    final_fraction: float
+    seed: int
+
+    @cached_property
+    def run_id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces)."""
+        plain = to_plain(self)
+        plain["data"].pop("cache")  # where token files lie does not change what is learned
+        canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A planned run with the numbers a person wants to see before paying for it."""
+
+    spec: RunSpec
+    role: Literal["grid", "holdout"]
+    n_params: int
+    n_params_non_embedding: int
+    flops: float
+    flops_6nd: float
+    epochs: float | None
+    seconds: float
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the run."""
+        return self.spec.run_id
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A cell or size that the plan left out, and why."""
+
+    budget_flops: float
+    d_model: int
+    n_layers: int
+    n_params: int
+    tokens: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved grid. Iterating gives the run specs, longest first is the trainer's business."""
+
+    study: str
+    cells: tuple[Cell, ...]
+    dropped: tuple[Dropped, ...]
+    assumptions: tuple[str, ...]
+    config: dict[str, Any]
+    hardware: str
+    total_flops: float
+    total_seconds: float
+    schema: str = "jaxscale.plan/1"
+
+    def __iter__(self) -> Iterator[RunSpec]:
+        return (cell.spec for cell in self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def find_cell(self, run_id: str) -> Cell:
+        """The cell with this id, or its unique beginning; MisuseError names what is wrong otherwise."""
+        found = [c for c in self.cells if c.run_id.startswith(run_id)]
+        if len(found) == 1:
+            return found[0]
+        problem = "no cell" if not found else f"{len(found)} cells"
+        raise MisuseError(f"run {run_id!r}: {problem} of study {self.study!r} begin with it; "
+                          f"`jaxscale status` lists the ids")  # fmt: skip
+
+    def to_json(self) -> str:
+        """The plan as JSON, schema jaxscale.plan/1."""
+        plain = to_plain(self)
+        for cell, row in zip(self.cells, plain["cells"], strict=True):
+            row["run_id"] = cell.run_id
+        return json.dumps({"schema": plain.pop("schema"), **plain}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what `to_json` wrote; MisuseError if a cell's id does not match its content."""
+        plain = json.loads(text)
+        ids = [row.pop("run_id") for row in plain["cells"]]
+        plan = from_plain(plain, cls)
+        for run_id, cell in zip(ids, plan.cells, strict=True):
+            if run_id != cell.run_id:
+                raise MisuseError(f"plan.json: cell {run_id} hashes to {cell.run_id}; the file was edited or "
+                                  f"written by another version; plan the study anew")  # fmt: skip
+        return plan
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `loss` is the exact mean over the validation set, nats per token."""
+
+    run_id: str
+    state: State
+    reason: str
+    loss: float | None
+    loss_std_error: float | None
+    bits_per_byte: float | None
+    train_loss: float | None
+    n_params: int
+    n_params_non_embedding: int
+    tokens: int
+    flops: float
+    steps_done: int
+    seconds: float
+    tokens_per_s: float
+    flops_per_s: float
+    restarts: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: str = "jaxscale.result/1"
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What fits read: one row a finished run, and every row that was refused with its reason.
+
+    `frame` has the canonical columns N, D, C (floats), loss (nats per token), and where known budget, U,
+    run_id, seed, weight, group, parent, role, N_non_embedding. `refused` rows: {"row" or "run_id", "reason"}.
+    `source`: {"path", "sha256", "rows_total", "rows_used", "rows_refused"}.
+    """
+
+    frame: pd.DataFrame
+    refused: tuple[dict[str, Any], ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
+    rule: Literal["6ND", "exact"] = "6ND"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The observations as a DataFrame."""
+        return self.frame
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+def run_dir(study_dir: Path, run_id: str) -> Path:
+    """Folder of one run."""
+    return Path(study_dir) / run_id
+
+
+def to_plain(value: Any) -> Any:
+    """A frozen dataclass as dicts, lists and scalars, ready for JSON."""
+    return json.loads(json.dumps(asdict(value)))
+
+
+def from_plain(plain: Any, kind: type[T]) -> T:
+    """Plain data as a dataclass, strictly: an unknown or missing field is a MisuseError naming it."""
+    import cattrs
+
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    try:
+        return converter.structure(plain, kind)
+    except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
+        detail = "; ".join(cattrs.transform_error(error)[:3]) if isinstance(error, Exception) else str(error)
+        raise MisuseError(f"{kind.__name__}: {detail}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; MisuseError with the path when it is missing, truncated or not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise MisuseError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MisuseError(f"{path}: not valid JSON ({error}); delete it to have it made again") from None
+
+
+def write_json(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary file, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
