@@ -1,0 +1,156 @@
+"""The compiled programs of a model: many optimizer steps in one dispatch, and exact validation.
+
+A `Program` holds what depends on shapes only. Batch (number of microbatches), rates, decay and horizon are
+runtime values, so all cells of one model shape run the same two programs, on 1 device or many.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxscale.config import ModelConfig
+from jaxscale.model.decoder import Decoder, make_decoder
+from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
+from jaxscale.train.sharding import BATCH, param_sharding, replicated
+
+__all__ = ["Program", "TrainState", "make_program", "token_losses"]
+
+
+class TrainState(NamedTuple):
+    """Everything that a resumed run needs: parameters, optimizer moments, steps done."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+
+
+class StepMetrics(NamedTuple):
+    """One value per slot of a dispatch, float32 [slots]; slots beyond the steps done hold 0."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+def token_losses(logits_btv: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
+    log_z = jax.nn.logsumexp(logits_btv, axis=-1)
+    picked = jnp.take_along_axis(logits_btv, targets_bt[..., None], axis=-1)[..., 0]
+    return log_z - picked, log_z
+
+
+class Program:
+    """Compiled training and validation for one model shape on one mesh.
+
+    `slots` is the number of microbatches a dispatch holds; a dispatch makes whole optimizer steps.
+    """
+
+    def __init__(self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any) -> None:
+        self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
+        abstract = nnx.eval_shape(partial(make_decoder, model, 0, dtype))
+        self.graphdef, self.abstract_params = nnx.split(abstract, nnx.Param)
+        self.state_sharding = self._shard_state()
+        batch = NamedSharding(mesh, PartitionSpec(None, BATCH))
+        whole = replicated(mesh)
+        self.batch_sharding = batch
+        self.init = jax.jit(self._init, out_shardings=self.state_sharding)
+        self.train = jax.jit(
+            self._train,
+            in_shardings=(self.state_sharding, batch, whole, whole, whole),
+            out_shardings=(self.state_sharding, whole),
+            donate_argnums=0,
+        )
+        self.evaluate = jax.jit(
+            self._evaluate, in_shardings=(self.state_sharding.params, batch, batch), out_shardings=whole
+        )
+
+    def _shard_state(self) -> TrainState:
+        """Sharding of every leaf: parameters by their axes, moments as their parameters."""
+        state = jax.eval_shape(self._init, jnp.uint32(0))
+        names = {path: tuple(param.axes) for path, param in nnx.to_flat_state(self.abstract_params)}
+
+        def shard(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            keys = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+            strings = tuple(key for key in keys if isinstance(key, str))
+            for name, axes in names.items():
+                if len(axes) == leaf.ndim and _contains(strings, name):
+                    return param_sharding(self.mesh, axes, leaf.shape)
+            return replicated(self.mesh)
+
+        return jax.tree.map_with_path(shard, state)
+
+    def _init(self, seed: jax.Array) -> TrainState:
+        _, params = nnx.split(make_decoder(self.model, seed, self.dtype), nnx.Param)
+        zero = Hyper(*(jnp.float32(0) for _ in Hyper._fields))
+        opt_state = make_optimizer(self.model, params, zero).init(params)
+        return TrainState(params, opt_state, jnp.int32(0))
+
+    def _apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        decoder: Decoder = nnx.merge(self.graphdef, params)
+        return token_losses(decoder(windows_bt[:, :-1]), windows_bt[:, 1:])
+
+    def _loss(self, params: Any, windows_bt: jax.Array, z_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses_bt, log_z_bt = self._apply(params, windows_bt)
+        loss = jnp.mean(losses_bt)
+        return loss + z_loss * jnp.mean(jnp.square(log_z_bt)), loss
+
+    def _train(
+        self, state: TrainState, windows_nbt: jax.Array, steps: jax.Array, accumulate: jax.Array, hyper: Hyper
+    ) -> tuple[TrainState, StepMetrics]:
+        """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]."""
+        optimizer = make_optimizer(self.model, state.params, hyper)
+        gradient = jax.value_and_grad(self._loss, has_aux=True)
+
+        def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, Any]:
+            total, loss_sum, params_start = carry
+            params, start = params_start
+            (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss)
+            return jax.tree.map(jnp.add, total, grads), loss_sum + loss, params_start
+
+        def one_step(i: jax.Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
+            (params, opt_state, step), metrics = carry
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            start = (params, i * accumulate)
+            total, loss, _ = jax.lax.fori_loop(0, accumulate, add_microbatch, (zeros, jnp.float32(0), start))
+            grads = jax.tree.map(lambda g: g / accumulate, total)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            rate = learning_rate(step, hyper, self.schedule)
+            params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+            filled = StepMetrics(
+                metrics.loss.at[i].set(loss / accumulate), metrics.grad_norm.at[i].set(optax.tree.norm(grads))
+            )
+            return TrainState(params, opt_state, step + 1), filled
+
+        empty = StepMetrics(jnp.zeros(self.slots), jnp.zeros(self.slots))
+        return jax.lax.fori_loop(0, steps, one_step, (state, empty))
+
+    def _evaluate(self, params: Any, windows_nbt: jax.Array, mask_nbt: jax.Array) -> jax.Array:
+        """Summed loss of every window, float32 [n, b], over targets where the mask is 1."""
+
+        def one(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            windows_bt, mask_bt = batch
+            losses_bt, _ = self._apply(params, windows_bt)
+            return jnp.sum(losses_bt * mask_bt, axis=-1)
+
+        return jax.lax.map(one, (windows_nbt, mask_nbt))
+
+    def put_batch(self, windows: np.ndarray) -> jax.Array:
+        """Local rows [n, b, t] as one global array split over the batch axes."""
+        return jax.make_array_from_process_local_data(self.batch_sharding, windows)
+
+
+def _contains(keys: tuple[str, ...], name: tuple[str, ...]) -> bool:
+    return any(keys[i : i + len(name)] == name for i in range(len(keys) - len(name) + 1))
+
+
+@lru_cache(maxsize=64)
+def make_program(model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any) -> Program:
+    """The program for these shapes, made once a process."""
+    return Program(model, schedule, slots, mesh, dtype)
