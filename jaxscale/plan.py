@@ -1,0 +1,297 @@
+"""Study -> Plan: which sizes at which budgets, each with every derived number, and what was left out.
+
+For every budget C each model of the ladder gets the tokens that C buys, D = C / flops_per_token, by the
+exact count. Its place on the IsoFLOP curve is
+
+    x = 1/2 log(tokens_per_param / (D/N)),      N = total parameters
+
+the distance in log N from the expected optimum (at fixed C, D/N falls as N^-2). Sizes with |x| <= log(spread)
+are kept; a budget without five of them, two on each side, is refused, since its parabola would be a guess.
+The tokens are a whole number of batches; batch = coefficient * D^exponent; the learning-rate horizon is the
+cell's own D (Hoffmann et al. 2022: curves cut short of their horizon mislead).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from jaxscale.config import Grid, ModelConfig, Recipe, Study
+from jaxscale.errors import MisuseError
+from jaxscale.flops import count_params, flops_6nd, flops_per_token
+from jaxscale.format import format_count, format_flops
+from jaxscale.hardware import parse_hardware
+from jaxscale.runs import Cell, Dropped, Plan, RunSpec, to_plain
+
+__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "plan_isoflop"]
+
+BUDGET_TOLERANCE = 0.01
+"""Largest relative distance of a cell's exact FLOPs from its budget."""
+MIN_SIZES, MIN_ARM = 5, 2
+"""Sizes that a parabola needs in all, and on each side of the expected optimum."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One ladder size at one budget; `x` is its log N distance from the expected optimum."""
+
+    model: ModelConfig
+    budget: float
+    x: float
+    n_params: int
+    tokens: float
+
+
+def plan_isoflop(study: Study, *, train_tokens: float | None = None) -> Plan:
+    """The IsoFLOP grid of a study.
+
+    `train_tokens` is the size of the training text, which decides how often it would be repeated; None (the
+    text is not on this machine) falls back to data.declared_train_tokens, and without it nothing is checked.
+    Raises MisuseError for a budget that the ladder cannot bracket, naming the way out.
+    """
+    _check_study(study)
+    available = train_tokens or study.data.declared_train_tokens
+    dropped: list[Dropped] = []
+    cells: list[Cell] = []
+    for rank, budget in enumerate(sorted(study.grid.budgets)):
+        kept = _choose_sizes(study, budget, available, dropped)
+        seeds = study.grid.seeds[min(rank, len(study.grid.seeds) - 1)]
+        cells += [_cell(study, c, "grid", available, i) for i in range(seeds) for c in kept]
+    for budget in sorted(study.grid.holdout):
+        kept = _choose_holdout(study, budget, available, dropped)
+        cells += [_cell(study, c, "holdout", available, 0) for c in kept]
+    hardware = parse_hardware(study.hardware)
+    return Plan(
+        study=study.name,
+        cells=tuple(cells),
+        dropped=tuple(dropped),
+        assumptions=_assumptions(study, available, hardware.describe()),
+        config=to_plain(study),
+        hardware=study.hardware,
+        total_flops=sum(cell.flops for cell in cells),
+        total_seconds=sum(cell.seconds for cell in cells),
+    )
+
+
+def _check_study(study: Study) -> None:
+    grid, recipe = study.grid, study.recipe
+    positive = {
+        "grid.budgets": min(grid.budgets, default=0),
+        "grid.widths": min(grid.widths, default=0),
+        "grid.tokens_per_param": grid.tokens_per_param,
+        "recipe.lr": recipe.lr,
+        "recipe.batch_coefficient": recipe.batch_coefficient,
+        "recipe.microbatch_seqs": recipe.microbatch_seqs,
+        "model.seq_len": study.model.seq_len,
+        "data.val_tokens": study.data.val_tokens,
+        "grid.seeds": min(grid.seeds, default=0),
+    }
+    for name, value in positive.items():
+        if not (math.isfinite(value) and value > 0):
+            raise MisuseError(f"{name}: {value:g} is not a positive number; give one or leave the default")
+    if grid.spread <= 1:
+        raise MisuseError(f"grid.spread: {grid.spread:g} leaves no sizes around the optimum; use 2 or more")
+    odd = [width for width in grid.widths if width % 2]
+    if odd:
+        raise MisuseError(f"grid.widths: {odd[0]} is odd and rotary positions need pairs; use {odd[0] + 1}")
+    overlap = set(grid.holdout) & set(grid.budgets)
+    if overlap:
+        raise MisuseError(f"grid.holdout: {min(overlap):g} is also in grid.budgets; keep it in one of them")
+
+
+def _ladder(study: Study) -> Iterator[ModelConfig]:
+    for width in sorted(set(study.grid.widths)):
+        aspect = study.grid.aspect
+        depth = study.model.n_layers if aspect is None else max(1, round(width / aspect))
+        yield replace(study.model, d_model=width, n_layers=depth)
+
+
+def _expected_ratio(grid: Grid, budget: float) -> float:
+    return grid.tokens_per_param * (budget / min(grid.budgets)) ** grid.tokens_per_param_exponent
+
+
+def _candidates(study: Study, budget: float) -> list[_Candidate]:
+    ratio = _expected_ratio(study.grid, budget)
+    found = []
+    for model in _ladder(study):
+        n_params = count_params(model)["total"]
+        tokens = budget / flops_per_token(model)
+        x = 0.5 * math.log(ratio / (tokens / n_params))
+        found.append(_Candidate(model, budget, x, n_params, tokens))
+    return found
+
+
+def _choose_sizes(
+    study: Study, budget: float, available: float | None, dropped: list[Dropped]
+) -> list[_Candidate]:
+    usable = _usable(study, budget, available, dropped)
+    below, above = sum(c.x < 0 for c in usable), sum(c.x > 0 for c in usable)
+    if len(usable) < MIN_SIZES or min(below, above) < MIN_ARM:
+        raise MisuseError(_cannot_bracket(study, budget, usable, below, above, dropped))
+    kept = _thin(usable, study.grid.sizes_per_budget)
+    dropped += [
+        _drop(c, f"beyond grid.sizes_per_budget = {study.grid.sizes_per_budget}")
+        for c in usable
+        if c not in kept
+    ]
+    return kept
+
+
+def _choose_holdout(
+    study: Study, budget: float, available: float | None, dropped: list[Dropped]
+) -> list[_Candidate]:
+    usable = _usable(study, budget, available, dropped)
+    if not usable:
+        reasons = {drop.reason for drop in dropped if drop.budget_flops == budget}
+        raise MisuseError(f"grid.holdout: no size of the ladder can be trained at {format_flops(budget)} FLOPs "
+                          f"({'; '.join(sorted(reasons))}); add larger grid.widths or lower the budget")  # fmt: skip
+    nearest = sorted(usable, key=lambda c: abs(c.x))[: study.grid.holdout_sizes]
+    return sorted(nearest, key=lambda c: c.n_params)
+
+
+def _usable(study: Study, budget: float, available: float | None, dropped: list[Dropped]) -> list[_Candidate]:
+    """Candidates that can be trained as asked; the others go to `dropped` with their reason."""
+    usable = []
+    for candidate in _candidates(study, budget):
+        reason = _refuse(study, candidate, available)
+        if reason:
+            dropped.append(_drop(candidate, reason))
+        else:
+            usable.append(candidate)
+    return usable
+
+
+def _refuse(study: Study, c: _Candidate, available: float | None) -> str:
+    grid, limit = study.grid, study.data.max_epochs
+    aspect = c.model.d_model / c.model.n_layers
+    low, high = grid.aspect_range
+    if not low <= aspect <= high:
+        return f"aspect ratio {aspect:.3g} outside {low:g} to {high:g}"
+    if abs(c.x) > math.log(grid.spread):
+        side = "above" if c.x > 0 else "below"
+        return f"{math.exp(abs(c.x)):.1f}x {side} the expected optimum (spread {grid.spread:g})"
+    batch_seqs = _batch_seqs(study.recipe, c.model, c.tokens)
+    steps = round(c.tokens / (batch_seqs * c.model.seq_len))
+    if steps < grid.min_steps:
+        return f"{steps} steps, fewer than grid.min_steps = {grid.min_steps}"
+    epochs = c.tokens / available if available else 0.0
+    if epochs > limit * (1 + BUDGET_TOLERANCE):
+        return f"{epochs:.2f} epochs of the text, more than data.max_epochs = {limit:g}"
+    miss = abs(steps * batch_seqs * c.model.seq_len / c.tokens - 1)
+    return f"misses its budget by {miss:.1%}" if miss > BUDGET_TOLERANCE else ""
+
+
+def _drop(c: _Candidate, reason: str) -> Dropped:
+    return Dropped(c.budget, c.model.d_model, c.model.n_layers, c.n_params, c.tokens, reason)
+
+
+def _thin(usable: list[_Candidate], count: int) -> list[_Candidate]:
+    """`count` candidates closest to an even spacing in log N, both ends kept."""
+    if len(usable) <= count:
+        return usable
+    count = max(count, MIN_SIZES)
+    chosen: list[_Candidate] = []
+    for i in range(count):
+        target = usable[0].x + (usable[-1].x - usable[0].x) * i / (count - 1)
+        free = [c for c in usable if c not in chosen]
+        chosen.append(min(free, key=lambda c: abs(c.x - target)))
+    return sorted(chosen, key=lambda c: c.n_params)
+
+
+def _cannot_bracket(
+    study: Study, budget: float, usable: list[_Candidate], below: int, above: int, dropped: list[Dropped]
+) -> str:
+    reasons = [f"width {d.d_model}: {d.reason}" for d in dropped if d.budget_flops == budget]
+    counts = f"{len(usable)} sizes ({below} below the expected optimum, {above} above)"
+    way_out = []
+    if below < MIN_ARM:
+        way_out.append(f"add grid.widths below {min(study.grid.widths)} or raise the budget")
+    if above < MIN_ARM:
+        way_out.append(f"add grid.widths above {max(study.grid.widths)} or lower the budget")
+    if any("epochs" in reason for reason in reasons):
+        way_out.append("give more text or raise data.max_epochs")
+    if not way_out:
+        way_out.append("add grid.widths in between or raise grid.spread")
+    dropped_text = f"; dropped: {', '.join(reasons)}" if reasons else ""
+    return (f"grid.budgets: {format_flops(budget)} FLOPs cannot be bracketed, the ladder gives {counts} and a "
+            f"parabola needs {MIN_SIZES} with {MIN_ARM} on each side; {' and '.join(way_out)}{dropped_text}")  # fmt: skip
+
+
+def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
+    """Sequences a step: the batch rule, rounded to whole microbatches."""
+    wanted = recipe.batch_coefficient * tokens**recipe.batch_exponent
+    bounded = min(max(wanted, recipe.batch_min_tokens), recipe.batch_max_tokens)
+    microbatches = max(1, round(bounded / (model.seq_len * recipe.microbatch_seqs)))
+    return microbatches * recipe.microbatch_seqs
+
+
+def _cell(study: Study, c: _Candidate, role: str, available: float | None, repeat: int) -> Cell:
+    spec = _resolve(study, c, study.seed + repeat)
+    counts = count_params(c.model)
+    flops = float(flops_per_token(c.model) * spec.tokens)
+    rate = parse_hardware(study.hardware).flops_per_s(c.model.d_model)
+    evaluation = flops_per_token(c.model) * study.data.val_tokens / 3
+    return Cell(
+        spec=spec,
+        role="holdout" if role == "holdout" else "grid",
+        n_params=counts["total"],
+        n_params_non_embedding=counts["non_embedding"],
+        flops=flops,
+        flops_6nd=flops_6nd(counts["total"], spec.tokens),
+        epochs=spec.tokens / available if available else None,
+        seconds=(flops + evaluation) / rate,
+    )
+
+
+def _resolve(study: Study, c: _Candidate, seed: int) -> RunSpec:
+    """Every number of a run, from the study's rules."""
+    recipe, model = study.recipe, c.model
+    batch_seqs = _batch_seqs(recipe, model, c.tokens)
+    steps = round(c.tokens / (batch_seqs * model.seq_len))
+    horizon = recipe.decay_rule == "horizon"
+    return RunSpec(
+        model=model,
+        data=study.data,
+        budget_flops=c.budget,
+        tokens=steps * batch_seqs * model.seq_len,
+        steps=steps,
+        batch_seqs=batch_seqs,
+        microbatch_seqs=recipe.microbatch_seqs,
+        optimizer=recipe.optimizer,
+        lr=recipe.lr,
+        embed_lr=recipe.embed_lr,
+        head_lr=recipe.head_lr,
+        b1=recipe.b1,
+        b2=recipe.b2,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay / (recipe.lr * steps) if horizon else recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        z_loss=recipe.z_loss,
+        schedule=recipe.schedule,
+        warmup_steps=max(1, round(recipe.warmup_fraction * steps)),
+        decay_steps=max(1, round(recipe.decay_fraction * steps)),
+        final_fraction=recipe.final_fraction,
+        seed=seed,
+    )
+
+
+def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[str, ...]:
+    grid, recipe = study.grid, study.recipe
+    drift = f" * (C/{min(grid.budgets):g})^{grid.tokens_per_param_exponent:g}" * bool(
+        grid.tokens_per_param_exponent
+    )
+    text = (
+        f"{format_count(available)} training tokens"
+        if available
+        else "unknown training tokens: epochs unchecked"
+    )
+    return (
+        f"optimum expected at D/N = {grid.tokens_per_param:g}{drift} (a guess); sizes within {grid.spread:g}x of it",
+        f"batch = {recipe.batch_coefficient:g} * D^{recipe.batch_exponent:g} tokens, in whole microbatches of "
+        f"{recipe.microbatch_seqs} x {study.model.seq_len}",
+        f"{recipe.schedule} schedule over each cell's own tokens; {study.model.parameterization} from width "
+        f"{study.model.base_d_model}",
+        f"time: {hardware}; compiling not counted",
+        f"text: {text}",
+    )
