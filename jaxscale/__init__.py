@@ -1,1 +1,46 @@
-"""jaxscale: measure your own scaling laws, and know what a large training run will give."""
+"""jaxscale: measure your own scaling laws, and know what a large training run will give.
+
+    import jaxscale as js
+    study = js.load_study("configs/quickstart.py")
+    plan = js.plan_isoflop(study)
+    for spec in plan:
+        js.train_run(spec, out="runs/quickstart")
+    obs = js.collect_runs("runs/quickstart")
+    fit = js.fit_parametric(obs, law="chinchilla", bootstrap=1000)
+    print(js.forecast_optimum(fit, flops=[1e22]))
+
+Names are imported on first use, so that the analysis side never loads Flax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Study": "config",
+    "load_study": "study",
+    "plan_isoflop": "plan",
+    "train_run": "train.loop",
+    "collect_runs": "collect",
+    "read_observations": "source",
+    "fit_isoflop": "fit",
+    "fit_parametric": "fit",
+    "forecast_optimum": "forecast",
+    "backtest_fit": "forecast",
+    "write_report": "report",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxscale' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxscale.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

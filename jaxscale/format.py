@@ -111,9 +111,7 @@ def format_factor(value: float | None) -> str:
     return f"{float(f'{value:.2g}'):g}x" if value < 1000 else f"{float(f'{value:.3g}'):.0f}x"
 
 
-def format_interval(
-    interval: Sequence[float | None] | None, style: Callable[[float | None], str] = format_loss
-) -> str:
+def format_interval(interval: Sequence[float | None] | None, style: Callable[[float | None], str] = format_loss) -> str:
     """An interval in brackets, both ends in the given style; a dash when neither end is known.
 
     >>> format_interval((39_000, 58_200), format_count)

@@ -63,9 +63,7 @@ def parse_hardware(text: str) -> Hardware:
     """
     name, _, count = text.partition(":")
     if name not in CHIPS and name != "cpu":
-        raise MisuseError(
-            f"hardware: {name!r} is not known; use cpu, {', '.join(CHIPS)}, with :CHIPS behind it"
-        )
+        raise MisuseError(f"hardware: {name!r} is not known; use cpu, {', '.join(CHIPS)}, with :CHIPS behind it")
     default = len(os.sched_getaffinity(0)) if name == "cpu" else 1
     if count and (not count.isdigit() or int(count) < 1):
         raise MisuseError(f"hardware: {count!r} is not a number of chips; write for example {name}:8")

@@ -122,25 +122,19 @@ def _candidates(study: Study, budget: float) -> list[_Candidate]:
     return found
 
 
-def _choose_sizes(
-    study: Study, budget: float, available: float | None, dropped: list[Dropped]
-) -> list[_Candidate]:
+def _choose_sizes(study: Study, budget: float, available: float | None, dropped: list[Dropped]) -> list[_Candidate]:
     usable = _usable(study, budget, available, dropped)
     below, above = sum(c.x < 0 for c in usable), sum(c.x > 0 for c in usable)
     if len(usable) < MIN_SIZES or min(below, above) < MIN_ARM:
         raise MisuseError(_cannot_bracket(study, budget, usable, below, above, dropped))
     kept = _thin(usable, study.grid.sizes_per_budget)
     dropped += [
-        _drop(c, f"beyond grid.sizes_per_budget = {study.grid.sizes_per_budget}")
-        for c in usable
-        if c not in kept
+        _drop(c, f"beyond grid.sizes_per_budget = {study.grid.sizes_per_budget}") for c in usable if c not in kept
     ]
     return kept
 
 
-def _choose_holdout(
-    study: Study, budget: float, available: float | None, dropped: list[Dropped]
-) -> list[_Candidate]:
+def _choose_holdout(study: Study, budget: float, available: float | None, dropped: list[Dropped]) -> list[_Candidate]:
     usable = _usable(study, budget, available, dropped)
     if not usable:
         reasons = {drop.reason for drop in dropped if drop.budget_flops == budget}
@@ -278,14 +272,8 @@ def _resolve(study: Study, c: _Candidate, seed: int) -> RunSpec:
 
 def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[str, ...]:
     grid, recipe = study.grid, study.recipe
-    drift = f" * (C/{min(grid.budgets):g})^{grid.tokens_per_param_exponent:g}" * bool(
-        grid.tokens_per_param_exponent
-    )
-    text = (
-        f"{format_count(available)} training tokens"
-        if available
-        else "unknown training tokens: epochs unchecked"
-    )
+    drift = f" * (C/{min(grid.budgets):g})^{grid.tokens_per_param_exponent:g}" * bool(grid.tokens_per_param_exponent)
+    text = f"{format_count(available)} training tokens" if available else "unknown training tokens: epochs unchecked"
     return (
         f"optimum expected at D/N = {grid.tokens_per_param:g}{drift} (a guess); sizes within {grid.spread:g}x of it",
         f"batch = {recipe.batch_coefficient:g} * D^{recipe.batch_exponent:g} tokens, in whole microbatches of "

@@ -71,9 +71,7 @@ class Decoder(nnx.Module):
             unroll = self.model.n_layers <= UNROLL_LAYERS and jax.default_backend() == "cpu"
         if unroll:
             for i in range(self.model.n_layers):
-                x_btd = apply_block(
-                    {name: value[i] for name, value in layers.items()}, x_btd, rope, self.model
-                )
+                x_btd = apply_block({name: value[i] for name, value in layers.items()}, x_btd, rope, self.model)
             return x_btd
 
         def body(x: jax.Array, block: dict[str, jax.Array]) -> tuple[jax.Array, None]:

@@ -42,18 +42,13 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
             f"{len(devices)} devices; use --mesh.data -1 and a divisor of {len(devices)}"
         )
     auto = (AxisType.Auto,) * 3
-    return jax.make_mesh(
-        (data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), auto, devices=devices
-    )
+    return jax.make_mesh((data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), auto, devices=devices)
 
 
 def param_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
     """Sharding of a parameter with these logical axes."""
     wanted = [AXIS_RULES[axis] for axis in axes]
-    fits = [
-        name if name and size % mesh.shape[name] == 0 else None
-        for name, size in zip(wanted, shape, strict=True)
-    ]
+    fits = [name if name and size % mesh.shape[name] == 0 else None for name, size in zip(wanted, shape, strict=True)]
     return NamedSharding(mesh, PartitionSpec(*fits))
 
 

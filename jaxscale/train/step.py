@@ -108,9 +108,7 @@ class Program:
         optimizer = make_optimizer(self.model, state.params, hyper)
         gradient = jax.value_and_grad(self._loss, has_aux=True)
 
-        def add_microbatch(
-            i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]
-        ) -> tuple[Any, jax.Array, Any]:
+        def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, Any]:
             total, loss_sum, params_start = carry
             params, start = params_start
             (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss)

@@ -1,0 +1,122 @@
+"""The state of every cell of a study, and which cell a worker takes next.
+
+States are read from the run folders, never remembered: result.json says how a run ended, a held lock says
+that it is running, anything else is planned (a killed run, too: it resumes from its checkpoint).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jaxscale.errors import MisuseError
+from jaxscale.runs import Cell, Plan, RunResult, State, from_plain, read_json, run_dir, write_json
+
+__all__ = ["CellStatus", "fail_cell", "next_cell", "read_plan", "read_status", "reset_cell"]
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """One cell as its folder shows it; `loss` is the newest known (training) or final (validation) one."""
+
+    cell: Cell
+    state: State
+    reason: str
+    step: int
+    loss: float | None
+    result: RunResult | None
+
+
+def read_plan(study_dir: Path) -> Plan:
+    """The plan of a study folder; MisuseError when the folder holds none."""
+    file = Path(study_dir) / "plan.json"
+    if not file.exists():
+        raise MisuseError(f"{study_dir}: no plan.json there; make one with `jaxscale plan STUDY.py`")
+    read_json(file)
+    return Plan.from_json(file.read_text())
+
+
+def read_status(study_dir: Path, plan: Plan) -> list[CellStatus]:
+    """Status of every cell, in the plan's order."""
+    return [_cell_status(run_dir(study_dir, cell.run_id), cell) for cell in plan.cells]
+
+
+def _cell_status(folder: Path, cell: Cell) -> CellStatus:
+    result_file = folder / "result.json"
+    if result_file.exists():
+        result = from_plain(read_json(result_file), RunResult)
+        return CellStatus(cell, result.state, result.reason, result.steps_done, result.loss, result)
+    step, loss = _last_metric(folder / "metrics.jsonl")
+    state: State = "running" if _is_locked(folder / "lock") else "planned"
+    return CellStatus(cell, state, f"stopped at step {step}" if step and state == "planned" else "", step, loss, None)
+
+
+def _last_metric(file: Path) -> tuple[int, float | None]:
+    if not file.exists():
+        return 0, None
+    for line in reversed(file.read_text().splitlines()):
+        try:
+            metric = json.loads(line)
+            return int(metric["step"]), float(metric["loss"])
+        except (json.JSONDecodeError, KeyError):
+            continue  # a torn last line
+    return 0, None
+
+
+def _is_locked(file: Path) -> bool:
+    if not file.exists():
+        return False
+    with open(file) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def next_cell(waiting: Sequence[Cell], compiled: set[tuple[int, int]]) -> Cell:
+    """The longest cell; among those nearly as long, one whose shape this worker has compiled already."""
+    longest = max(waiting, key=lambda cell: cell.seconds)
+    known = [c for c in waiting if shape(c) in compiled and c.seconds > 0.7 * longest.seconds]
+    return max(known, key=lambda cell: cell.seconds, default=longest)
+
+
+def shape(cell: Cell) -> tuple[int, int]:
+    """Width and depth: what a compiled program depends on within a study."""
+    return cell.spec.model.d_model, cell.spec.model.n_layers
+
+
+def fail_cell(study_dir: Path, cell: Cell, reason: str) -> RunResult:
+    """End a cell that cannot be trained as failed, with the reason; `jaxscale reset` puts it back."""
+    result = RunResult(
+        run_id=cell.run_id,
+        state="failed",
+        reason=reason,
+        loss=None,
+        loss_std_error=None,
+        bits_per_byte=None,
+        train_loss=None,
+        n_params=cell.n_params,
+        n_params_non_embedding=cell.n_params_non_embedding,
+        tokens=0,
+        flops=0.0,
+        steps_done=0,
+        seconds=0.0,
+        tokens_per_s=0.0,
+        flops_per_s=0.0,
+        restarts=0,
+    )
+    write_json(run_dir(study_dir, cell.run_id) / "result.json", json.dumps(asdict(result), indent=1))
+    return result
+
+
+def reset_cell(study_dir: Path, cell: Cell) -> None:
+    """Put an ended cell back to planned: its folder is removed, and with it its checkpoints."""
+    folder = run_dir(study_dir, cell.run_id)
+    if _is_locked(folder / "lock"):
+        raise MisuseError(f"run {cell.run_id}: it is being trained; stop it before resetting it")
+    shutil.rmtree(folder, ignore_errors=True)

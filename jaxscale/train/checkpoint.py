@@ -1,0 +1,59 @@
+"""Checkpoints of one run: Orbax, saved asynchronously, restored onto whatever mesh the run now has.
+
+A step's folder appears whole or not at all, so a kill during a save leaves the previous one. Restoring walks
+back from the newest step until one can be read; a corrupt one is named in `skipped`, never used.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxscale.train.step import TrainState
+
+__all__ = ["Checkpoints"]
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoint folder of a run; the newest two steps are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.skipped: list[str] = []
+
+    def save(self, state: TrainState, step: int, *, wait: bool = False) -> None:
+        """Start saving; `wait` returns only when the step is on disk."""
+        if step not in self.manager.all_steps():
+            self.manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
+        if wait:
+            self.manager.wait_until_finished()
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest readable state, laid out as `like` (shapes, dtypes, shardings); None if there is none."""
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                saved = self.manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
+                return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in _by_name(like)])
+            except Exception as error:
+                self.skipped.append(f"checkpoint {step}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                self.manager.delete(step)
+        return None
+
+    def close(self) -> None:
+        """Wait for saves under way and release the folder."""
+        self.manager.close()
+
+
+def _by_name(state: TrainState) -> dict[str, Any]:
+    """Leaves keyed by their path, in the tree's order."""
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,0 +1,215 @@
+"""Train many cells with a pool of worker processes: one a core on CPU, one in all on accelerators.
+
+The parent never imports JAX. It hands out cells longest first, listens, shows progress, restarts a worker that
+died (a cell that kills its worker three times ends as failed, with the worker's last words), and on Ctrl-C asks
+all workers to save before it leaves.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from jaxscale.config import MeshConfig
+from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
+from jaxscale.runs import Cell
+from jaxscale.sweep import fail_cell, next_cell, shape
+
+__all__ = ["MAX_ATTEMPTS", "count_workers", "train_cells"]
+
+MAX_ATTEMPTS = 3
+"""Times a cell may take its worker down before it ends as failed."""
+STOP_SECONDS = 60.0
+"""How long workers get to save when the parent is interrupted."""
+
+CPU_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "MALLOC_MMAP_MAX_": "0",  # keep XLA's large temporaries: no page faults anew at each step
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "OMP_NUM_THREADS": "1",
+}
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Worker:
+    """A process, the core it stays on, what it trains and which shapes it has compiled."""
+
+    index: int
+    process: subprocess.Popen[str]
+    log: Path
+    cell: Cell | None = None
+    ready: bool = False
+    compiled: set[tuple[int, int]] = field(default_factory=set)
+
+
+def count_workers(mesh: MeshConfig) -> tuple[int, bool]:
+    """(worker processes, whether each gets a core of its own)."""
+    if _has_accelerator():
+        return max(1, mesh.workers), False
+    cores = len(os.sched_getaffinity(0))
+    return (min(mesh.workers, cores) if mesh.workers else cores), True
+
+
+def _has_accelerator() -> bool:
+    """Whether JAX sees a GPU or TPU; asked of a child process, and only where a device file hints at one."""
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not (
+        glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    ):
+        return False
+    probe = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    return subprocess.run(probe, capture_output=True, text=True).stdout.strip() not in ("cpu", "")
+
+
+def train_cells(
+    study_dir: Path, cells: Sequence[Cell], mesh: MeshConfig, listen: Listener = lambda event: None
+) -> None:
+    """Train every cell to its end; `listen` gets each event with the worker's index.
+
+    Raises what a worker reported as the user's to mend (data missing, disk full), after all have saved.
+    """
+    if not cells:
+        return
+    workers, pinned = count_workers(mesh)
+    pool = _Pool(study_dir, list(cells), listen, pinned)
+    try:
+        pool.run(min(workers, len(cells)))
+    finally:
+        pool.stop()
+
+
+class _Pool:
+    """The parent's side: cells waiting, workers, events."""
+
+    def __init__(self, study_dir: Path, waiting: list[Cell], listen: Listener, pinned: bool) -> None:
+        self.study_dir, self.waiting, self.listen, self.pinned = study_dir, waiting, listen, pinned
+        self.cores = sorted(os.sched_getaffinity(0))
+        self.events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
+        self.workers: dict[int, _Worker] = {}
+        self.attempts: Counter[str] = Counter()
+
+    def run(self, count: int) -> None:
+        for index in range(count):
+            self._start(index)
+        while self.workers:
+            try:
+                worker, event = self.events.get(timeout=1.0)
+            except Empty:
+                continue
+            if event is None:
+                self._bury(worker)
+            else:
+                self._hear(worker, event)
+
+    def _start(self, index: int) -> None:
+        """Start a worker and a thread that turns its output into events, None for its end."""
+        logs = self.study_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        log = logs / f"worker{index}.log"
+        core = self.cores[index] if self.pinned else -1
+        with open(log, "w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jaxscale.train.worker", str(self.study_dir), str(core)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=_environment(self.pinned),
+                start_new_session=True,  # Ctrl-C reaches the parent only, which lets them save
+            )
+        worker = _Worker(index, process, log)
+        self.workers[index] = worker
+        threading.Thread(target=self._pump, args=(worker,), daemon=True).start()
+
+    def _pump(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
+            if line.startswith("{"):
+                self.events.put((worker, json.loads(line)))
+        worker.process.wait()
+        self.events.put((worker, None))
+
+    def _hear(self, worker: _Worker, event: dict[str, Any]) -> None:
+        if event["event"] == "error":
+            raise {2: MisuseError, 1: VerdictError}.get(event["exit_code"], JaxscaleError)(event["message"])
+        if event["event"] == "ended":
+            assert worker.cell is not None
+            worker.compiled.add(shape(worker.cell))
+            worker.cell = None
+        if event["event"] in ("ready", "ended"):
+            self._hand_out(worker)
+        self.listen({"worker": worker.index, **event})
+
+    def _hand_out(self, worker: _Worker) -> None:
+        assert worker.process.stdin is not None
+        worker.ready = True
+        if not self.waiting:
+            worker.process.stdin.close()
+            return
+        worker.cell = next_cell(self.waiting, worker.compiled)
+        self.waiting.remove(worker.cell)
+        self.listen({"worker": worker.index, "event": "start", "run_id": worker.cell.run_id})
+        try:
+            worker.process.stdin.write(worker.cell.run_id + "\n")
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died; its burial puts the cell back
+
+    def _bury(self, worker: _Worker) -> None:
+        """A worker has ended: put its cell back or give it up, and start another if cells wait."""
+        del self.workers[worker.index]
+        if not worker.ready:
+            raise VerdictError(f"worker {worker.index} did not start: {_last_words(worker)}; see {worker.log}")
+        if worker.cell is not None:
+            cell = worker.cell
+            self.attempts[cell.run_id] += 1
+            how = f"worker ended with code {worker.process.returncode}: {_last_words(worker)}"
+            if self.attempts[cell.run_id] >= MAX_ATTEMPTS:
+                fail_cell(self.study_dir, cell, f"{how} ({MAX_ATTEMPTS} attempts)")
+                self.listen({"worker": worker.index, "event": "ended", "run_id": cell.run_id, "state": "failed",
+                             "loss": None, "reason": how})  # fmt: skip
+            else:
+                self.waiting.append(cell)
+                self.listen({"worker": worker.index, "event": "died", "run_id": cell.run_id, "reason": how})
+        if self.waiting:
+            self._start(worker.index)
+
+    def stop(self) -> None:
+        """Ask what still runs to save and leave; kill what does not within a minute."""
+        for worker in self.workers.values():
+            worker.process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in self.workers.values():
+            try:
+                worker.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+        self.workers.clear()
+
+
+def _environment(pinned: bool) -> dict[str, str]:
+    """A worker's environment; on CPU one device, one thread, and an allocator that keeps its memory."""
+    if not pinned:
+        return dict(os.environ)
+    given = os.environ.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in given if "host_platform_device_count" not in flag]
+    flags.append("--xla_cpu_multi_thread_eigen=false")
+    return {**os.environ, **CPU_ENVIRONMENT, "XLA_FLAGS": " ".join(flags)}
+
+
+def _last_words(worker: _Worker) -> str:
+    lines = [line.strip() for line in worker.log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it left no message"
