@@ -1,0 +1,284 @@
+"""The corpus to token files, in one pass: split, drop repeated lines, encode, write, hash, count.
+
+Training documents are written as they come. Held-out pieces wait in a bounded sample until all training lines
+have been seen; then the lines that occur in training are dropped from them, in either order of appearance.
+A BPE needs a pass before that one, to collect the text it is trained on. Memory is bounded by the sample, the
+line hashes (about 16 bytes a line) and one batch of documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxscale.config import DataConfig
+from jaxscale.data.corpus import Corpus
+from jaxscale.data.documents import Document
+from jaxscale.data.files import DataInfo, FileInfo, Meta, SourceCount, hash_data, hash_file
+from jaxscale.data.lines import LineSet, drop_seen_lines
+from jaxscale.data.split import HashSample, cut_pieces, is_held_out
+from jaxscale.data.store import sync_file
+from jaxscale.data.tokenizer import (
+    BPE_SAMPLE_BYTES,
+    SEPARATOR,
+    TOKENIZER_FILE,
+    Tokenizer,
+    load_tokenizer,
+    parse_bpe_size,
+    train_bpe,
+)
+from jaxscale.errors import MisuseError
+
+__all__ = ["Progress", "write_tokens"]
+
+Progress = Callable[[int, int], None]
+"""Hears (bytes done, bytes in all), in bytes on disk; a corpus that is read twice counts twice."""
+
+BATCH_BYTES = 4 << 20
+HELD_BYTES_PER_TOKEN = 32
+"""Held-out text kept for each wanted validation token: many times what a token stands for, because pieces
+lose the lines that occur in training."""
+
+
+@dataclass
+class Tally:
+    """Counts that grow while the corpus is read."""
+
+    held_out_documents: int = 0
+    train_bytes: int = 0
+    val_bytes: int = 0
+    lines_dropped: int = 0
+    val_lines_dropped: int = 0
+    documents: Counter[str] = field(default_factory=Counter)
+    source_bytes: Counter[str] = field(default_factory=Counter)
+    train_tokens: Counter[str] = field(default_factory=Counter)
+    val_tokens: Counter[str] = field(default_factory=Counter)
+
+
+class TokenWriter:
+    """Appends ids to a file and hashes them on the way."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._path, self._dtype, self._hash, self._size = path, dtype, hashlib.sha256(), 0
+
+    def __enter__(self) -> TokenWriter:
+        self._file = open(self._path, "wb")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, ids: NDArray[np.uint32]) -> None:
+        """Append ids [n]."""
+        data = ids.astype(self._dtype).tobytes()
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def finish(self) -> FileInfo:
+        """Flush to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return FileInfo(self._size, self._hash.hexdigest())
+
+
+def write_tokens(config: DataConfig, corpus: Corpus, folder: Path, progress: Progress | None = None) -> None:
+    """Write train.bin, val.bin, tokenizer.json (not for bytes) and, last, meta.json into `folder`."""
+    passes = 2 if parse_bpe_size(config.tokenizer) else 1
+    report = _scale_progress(corpus, passes, progress)
+    tokenizer = _make_tokenizer(config, corpus, folder, report)
+    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+    tally, seen = Tally(), LineSet() if config.drop_repeated_lines else None
+    held = HashSample(config.val_tokens * HELD_BYTES_PER_TOKEN)
+    kept = _keep_training(_split_corpus(config, corpus, held, tally, report(passes - 1)), seen, tally)
+    with TokenWriter(folder / "train.bin", dtype) as writer:
+        _write_train(kept, tokenizer, writer, tally)
+        train = writer.finish()
+    _check_split(config, corpus, tally)
+    with TokenWriter(folder / "val.bin", dtype) as writer:
+        _write_val(config, held, seen, tokenizer, writer, tally)
+        val = writer.finish()
+    files = {"train.bin": train, "val.bin": val}
+    if (path := folder / TOKENIZER_FILE).exists():
+        files[TOKENIZER_FILE] = FileInfo(path.stat().st_size, hash_file(path))
+    info = _summarize(config, corpus, tokenizer, tally, hash_data(train, val, dtype))
+    meta = Meta(info, dtype, files, _count_sources(tally), asdict(config))
+    (folder / "meta.json").write_text(meta.to_json())
+    sync_file(folder / "meta.json")
+
+
+def _scale_progress(
+    corpus: Corpus, passes: int, progress: Progress | None
+) -> Callable[[int], Callable[[int], None] | None]:
+    """For pass number p, a function of the bytes that pass has read."""
+    size_bytes = corpus.size_bytes
+
+    def report(number: int) -> Callable[[int], None] | None:
+        if progress is None:
+            return None
+        return lambda done: progress(number * size_bytes + done, passes * size_bytes)
+
+    return report
+
+
+def _make_tokenizer(
+    config: DataConfig, corpus: Corpus, folder: Path, report: Callable[[int], Callable[[int], None] | None]
+) -> Tokenizer:
+    """Leaves its tokenizer.json in `folder`, unless tokens are bytes."""
+    if config.tokenizer == "bytes":
+        return load_tokenizer(None)
+    path = folder / TOKENIZER_FILE
+    if size := parse_bpe_size(config.tokenizer):
+        train_bpe(_sample_training(config, corpus, report(0)), size, path)
+    else:
+        path.write_bytes(Path(config.tokenizer).expanduser().read_bytes())
+    sync_file(path)
+    return load_tokenizer(path)
+
+
+def _sample_training(
+    config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None
+) -> Iterator[bytes]:
+    """Training text for a BPE: documents with the smallest hashes, without their repeated lines."""
+    sample, seen = HashSample(BPE_SAMPLE_BYTES), LineSet()
+    for document in corpus.read(config, report):
+        if not is_held_out(document.text, config.val_fraction):
+            sample.add(document)
+    for document in sample:
+        yield drop_seen_lines(document.text, seen)[0] if config.drop_repeated_lines else document.text
+
+
+def _split_corpus(
+    config: DataConfig,
+    corpus: Corpus,
+    held: HashSample,
+    tally: Tally,
+    report: Callable[[int], None] | None,
+) -> Iterator[Document]:
+    """The training documents; the held-out ones go to `held` in pieces."""
+    for document in corpus.read(config, report):
+        if is_held_out(document.text, config.val_fraction):
+            tally.held_out_documents += 1
+            for piece in cut_pieces(document, config):
+                held.add(piece)
+        else:
+            yield document
+
+
+def _keep_training(documents: Iterable[Document], seen: LineSet | None, tally: Tally) -> Iterator[Document]:
+    """Documents without the lines that came before; what is left empty is left out."""
+    for document in documents:
+        text, dropped = drop_seen_lines(document.text, seen) if seen is not None else (document.text, 0)
+        tally.lines_dropped += dropped
+        if text.strip():
+            yield Document(document.source, text)
+
+
+def _write_train(
+    documents: Iterable[Document], tokenizer: Tokenizer, writer: TokenWriter, tally: Tally
+) -> None:
+    for batch in _batch_documents(documents):
+        encoded = tokenizer.encode([document.text for document in batch])
+        writer.write(np.concatenate(encoded))
+        for document, ids in zip(batch, encoded, strict=True):
+            size_bytes = len(document.text) + len(SEPARATOR)
+            tally.documents[document.source] += 1
+            tally.train_bytes += size_bytes
+            tally.source_bytes[document.source] += size_bytes
+            tally.train_tokens[document.source] += len(ids)
+
+
+def _batch_documents(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size_bytes = 0
+    for document in documents:
+        batch.append(document)
+        size_bytes += len(document.text)
+        if size_bytes >= BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _write_val(
+    config: DataConfig,
+    held: HashSample,
+    seen: LineSet | None,
+    tokenizer: Tokenizer,
+    writer: TokenWriter,
+    tally: Tally,
+) -> None:
+    """The first `val_tokens` of the held-out pieces; MisuseError when they give fewer."""
+    missing = config.val_tokens
+    for piece in held:
+        text, dropped = drop_seen_lines(piece.text, seen) if seen is not None else (piece.text, 0)
+        tally.val_lines_dropped += dropped
+        if not text.strip():
+            continue
+        ids = tokenizer.encode([text])[0][:missing]
+        writer.write(ids)
+        tally.val_bytes += tokenizer.count_bytes(text, len(ids))
+        tally.val_tokens[piece.source] += len(ids)
+        missing -= len(ids)
+        if not missing:
+            return
+    found = config.val_tokens - missing
+    raise MisuseError(f"data.val_tokens {config.val_tokens}: the held-out text has only {found} tokens "
+                      f"({tally.held_out_documents} documents at data.val_fraction {config.val_fraction:g}); "
+                      f"ask for at most {found}, raise data.val_fraction or give more text")  # fmt: skip
+
+
+def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
+    """Both sides of the split hold something, or a MisuseError says how to get there."""
+    kept, held = sum(tally.documents.values()), tally.held_out_documents
+    if kept and held:
+        return
+    if not kept and not held:
+        raise MisuseError(f"{corpus.description}: holds no text; name other files in data.files")
+    side = "held out for validation" if kept else "left for training"
+    raise MisuseError(f"{corpus.description}: of {kept + held} documents none is {side} at data.val_fraction "
+                      f"{config.val_fraction:g}; change it, give more text, or lower data.document_bytes "
+                      f"(now {config.document_bytes}) so that long files give more documents")  # fmt: skip
+
+
+def _summarize(
+    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str
+) -> DataInfo:
+    return DataInfo(
+        source=corpus.description,
+        tokenizer=config.tokenizer,
+        vocab_size=tokenizer.vocab_size,
+        documents=sum(tally.documents.values()),
+        held_out_documents=tally.held_out_documents,
+        train_tokens=sum(tally.train_tokens.values()),
+        train_bytes=tally.train_bytes,
+        val_tokens=sum(tally.val_tokens.values()),
+        val_bytes=tally.val_bytes,
+        val_bytes_per_token=tally.val_bytes / sum(tally.val_tokens.values()),
+        lines_dropped=tally.lines_dropped,
+        val_lines_dropped=tally.val_lines_dropped,
+        data_sha256=data_sha256,
+    )
+
+
+def _count_sources(tally: Tally) -> tuple[SourceCount, ...]:
+    names = sorted(tally.documents.keys() | tally.val_tokens.keys())
+    return tuple(
+        SourceCount(
+            source=name,
+            documents=tally.documents[name],
+            train_bytes=tally.source_bytes[name],
+            train_tokens=tally.train_tokens[name],
+            val_tokens=tally.val_tokens[name],
+        )
+        for name in names
+    )

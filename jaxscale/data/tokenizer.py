@@ -1,0 +1,164 @@
+"""Text to token ids: raw bytes, a byte-level BPE trained on the study's own text, or a tokenizer.json.
+
+Every document is followed by a separator that counts as two bytes of text: two newlines for bytes, the
+end-of-text token for the others. Bits per byte are therefore comparable between tokenizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxscale.errors import MisuseError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = [
+    "BPE_SAMPLE_BYTES",
+    "SEPARATOR",
+    "ByteTokenizer",
+    "JsonTokenizer",
+    "Tokenizer",
+    "identify_tokenizer",
+    "load_tokenizer",
+    "parse_bpe_size",
+    "train_bpe",
+]
+
+SEPARATOR = b"\n\n"
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+"""Names under which a tokenizer.json may hold its separator; the first one found is used."""
+BPE_SAMPLE_BYTES = 16 << 20
+"""A BPE is trained on this much training text, chosen by hash across all documents."""
+LEAST_BPE_SIZE = 257
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """What the token files need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+    def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
+        """Ids of each document, its separator included."""
+
+    def count_bytes(self, text: bytes, tokens: int) -> int:
+        """Bytes of text (separator included) that the first `tokens` ids of a document stand for."""
+
+
+class ByteTokenizer:
+    """Ids are byte values.
+
+    >>> ByteTokenizer().encode([b"hi"])[0].tolist()
+    [104, 105, 10, 10]
+    """
+
+    vocab_size = 256
+
+    def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
+        """Ids [len(text) + 2] of each document."""
+        return [np.frombuffer(text + SEPARATOR, np.uint8).astype(np.uint32) for text in texts]
+
+    def count_bytes(self, text: bytes, tokens: int) -> int:
+        """A byte is a token."""
+        return min(tokens, len(text) + len(SEPARATOR))
+
+
+class JsonTokenizer:
+    """A tokenizer of the `tokenizers` library; `separator_id` is its end-of-text token."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, name: str) -> None:
+        """MisuseError when it has no token that could separate documents."""
+        inner.no_padding()
+        inner.no_truncation()
+        ids = [inner.token_to_id(token) for token in END_OF_TEXT]
+        found = [i for i in ids if i is not None]
+        if not found:
+            raise MisuseError(f"{name}: no end-of-text token among {', '.join(END_OF_TEXT)}; add one of them "
+                              f"to its added_tokens")  # fmt: skip
+        self._inner, self.separator_id = inner, found[0]
+        self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
+        """Ids of each document, the separator last; documents are encoded in parallel."""
+        strings = [text.decode() for text in texts]
+        encoded = self._inner.encode_batch_fast(strings, add_special_tokens=False)
+        return [np.array([*item.ids, self.separator_id], np.uint32) for item in encoded]
+
+    def count_bytes(self, text: bytes, tokens: int) -> int:
+        """By the character offsets of the tokens; a token that ends inside a character counts it whole."""
+        string = text.decode()
+        offsets = self._inner.encode(string, add_special_tokens=False).offsets
+        if tokens > len(offsets):
+            return len(text) + len(SEPARATOR)
+        return len(string[: offsets[tokens - 1][1]].encode())
+
+
+def parse_bpe_size(name: str) -> int | None:
+    """SIZE of "bpe:SIZE"; None for another kind of tokenizer.
+
+    >>> parse_bpe_size("bpe:8192"), parse_bpe_size("bytes")
+    (8192, None)
+    """
+    if not name.startswith("bpe:"):
+        return None
+    size = name.removeprefix("bpe:")
+    if not size.isdecimal() or int(size) < LEAST_BPE_SIZE:
+        raise MisuseError(f"data.tokenizer {name!r}: the vocabulary is a whole number of at least "
+                          f"{LEAST_BPE_SIZE} (256 bytes and the separator), as in bpe:8192")  # fmt: skip
+    return int(size)
+
+
+def identify_tokenizer(name: str) -> str:
+    """What decides the ids: the name itself, or a tokenizer.json's hash. MisuseError: no such file."""
+    if name == "bytes" or parse_bpe_size(name):
+        return name
+    try:
+        return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()
+    except OSError as error:
+        raise MisuseError(f"data.tokenizer {name!r}: neither bytes nor bpe:SIZE nor a tokenizer.json that "
+                          f"can be read ({error.strerror})") from error  # fmt: skip
+
+
+def load_tokenizer(path: Path | None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; bytes for None."""
+    if path is None:
+        return ByteTokenizer()
+    import tokenizers
+
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise MisuseError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from error
+    return JsonTokenizer(inner, str(path))
+
+
+def train_bpe(texts: Iterable[bytes], size: int, path: Path) -> None:
+    """Train a byte-level BPE of `size` ids and write its tokenizer.json to `path`.
+
+    MisuseError when the text is too short to give that many tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator((text.decode() for text in texts), trainer)
+    if inner.get_vocab_size() < size:
+        raise MisuseError(f"data.tokenizer bpe:{size}: the training text gives only {inner.get_vocab_size()} "
+                          f"tokens; ask for at most that many or give more text")  # fmt: skip
+    inner.save(str(path))

@@ -1,0 +1,73 @@
+"""The token files of a DataConfig: built once, found again by what decides their content.
+
+The key of the cache hashes the fields that change the tokens and (path, size, modification time) of every
+input, so a second call opens what the first one built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from jaxscale.config import DataConfig
+from jaxscale.data.corpus import Corpus, find_corpus
+from jaxscale.data.encode import Progress, write_tokens
+from jaxscale.data.files import DataInfo, SourceCount, TokenFiles, find_damage
+from jaxscale.data.store import keep_folder
+from jaxscale.data.tokenizer import identify_tokenizer
+from jaxscale.errors import MisuseError
+
+__all__ = ["DataInfo", "SourceCount", "TokenFiles", "build_tokens"]
+
+FORMAT = 1
+"""Raised when the same text and config give other tokens than before."""
+IRRELEVANT = ("cache", "max_epochs", "declared_train_tokens", "files", "tokenizer")
+"""Fields that do not change the tokens, or that enter the key by content instead of by name."""
+LEAST_DOCUMENT_BYTES = 256
+
+
+def build_tokens(config: DataConfig, progress: Progress | None = None, verify: bool = False) -> TokenFiles:
+    """Token files of this text and tokenizer, from the cache or built now.
+
+    `progress` hears (bytes done, bytes in all) while they are built. Sizes are checked on every call, and
+    with `verify` the SHA-256 of each file as well; what is damaged is built again.
+    MisuseError: unreadable or missing text, impossible config, too little validation text, fewer training
+    tokens than `declared_train_tokens`. VerdictError: no disk space.
+    """
+    _check_config(config)
+    corpus = find_corpus(config)
+    folder = keep_folder(
+        Path(config.cache).expanduser(),
+        _hash_inputs(config, corpus),
+        partial(find_damage, contents=verify),
+        lambda temporary: write_tokens(config, corpus, temporary, progress),
+    )
+    files = TokenFiles.open(folder)
+    _check_declared(config, files.info)
+    return files
+
+
+def _hash_inputs(config: DataConfig, corpus: Corpus) -> str:
+    fields = {name: value for name, value in asdict(config).items() if name not in IRRELEVANT}
+    content = [FORMAT, fields, identify_tokenizer(config.tokenizer), corpus.identity]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_config(config: DataConfig) -> None:
+    if not 0 < config.val_fraction < 1:
+        raise MisuseError(f"data.val_fraction {config.val_fraction:g}: a share between 0 and 1, as in 0.05")
+    if config.val_tokens < 2:
+        raise MisuseError(f"data.val_tokens {config.val_tokens}: at least 2, as in 131072")
+    if config.document_bytes < LEAST_DOCUMENT_BYTES:
+        raise MisuseError(f"data.document_bytes {config.document_bytes}: at least {LEAST_DOCUMENT_BYTES}, "
+                          f"as in 65536")  # fmt: skip
+
+
+def _check_declared(config: DataConfig, info: DataInfo) -> None:
+    declared = config.declared_train_tokens
+    if declared is not None and info.train_tokens < declared:
+        raise MisuseError(f"data.declared_train_tokens {declared:g}: {info.source} has only "
+                          f"{info.train_tokens} training tokens; declare those and plan again")  # fmt: skip
