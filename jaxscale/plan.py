@@ -209,7 +209,7 @@ def _cannot_bracket(
         way_out.append("add grid.widths in between or raise grid.spread")
     dropped_text = f"; dropped: {', '.join(reasons)}" if reasons else ""
     return (f"grid.budgets: {format_flops(budget)} FLOPs cannot be bracketed, the ladder gives {counts} and a "
-            f"parabola needs {MIN_SIZES} with {MIN_ARM} on each side; {' and '.join(way_out)}{dropped_text}")  # fmt: skip
+            f"parabola needs {MIN_SIZES}, {MIN_ARM} on each side; {' and '.join(way_out)}{dropped_text}")  # fmt: skip
 
 
 def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:

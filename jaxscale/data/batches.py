@@ -38,9 +38,7 @@ def permute_indices(indices: NDArray[np.int64], size: int, seed: int, epoch: int
     """
     from grain.experimental import index_shuffle
 
-    images = map(
-        index_shuffle, indices.tolist(), repeat(size - 1), repeat(_mix_key(seed, epoch)), repeat(ROUNDS)
-    )
+    images = map(index_shuffle, indices.tolist(), repeat(size - 1), repeat(_mix_key(seed, epoch)), repeat(ROUNDS))
     return np.fromiter(images, np.int64, len(indices))
 
 
@@ -151,9 +149,7 @@ def iterate_batches(
     return iter(make_dataset(source, start, stop, steps_per_item).to_iter_dataset(options))
 
 
-def validation_windows(
-    val: NDArray[np.unsignedinteger], seq_len: int
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def validation_windows(val: NDArray[np.unsignedinteger], seq_len: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Windows [n, seq_len + 1] and target mask [n, seq_len]: each token but the first is a target once.
 
     The last window is padded with zeros where `seq_len` does not divide the targets, and masked there.

@@ -67,9 +67,7 @@ def find_format(path: Path) -> tuple[Format, str]:
                       f"narrow the pattern")  # fmt: skip
 
 
-def read_documents(
-    path: Path, source: str, text_field: str, document_bytes: int
-) -> Iterator[tuple[Document, int]]:
+def read_documents(path: Path, source: str, text_field: str, document_bytes: int) -> Iterator[tuple[Document, int]]:
     """Stream (document, bytes of the file on disk read so far); empty documents are left out.
 
     MisuseError names file and line: missing field, damaged JSON or archive, bytes that are not UTF-8.

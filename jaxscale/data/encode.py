@@ -144,9 +144,7 @@ def _make_tokenizer(
     return load_tokenizer(path)
 
 
-def _sample_training(
-    config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None
-) -> Iterator[bytes]:
+def _sample_training(config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None) -> Iterator[bytes]:
     """Training text for a BPE: documents with the smallest hashes, without their repeated lines."""
     sample, seen = HashSample(BPE_SAMPLE_BYTES), LineSet()
     for document in corpus.read(config, report):
@@ -182,9 +180,7 @@ def _keep_training(documents: Iterable[Document], seen: LineSet | None, tally: T
             yield Document(document.source, text)
 
 
-def _write_train(
-    documents: Iterable[Document], tokenizer: Tokenizer, writer: TokenWriter, tally: Tally
-) -> None:
+def _write_train(documents: Iterable[Document], tokenizer: Tokenizer, writer: TokenWriter, tally: Tally) -> None:
     for batch in _batch_documents(documents):
         encoded = tokenizer.encode([document.text for document in batch])
         writer.write(np.concatenate(encoded))
@@ -250,9 +246,7 @@ def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
                       f"(now {config.document_bytes}) so that long files give more documents")  # fmt: skip
 
 
-def _summarize(
-    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str
-) -> DataInfo:
+def _summarize(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str) -> DataInfo:
     return DataInfo(
         source=corpus.description,
         tokenizer=config.tokenizer,

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxscale.config import MeshConfig
-from jaxscale.data import TokenFiles, build_tokens, read_steps, validation_windows
+from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
+from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_per_token
 from jaxscale.runs import RunResult, RunSpec
@@ -148,7 +149,8 @@ class _Trainer:
         """Train to the last step: final state, last interval's training loss, and why it diverged if so."""
         saved_at, last_loss = time.perf_counter(), math.nan
         with self.folder.metrics() as write:
-            for state, step, losses, norms in self._intervals(state, step):
+            for interval in self._intervals(state, step):
+                state, step, losses, norms = interval
                 bad = np.flatnonzero(~np.isfinite(losses))
                 if bad.size:
                     at = step - len(losses) + int(bad[0]) + 1
@@ -187,18 +189,13 @@ class _Trainer:
 
     def _dispatches(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first step, microbatches [n, b, t + 1]) of every dispatch from `step` on."""
-        spec = self.spec
-        stream = read_steps(
-            self.tokens,
-            seq_len=spec.model.seq_len,
-            batch_seqs=spec.batch_seqs,
-            seed=spec.seed,
-            start=step,
-            stop=spec.steps,
-            count=self.steps_per_dispatch,
+        spec, seq_len = self.spec, self.spec.model.seq_len
+        source = BatchSource(
+            self.tokens.train, seq_len, spec.batch_seqs, spec.seed, jax.process_index(), jax.process_count()
         )
+        stream = iterate_batches(source, step, spec.steps, self.steps_per_dispatch)
         for windows in stream:
-            yield step, windows.reshape(-1, spec.microbatch_seqs, spec.model.seq_len + 1)
+            yield step, windows.reshape(-1, spec.microbatch_seqs // jax.process_count(), seq_len + 1)
             step += len(windows)
 
     def _line(self, step: int, loss: float, grad_norm: float, clock: _Clock) -> dict[str, float]:
@@ -262,7 +259,7 @@ class _Trainer:
 
     def _validate(self, state: TrainState) -> tuple[float, float]:
         """Exact mean loss over the validation tokens, nats per token, and its standard error over windows."""
-        windows, mask = validation_windows(self.tokens, self.spec.model.seq_len)
+        windows, mask = validation_windows(self.tokens.val, self.spec.model.seq_len)
         replicas = self.program.mesh.shape["data"] * self.program.mesh.shape["fsdp"]
         rows = math.ceil(EVAL_SEQS / replicas) * replicas
         pad = -len(windows) % rows

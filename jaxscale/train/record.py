@@ -86,7 +86,7 @@ class RunFolder:
     def count_attempt(self, step: int) -> int:
         """Note a start from `step` and return how many there were before."""
         file = self.path / "attempts.jsonl"
-        before = sum(1 for _ in open(file)) if file.exists() else 0
+        before = len(file.read_text().splitlines()) if file.exists() else 0
         line = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "step": step}
         with open(file, "a") as stream:
             stream.write(json.dumps(line) + "\n")
