@@ -31,6 +31,7 @@ VERBS: dict[str, Verb] = {
     "collect": Verb("study", "DIR", "finished runs as observations.csv, refused ones with their reason"),
     "report": Verb("study", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
+    "reset": Verb("study", "DIR RUN ...", "put ended cells back to planned"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|all"),
     "forecast": Verb("analysis", "FIT.json", "optimal size, tokens and loss at --flops C [C ...]"),
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.runs import RunResult, RunSpec, from_plain, read_json, run_dir, to_plain, write_json
@@ -26,6 +26,10 @@ __all__ = ["RunFolder"]
 
 MIN_FREE_BYTES = 64 << 20
 """Free disk below which no run is started."""
+
+
+LOCK_PATIENCE_S = 60.0
+"""Seconds to wait for another process to let go of a run."""
 
 
 class RunFolder:
@@ -64,14 +68,18 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; MisuseError if another holds it. A dead process holds nothing."""
+        """Hold the run for this process; MisuseError if another keeps it. A dead process holds nothing.
+
+        A worker whose parent was killed may still be saving: it gets a minute.
+        """
         with open(self.path / "lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise MisuseError(
-                    f"run {self.spec.run_id}: another process is training it in {self.path}; wait for it or stop it"
-                ) from None
+            deadline = time.monotonic() + LOCK_PATIENCE_S
+            while not _try_lock(file):
+                if time.monotonic() > deadline:
+                    raise MisuseError(
+                        f"run {self.spec.run_id}: another process is training it in {self.path}; wait for it or stop it"
+                    )
+                time.sleep(0.2)
             yield
 
     def read_result(self) -> RunResult | None:
@@ -109,6 +117,14 @@ class RunFolder:
                 stream.flush()
 
             yield write
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

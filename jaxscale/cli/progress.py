@@ -1,0 +1,105 @@
+"""Progress of a study for a person: one bar for the whole, one a worker, a line for every ended cell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from jaxscale.format import format_count, format_flops, format_loss, format_seconds
+from jaxscale.runs import Cell
+
+__all__ = ["StudyProgress", "data_progress"]
+
+
+class StudyProgress:
+    """Listens to the events of `train_cells` for these cells; use as a context manager."""
+
+    def __init__(self, cells: Sequence[Cell], workers: int, console: Console) -> None:
+        self.cells = {cell.run_id: cell for cell in cells}
+        self.workers, self.console = workers, console
+        self.share: dict[str, float] = dict.fromkeys(self.cells, 0.0)
+        self.total_s = sum(cell.seconds for cell in cells) or 1.0
+        self.ended = 0
+        self.started = time.monotonic()
+        columns = (TextColumn("{task.description:<34}"), BarColumn(30), TextColumn("{task.fields[info]}"))
+        self.bars = Progress(*columns, console=console, transient=True)
+        self.overall = self.bars.add_task(f"{len(self.cells)} cells", total=1.0, info="")
+        self.tasks: dict[int, TaskID] = {}
+
+    def __enter__(self) -> StudyProgress:
+        if self.console.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _task(self, worker: int) -> TaskID:
+        if worker not in self.tasks:
+            self.tasks[worker] = self.bars.add_task("starting", total=1.0, info="")
+        return self.tasks[worker]
+
+    def _on_start(self, event: dict[str, Any]) -> None:
+        cell = self.cells[event["run_id"]]
+        self.bars.update(self._task(event["worker"]), description=_name(cell), completed=0.0, info="compiling")
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        done = event["step"] / event["steps"]
+        self.share[event["run_id"]] = done
+        info = (f"loss {format_loss(event['loss'])}  {format_count(event['tokens_per_s'])} tok/s  "
+                f"{format_flops(event['flops_per_s'], 2)} FLOP/s")  # fmt: skip
+        self.bars.update(self._task(event["worker"]), completed=done, info=info)
+        self._update_overall()
+
+    def _on_ended(self, event: dict[str, Any]) -> None:
+        self.share[event["run_id"]] = 1.0
+        self.ended += 1
+        self._update_overall()
+        cell = self.cells[event["run_id"]]
+        verdict = (
+            f"loss {format_loss(event['loss'])}" if event["state"] == "done" else f"{event['state']}: {event['reason']}"
+        )
+        self.console.print(
+            f"[{self.ended}/{len(self.cells)}] {event['run_id']}  {_name(cell)}  {verdict}  {self._left()}",
+            soft_wrap=True,
+        )
+
+    def _on_died(self, event: dict[str, Any]) -> None:
+        self.console.print(f"{event['run_id']}: {event['reason']}; put back", soft_wrap=True, style="yellow")
+
+    def _update_overall(self) -> None:
+        self.bars.update(self.overall, completed=self._done(), info=f"{self.ended} ended, {self._left()}")
+
+    def _done(self) -> float:
+        return sum(self.share[run_id] * cell.seconds for run_id, cell in self.cells.items()) / self.total_s
+
+    def _left(self) -> str:
+        """Time left for the study, from the share of planned seconds done so far."""
+        done, elapsed = self._done(), time.monotonic() - self.started
+        return f"{format_seconds(elapsed * (1 - done) / done)} left" if 0 < done < 1 else ""
+
+
+def _name(cell: Cell) -> str:
+    spec = cell.spec
+    return f"C {format_flops(spec.budget_flops)} d {spec.model.d_model} seed {spec.seed}"
+
+
+def data_progress(console: Console) -> Progress:
+    """A bar for building token files; use as a context manager."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip

@@ -1,0 +1,428 @@
+"""The verbs of a study: run, plan, train, data, status, collect, reset, report."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from jaxscale.cli.options import StudyOptions, parse, parse_study
+from jaxscale.cli.progress import StudyProgress, data_progress
+from jaxscale.cli.tables import make_console, print_plan, status_table
+from jaxscale.config import DataConfig, Study
+from jaxscale.errors import JaxscaleError, MisuseError
+from jaxscale.plan import plan_isoflop
+from jaxscale.runs import Cell, Observations, Plan, from_plain, write_json
+from jaxscale.sweep import read_plan, read_status, reset_cell
+
+__all__ = ["collect", "data", "plan", "report", "reset", "run", "status", "train"]
+
+EXECUTION_FIELDS = ("mesh", "hardware", "bootstrap", "forecast_flops")
+"""Study fields that may change under a half-finished study: they do not change what is measured."""
+
+
+def run(argv: list[str]) -> int:
+    """The main job, resumable: plan, train, collect, fit, forecast, report."""
+    options = parse_study(StudyOptions, argv, "run", "Plan, train, collect, fit, forecast, report; resumable.\n\n"
+                          "example: jaxscale run configs/quickstart.py --grid.seeds 2 1")  # fmt: skip
+    console = make_console()
+    with _hold(options.folder):
+        planned = _write_plan(options.study, options.folder, console)
+        print_plan(planned, console)
+        _train(options.folder, planned, planned.cells, console)
+        return _analyse(options.folder, planned, console, f"jaxscale run {shlex.join(argv)}")
+
+
+def plan(argv: list[str]) -> int:
+    """Print and write every cell with every derived number, before any cost."""
+    options = parse_study(StudyOptions, argv, "plan", "Every cell of the grid with every derived number.\n\n"
+                          "example: jaxscale plan configs/isoflop_c4.py --hardware v5p:512")  # fmt: skip
+    console = make_console()
+    planned = _write_plan(options.study, options.folder, console)
+    print_plan(planned, console)
+    console.print(f"written: {options.folder / 'plan.json'}")
+    return 0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Which cells of a planned study to train; say one of the three."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Study folder with a plan.json."""
+    all: bool = False
+    """Every cell that has not ended, by a pool of workers."""
+    run: str | None = None
+    """One cell by its run id (or the beginning of it), in this process, on all its devices."""
+    index: int | None = None
+    """One cell by its place in the plan, from 0 (a job array's task id)."""
+
+
+def train(argv: list[str]) -> int:
+    """Train cells of a planned study; resumable."""
+    options = parse(TrainOptions, argv, "train", "Train cells of a planned study; resumable.\n\n"
+                    "example: jaxscale train runs/quickstart --all")  # fmt: skip
+    planned = read_plan(options.directory)
+    if sum((options.all, options.run is not None, options.index is not None)) != 1:
+        raise MisuseError("say which cells: --all, --run RUN_ID or --index I")
+    console = make_console()
+    if options.all:
+        with _hold(options.directory):
+            _train(options.directory, planned, planned.cells, console)
+        return 0
+    return _train_one(options, planned, console)
+
+
+def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
+    """One cell in this process: 0 done, 1 diverged, 75 preempted and saved."""
+    import signal
+
+    from jaxscale.train.loop import Preempted, train_run
+    from jaxscale.train.worker import PREEMPTED, use_compile_cache
+
+    cell = _pick(options, planned)
+    mesh = from_plain(planned.config, Study).mesh
+    use_compile_cache(mesh)
+    stopped: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    progress = StudyProgress([cell], 1, console)
+    progress({"event": "start", "worker": 0, "run_id": cell.run_id})
+    try:
+        with progress:
+            result = train_run(
+                cell.spec,
+                options.directory,
+                mesh=mesh,
+                on_progress=lambda p: progress({"event": "progress", "worker": 0, **vars(p)}),
+                should_stop=lambda: bool(stopped),
+            )
+    except Preempted as saved:
+        print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
+        return PREEMPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    progress({"event": "ended", "worker": 0, "run_id": cell.run_id, "state": result.state, "loss": result.loss,
+              "reason": result.reason})  # fmt: skip
+    return 0 if result.state == "done" else 1
+
+
+def _pick(options: TrainOptions, planned: Plan) -> Cell:
+    if options.run is not None:
+        return planned.find_cell(options.run)
+    assert options.index is not None
+    if not 0 <= options.index < len(planned):
+        raise MisuseError(
+            f"--index: {options.index} is outside the plan's {len(planned)} cells; use 0 to {len(planned) - 1}"
+        )
+    return planned.cells[options.index]
+
+
+def data(argv: list[str]) -> int:
+    """Build the token files of a study and say what they hold."""
+    options = parse_study(StudyOptions, argv, "data", "Build the token files: counts, hashes, size.\n\n"
+                          "example: jaxscale data configs/quickstart.py --data.files 'corpus/**/*.txt'")  # fmt: skip
+    console = make_console()
+    info = _build_data(options.study.data, console)
+    for name, value in info.items():
+        console.print(f"{name:>22}  {value}", soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """Where to look."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Study folder."""
+    watch: bool = False
+    """Keep the table live until every cell has ended."""
+
+
+def status(argv: list[str]) -> int:
+    """Table of cells: state, progress, loss."""
+    options = parse(StatusOptions, argv, "status", "Table of cells: state, progress, loss, time.\n\n"
+                    "example: jaxscale status runs/quickstart --watch")  # fmt: skip
+    planned = read_plan(options.directory)
+    console = make_console()
+    if not options.watch:
+        console.print(status_table(read_status(options.directory, planned), planned.study))
+        return 0
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            statuses = read_status(options.directory, planned)
+            live.update(status_table(statuses, planned.study), refresh=True)
+            if all(s.state not in ("planned", "running") for s in statuses):
+                return 0
+            time.sleep(1.0)
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """Which folder, and what may be mixed."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Study folder."""
+    allow_mixed: bool = False
+    """Use runs together that differ in text, precision, device or version."""
+
+
+def collect(argv: list[str]) -> int:
+    """Write observations.csv: finished runs as evidence, refused ones with their reason."""
+    options = parse(CollectOptions, argv, "collect", "Finished runs as observations.csv; refused ones with their reason.\n\n"
+                    "example: jaxscale collect runs/quickstart")  # fmt: skip
+    console = make_console()
+    observations = _collect(options.directory, console, allow_mixed=options.allow_mixed)
+    return 0 if len(observations) else 1
+
+
+@dataclass(frozen=True)
+class ResetOptions:
+    """Which cells to put back."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Study folder."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run ids, or their beginnings."""
+
+
+def reset(argv: list[str]) -> int:
+    """Put cells back to planned; their folders are removed."""
+    options = parse(ResetOptions, argv, "reset", "Put ended cells back to planned: their folders are removed.\n\n"
+                    "example: jaxscale reset runs/quickstart 3f2a91")  # fmt: skip
+    planned = read_plan(options.directory)
+    for cell in [planned.find_cell(run_id) for run_id in options.runs]:
+        reset_cell(options.directory, cell)
+        print(f"{cell.run_id}: planned")
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to report on."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Study folder, or a FIT.json of data from outside."""
+    out: Path | None = None
+    """Folder for report.html and figures/; default: the study folder, or the FIT.json's."""
+
+
+def report(argv: list[str]) -> int:
+    """Rebuild the report of a study folder, or make one for a FIT.json."""
+    options = parse(ReportOptions, argv, "report", "Everything as one page, with figures as SVG and PNG.\n\n"
+                    "example: jaxscale report runs/quickstart")  # fmt: skip
+    console = make_console()
+    command = f"jaxscale report {shlex.join(argv)}"
+    if options.source.is_dir():
+        return _analyse(options.source, read_plan(options.source), console, command, out=options.out)
+    return _report_fit(options, console, command)
+
+
+def _report_fit(options: ReportOptions, console: Console, command: str) -> int:
+    from jaxscale.fit import Fit
+    from jaxscale.forecast import forecast_optimum
+    from jaxscale.report import write_report
+    from jaxscale.source import read_observations
+
+    fit = Fit.from_json(options.source)
+    observations = read_observations(fit.source["path"], **_reading(fit.source))
+    page = write_report(
+        options.out or options.source.parent,
+        title=Path(fit.source["path"]).stem,
+        plan=None,
+        observations=observations,
+        fits=[fit],
+        forecast=forecast_optimum(fit, flops=_targets((), observations)) if fit.exponents else None,
+        provenance={"source": fit.source["path"], "source_sha256": fit.source["sha256"]},
+        commands=[command],
+    )
+    console.print(f"report: {page}", soft_wrap=True)
+    return 0
+
+
+def _reading(source: dict[str, Any]) -> dict[str, Any]:
+    """How the fit read its table, to read it the same way again."""
+    return {key: source[key] for key in ("columns", "where") if source.get(key)}
+
+
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    """One `run` at a time in a study folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise MisuseError(f"{folder}: is a file, not a folder; choose another --out") from None
+    with open(folder / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MisuseError(f"{folder}: another `jaxscale run` is at work there; wait for it, or give this one "
+                              f"another --out") from None  # fmt: skip
+        yield
+
+
+def _build_data(config: DataConfig, console: Console) -> dict[str, Any]:
+    from jaxscale.data.tokens import build_tokens
+
+    with data_progress(console) as bars:
+        task = bars.add_task("reading the text", total=1.0)
+        files = build_tokens(config, lambda done, total: bars.update(task, completed=done / max(total, 1)))
+    return {name: value for name, value in vars(files.info).items() if name != "sources"}
+
+
+def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
+    """Plan, compare with what the folder holds, and write it there."""
+    train_tokens = None
+    if study.data.declared_train_tokens is None or _text_is_here(study.data):
+        train_tokens = _build_data(study.data, console)["train_tokens"]
+    planned = plan_isoflop(study, train_tokens=train_tokens)
+    if (folder / "plan.json").exists():
+        _check_unchanged(read_plan(folder), planned, folder)
+    write_json(folder / "plan.json", planned.to_json())
+    return planned
+
+
+def _text_is_here(config: DataConfig) -> bool:
+    import glob
+
+    return not config.files or any(glob.glob(pattern, recursive=True) for pattern in config.files)
+
+
+def _check_unchanged(old: Plan, new: Plan, folder: Path) -> None:
+    """Refuse a plan that differs from the one whose runs have begun, naming the difference."""
+    if {cell.run_id for cell in old.cells} == {cell.run_id for cell in new.cells} or not _has_begun(old, folder):
+        return
+    changed = [
+        f"{name} was {before!r}, now {after!r}"
+        for name, before, after in _differences(old.config, new.config)
+        if name.split(".")[0] not in EXECUTION_FIELDS and name != "data.cache"
+    ]
+    what = "; ".join(changed[:3]) or "the training text or the planner changed"
+    raise MisuseError(f"{folder}: its runs follow another plan ({what}); give the new plan another --out, or remove "
+                      f"the folder")  # fmt: skip
+
+
+def _has_begun(planned: Plan, folder: Path) -> bool:
+    return any(status.step or status.state != "planned" for status in read_status(folder, planned))
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every leaf that differs between two plain configs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted({*old, *new})
+        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{prefix}.{n}" if prefix else n)]
+    return [] if old == new else [(prefix, old, new)]
+
+
+def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console) -> None:
+    """Train every cell that has not ended."""
+    from jaxscale.train.pool import count_workers, train_cells
+
+    pending = [s.cell for s in read_status(folder, planned) if s.state in ("planned", "running") and s.cell in cells]
+    if not pending:
+        console.print(f"all {len(planned)} cells have ended")
+        return
+    mesh = from_plain(planned.config, Study).mesh
+    workers, _ = count_workers(mesh)
+    with StudyProgress(pending, workers, console) as progress:
+        train_cells(folder, pending, mesh, progress)
+
+
+def _collect(folder: Path, console: Console, *, allow_mixed: bool = False) -> Observations:
+    from jaxscale.collect import collect_runs
+
+    observations = collect_runs(folder, allow_mixed=allow_mixed)
+    write_json(folder / "observations.csv", observations.frame.to_csv(index=False))
+    console.print(f"evidence: {len(observations)} runs, {len(observations.refused)} refused")
+    for row in observations.refused:
+        console.print(f"  refused {row['run_id']}: {row['reason']}", soft_wrap=True)
+    return observations
+
+
+def _targets(asked: Sequence[float], observations: Observations) -> list[float]:
+    """FLOPs to forecast: as asked, else 10x and 100x the largest budget fitted."""
+    frame = observations.frame
+    grid = frame[frame["role"] == "grid"] if "role" in frame else frame
+    largest = float(grid["budget" if "budget" in grid else "C"].max())
+    return list(asked) or [10 * largest, 100 * largest]
+
+
+def _analyse(folder: Path, planned: Plan, console: Console, command: str, *, out: Path | None = None) -> int:
+    """Collect, fit, forecast, backtest, report: 0 when the report stands."""
+    from jaxscale.fit import fit_isoflop, fit_parametric
+    from jaxscale.forecast import backtest_fit, forecast_optimum
+
+    study = from_plain(planned.config, Study)
+    observations = _collect(folder, console)
+    if not len(observations):
+        console.print("nothing to fit: no run is done")
+        return 1
+    fits = [
+        fit
+        for fit in (
+            _attempt(console, lambda: fit_isoflop(observations, bootstrap=study.bootstrap)),
+            _attempt(console, lambda: fit_parametric(observations, law="chinchilla", bootstrap=study.bootstrap)),
+        )
+        if fit is not None
+    ]
+    for fit in fits:
+        write_json(folder / "fits" / f"{fit.method}.json", fit.to_json())
+        console.print(str(fit))
+    usable = [fit for fit in fits if fit.exponents]
+    forecasts = [forecast_optimum(fit, flops=_targets(study.forecast_flops, observations)) for fit in usable]
+    if forecasts:
+        write_json(folder / "forecast.json", forecasts[0].to_json())
+    for forecast in forecasts:
+        console.print(str(forecast))
+    backtest = _attempt(console, lambda: backtest_fit(observations))
+    if backtest is not None:
+        write_json(folder / "backtest.json", backtest.to_json())
+        console.print(str(backtest))
+    page = _write_page(out or folder, folder, planned, observations, fits, forecasts, backtest, command)
+    console.print(f"report: {page}", soft_wrap=True)
+    return 0 if usable else 1
+
+
+def _attempt(console: Console, make: Any) -> Any:
+    """A step of the analysis, or None with the reason printed: one step's no does not hide the others."""
+    try:
+        return make()
+    except JaxscaleError as error:
+        console.print(f"  not done: {error}", soft_wrap=True)
+        return None
+
+
+def _write_page(
+    out: Path, folder: Path, planned: Plan, observations: Observations, fits: Any, forecasts: Any, backtest: Any,
+    command: str,
+) -> Path:  # fmt: skip
+    from jaxscale.collect import read_curves
+    from jaxscale.report import write_report
+
+    results = [status.result for status in read_status(folder, planned) if status.result]
+    provenance = dict(results[0].provenance) if results else {}
+    provenance["plan"] = json.dumps({key: planned.config[key] for key in ("name", "seed", "hardware")})
+    return write_report(
+        out,
+        title=planned.study,
+        plan=planned,
+        observations=observations,
+        fits=fits,
+        forecast=forecasts or None,
+        backtest=backtest,
+        results=results,
+        curves=read_curves(folder, planned),
+        provenance=provenance,
+        commands=[command],
+    )

@@ -1,0 +1,127 @@
+"""Tables for people: the plan, and the state of a study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxscale.flops import PF_DAY_FLOPS
+from jaxscale.format import format_count, format_flops, format_loss, format_seconds
+from jaxscale.hardware import parse_hardware
+from jaxscale.runs import Cell, Plan
+from jaxscale.sweep import CellStatus
+
+__all__ = ["make_console", "plan_table", "print_plan", "status_table"]
+
+STYLES = {"done": "green", "running": "cyan", "diverged": "red", "failed": "red", "planned": "dim"}
+
+
+def make_console() -> Console:
+    """A console on stdout; wide enough for the tables when nobody watches."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Cells, dropped sizes with reasons, assumptions and totals."""
+    console.print(plan_table(plan))
+    if plan.dropped:
+        console.print(_dropped_table(plan))
+    for line in plan.assumptions:
+        console.print(f"  assumed: {line}")
+    hardware = parse_hardware(plan.hardware)
+    chip_hours = plan.total_seconds * hardware.chips / 3600
+    console.print(
+        f"  in all: {len(plan)} cells, {format_flops(plan.total_flops)} FLOPs = "
+        f"{plan.total_flops / PF_DAY_FLOPS:.3g} PF-days, {format_seconds(plan.total_seconds)} on "
+        f"{plan.hardware} ({chip_hours:.3g} {'core' if hardware.name == 'cpu' else 'chip'}-hours)"
+    )
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row a cell; repeated seeds of a cell are one row."""
+    table = Table(title=f"plan of {plan.study}", title_justify="left")
+    for name in ("budget C", "L", "d", "heads", "N total", "N non-emb", "tokens D", "D/N", "steps", "batch",
+                 "lr", "exact FLOPs", "off", "6ND", "epochs", "seeds", "time", ""):  # fmt: skip
+        table.add_column(name, justify="right")
+    for budget, cells in groupby(plan.cells, key=lambda cell: cell.spec.budget_flops):
+        counted = Counter(_shape(cell) for cell in cells)
+        firsts = {_shape(cell): cell for cell in reversed(plan.cells) if cell.spec.budget_flops == budget}
+        for shape in sorted(counted):
+            table.add_row(*_plan_row(firsts[shape], counted[shape]))
+        table.add_section()
+    return table
+
+
+def _shape(cell: Cell) -> tuple[int, int]:
+    return cell.n_params, cell.spec.tokens
+
+
+def _plan_row(cell: Cell, seeds: int) -> list[str]:
+    spec, model = cell.spec, cell.spec.model
+    return [
+        format_flops(spec.budget_flops),
+        str(model.n_layers),
+        str(model.d_model),
+        str(model.n_heads) if model.kv_groups == 1 else f"{model.n_heads}/{model.n_kv_heads}",
+        format_count(cell.n_params),
+        format_count(cell.n_params_non_embedding),
+        format_count(spec.tokens),
+        f"{spec.tokens / cell.n_params:.3g}",
+        f"{spec.steps:,}",
+        f"{spec.batch_seqs}x{model.seq_len}",
+        f"{spec.lr:g}",
+        format_flops(cell.flops, 4),
+        f"{cell.flops / spec.budget_flops - 1:+.2%}",
+        format_flops(cell.flops_6nd),
+        "" if cell.epochs is None else f"{cell.epochs:.2f}",
+        str(seeds),
+        format_seconds(cell.seconds * seeds),
+        "held out" if cell.role == "holdout" else "",
+    ]
+
+
+def _dropped_table(plan: Plan) -> Table:
+    table = Table(title="left out", title_justify="left")
+    for name in ("budget C", "L", "d", "N total", "tokens D"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for drop in plan.dropped:
+        table.add_row(
+            format_flops(drop.budget_flops), str(drop.n_layers), str(drop.d_model), format_count(drop.n_params),
+            format_count(drop.tokens), drop.reason,
+        )  # fmt: skip
+    return table
+
+
+def status_table(statuses: list[CellStatus], title: str) -> Table:
+    """State of every cell."""
+    done = Counter(status.state for status in statuses)
+    counts = ", ".join(f"{n} {state}" for state, n in done.items())
+    table = Table(title=f"{title}: {counts}", title_justify="left")
+    for name in ("run", "budget C", "N", "D", "seed", "state", "progress", "loss", "time"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for status in statuses:
+        table.add_row(*_status_row(status))
+    return table
+
+
+def _status_row(status: CellStatus) -> list[str]:
+    cell, spec = status.cell, status.cell.spec
+    colour = STYLES.get(status.state, "")
+    return [
+        cell.run_id,
+        format_flops(spec.budget_flops),
+        format_count(cell.n_params),
+        format_count(spec.tokens),
+        str(spec.seed),
+        f"[{colour}]{status.state}[/]" if colour else status.state,
+        f"{status.step / spec.steps:.0%}",
+        format_loss(status.loss),
+        format_seconds(status.result.seconds if status.result else cell.seconds),
+        "held out" if cell.role == "holdout" and not status.reason else status.reason,
+    ]

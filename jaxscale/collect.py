@@ -1,0 +1,133 @@
+"""Run folders -> Observations: what counts as evidence, and every run that does not, with its reason.
+
+Only a `done` run is evidence. The rest is refused by its state; a declared rule (`grid.exclude_spike`) may
+refuse more. Runs that differ in what a spec does not hold (text, precision, device, versions) are not mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxscale.errors import MisuseError
+from jaxscale.runs import Observations, Plan, RunResult, run_dir
+from jaxscale.sweep import CellStatus, read_plan, read_status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["KINDS", "collect_runs", "read_curves"]
+
+KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
+"""Provenance that must agree over all runs of one fit."""
+SPIKE_TAIL = 0.05
+"""The last share of the training curve whose mean is compared with the best such stretch."""
+
+
+def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observations:
+    """Evidence of a study folder: N (total parameters), D, C (exact FLOPs), loss (nats per token), and more.
+
+    Rows keep the plan's order; `role` tells grid from holdout. Raises MisuseError when finished runs differ
+    in one of `KINDS` and `allow_mixed` is false, naming what differs.
+    """
+    import pandas as pd
+
+    folder = Path(study_dir)
+    plan = read_plan(folder)
+    statuses = read_status(folder, plan)
+    reasons = [(status, _refuse(status, folder, plan)) for status in statuses]
+    kept = [status for status, reason in reasons if not reason]
+    refused = tuple({"run_id": status.cell.run_id, "reason": reason} for status, reason in reasons if reason)
+    if not allow_mixed:
+        _check_kinds([status.result for status in kept if status.result])
+    frame = pd.DataFrame([_row(status) for status in kept], columns=list(_COLUMNS))
+    text = frame.to_csv(index=False)
+    source = {
+        "path": str(folder),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "rows_total": len(statuses),
+        "rows_used": len(frame),
+        "rows_refused": list(refused),
+    }
+    return Observations(frame, refused, source, rule="exact")
+
+
+_COLUMNS = (
+    "run_id", "role", "budget", "N", "N_non_embedding", "D", "C", "loss", "loss_std_error", "bits_per_byte",
+    "train_loss", "seed", "U", "d_model", "n_layers", "flops_6nd", "steps", "seconds", "parent",
+)  # fmt: skip
+
+
+def _row(status: CellStatus) -> dict[str, Any]:
+    cell, result = status.cell, status.result
+    assert result is not None
+    unique = cell.spec.tokens if cell.epochs is None or cell.epochs <= 1 else round(cell.spec.tokens / cell.epochs)
+    values = (
+        cell.run_id, cell.role, cell.spec.budget_flops, float(result.n_params),
+        float(result.n_params_non_embedding), float(result.tokens), result.flops, result.loss,
+        result.loss_std_error, result.bits_per_byte, result.train_loss, cell.spec.seed, float(unique),
+        cell.spec.model.d_model, cell.spec.model.n_layers, cell.flops_6nd, cell.spec.steps, result.seconds,
+        cell.run_id,
+    )  # fmt: skip
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _refuse(status: CellStatus, folder: Path, plan: Plan) -> str:
+    """Why this run is no evidence; empty if it is."""
+    result = status.result
+    if status.state != "done" or result is None:
+        return f"{status.state}: {status.reason}" if status.reason else status.state
+    if result.run_id != status.cell.run_id:
+        return f"foreign: result.json belongs to run {result.run_id}"
+    if result.tokens != status.cell.spec.tokens:
+        return f"incomplete: {result.tokens} of {status.cell.spec.tokens} tokens"
+    limit = plan.config["grid"]["exclude_spike"]
+    if limit is not None:
+        rise = measure_spike(run_dir(folder, result.run_id) / "metrics.jsonl")
+        if rise > limit:
+            return f"excluded: training loss ends {rise:.3f} nats above its best (grid.exclude_spike {limit:g})"
+    return ""
+
+
+def measure_spike(metrics: Path) -> float:
+    """Mean training loss of the last 5% of the curve minus the lowest mean of any such stretch, nats."""
+    losses = [line["loss"] for line in _read_lines(metrics)]
+    width = max(1, round(len(losses) * SPIKE_TAIL))
+    means = [sum(losses[i : i + width]) / width for i in range(len(losses) - width + 1)]
+    return means[-1] - min(means) if means else 0.0
+
+
+def _check_kinds(results: list[RunResult]) -> None:
+    for kind in KINDS:
+        counts = Counter(str(result.provenance.get(kind)) for result in results)
+        if len(counts) > 1:
+            seen = ", ".join(f"{value[:24]!r} in {n} runs" for value, n in counts.most_common())
+            raise MisuseError(
+                f"collect: the runs differ in {kind} ({seen}); reset the odd ones with `jaxscale reset DIR RUN`, "
+                f"or pass --allow-mixed to use them together"
+            )
+
+
+def _read_lines(file: Path) -> list[dict[str, float]]:
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break  # torn by a kill; nothing behind it is whole
+    return lines
+
+
+def read_curves(study_dir: str | Path, plan: Plan) -> pd.DataFrame:
+    """Training curves of all runs, long: run_id, step, tokens, flops, train_loss, lr, grad_norm, seconds."""
+    import pandas as pd
+
+    frames = []
+    for cell in plan.cells:
+        lines = _read_lines(run_dir(Path(study_dir), cell.run_id) / "metrics.jsonl")
+        if lines:
+            frames.append(pd.DataFrame(lines).rename(columns={"loss": "train_loss"}).assign(run_id=cell.run_id))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run_id", "tokens", "train_loss"])
