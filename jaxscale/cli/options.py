@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -33,7 +33,7 @@ class StudyOptions:
         return self.out or Path("runs") / self.study.name
 
 
-def parse(kind: type[T], argv: list[str], verb: str, about: str, default: T | None = None) -> T:
+def parse(kind: type[T], argv: list[str], verb: str, about: str, default: Any = tyro.MISSING_NONPROP) -> T:
     """Parse argv into `kind`; tyro exits with 2 on misuse and proposes the nearest option."""
     return tyro.cli(
         kind,

@@ -180,7 +180,7 @@ class CollectOptions:
 
 def collect(argv: list[str]) -> int:
     """Write observations.csv: finished runs as evidence, refused ones with their reason."""
-    options = parse(CollectOptions, argv, "collect", "Finished runs as observations.csv; refused ones with their reason.\n\n"
+    options = parse(CollectOptions, argv, "collect", "Finished runs as observations.csv, refused ones named.\n\n"
                     "example: jaxscale collect runs/quickstart")  # fmt: skip
     console = make_console()
     observations = _collect(options.directory, console, allow_mixed=options.allow_mixed)

@@ -42,6 +42,10 @@ class Decoder(nnx.Module):
     metadata. `dtype` is the compute precision of everything but norms, softmax and logits.
     """
 
+    embed: nnx.Param[jax.Array]
+    final_norm: nnx.Param[jax.Array]
+    head: nnx.Param[jax.Array]
+
     def __init__(self, model: ModelConfig, *, key: jax.Array, dtype: Any = jnp.float32) -> None:
         self.model = model
         self.dtype = dtype
@@ -64,8 +68,8 @@ class Decoder(nnx.Module):
         return logits_btv * scale.logits
 
     def _run_blocks(self, x_btd: jax.Array, unroll: bool | None) -> jax.Array:
-        stacked = {name: param[...] for name, param in nnx.to_flat_state(nnx.state(self.blocks))}
-        layers = {path[-1]: value for path, value in stacked.items()}
+        names = [name.removeprefix("blocks.") for name in param_shapes(self.model) if name.startswith("blocks.")]
+        layers = {name: getattr(self.blocks, name)[...] for name in names}
         rope = rope_table(x_btd.shape[1], self.model.d_head, self.model.rope_theta)
         if unroll is None:
             unroll = self.model.n_layers <= UNROLL_LAYERS and jax.default_backend() == "cpu"

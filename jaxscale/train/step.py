@@ -74,7 +74,8 @@ class Program:
     def _shard_state(self) -> TrainState:
         """Sharding of every leaf: parameters by their axes, moments as their parameters."""
         state = jax.eval_shape(self._init, jnp.uint32(0))
-        names = {path: tuple(param.axes) for path, param in nnx.to_flat_state(self.abstract_params)}
+        flat = nnx.to_flat_state(self.abstract_params)
+        names = {tuple(str(key) for key in path): tuple(param.axes) for path, param in flat}
 
         def shard(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
             keys = [getattr(key, "key", getattr(key, "name", None)) for key in path]
