@@ -1,0 +1,97 @@
+"""Counts against independent counts: closed forms, the model's own tree, every dot in the traced program."""
+
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jaxscale.config import ModelConfig
+from jaxscale.flops import count_params, flops_6nd, flops_per_token, training_flops
+from jaxscale.model.decoder import make_decoder
+from jaxscale.train.step import token_losses
+
+MODELS = {
+    "gelu": ModelConfig(d_model=32, n_layers=3, seq_len=48),
+    "swiglu": ModelConfig(d_model=48, mlp="swiglu", mlp_ratio=8 / 3, mlp_multiple=16, seq_len=32),
+    "gqa": ModelConfig(d_model=64, kv_groups=4, qk_norm=False, seq_len=40),
+    "tied": ModelConfig(d_model=24, tied=True, vocab_size=300, mlp="relu2", seq_len=24),
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_parameter_count_equals_the_models_own_tree(model: ModelConfig) -> None:
+    shapes = nnx.eval_shape(partial(make_decoder, model, 0))
+    leaves = {".".join(map(str, path)): p.shape for path, p in nnx.to_flat_state(nnx.state(shapes, nnx.Param))}
+    total = sum(prod(shape) for shape in leaves.values())
+    outside = prod(leaves["embed"]) + (0 if model.tied else prod(leaves["head"]))
+    counts = count_params(model)
+    assert counts["total"] == total
+    assert counts["non_embedding"] == total - outside
+
+
+def test_parameter_count_equals_the_textbook_closed_form() -> None:
+    model = ModelConfig(d_model=64, n_layers=5, vocab_size=1000, qk_norm=True, head_dim=16)
+    d, layers, vocab = 64, 5, 1000
+    gains = layers * (2 * d + 2 * 16) + d
+    assert count_params(model)["total"] == 12 * layers * d**2 + 2 * vocab * d + gains
+
+
+def _count_dots(jaxpr: jax.extend.core.Jaxpr) -> int:
+    """Multiply-adds, times two, of every dot_general in a program and the programs it calls."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            inner = prod(eqn.invars[0].aval.shape[axis] for axis in contract)
+            total += 2 * inner * prod(eqn.outvars[0].aval.shape)
+        for value in eqn.params.values():
+            for inner_jaxpr in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner_jaxpr, "eqns"):
+                    total += _count_dots(inner_jaxpr)
+                elif hasattr(inner_jaxpr, "jaxpr"):
+                    total += _count_dots(inner_jaxpr.jaxpr)
+    return total
+
+
+def _gradient_of_loss(model: ModelConfig, batch: int):  # noqa: ANN202
+    graphdef, params = nnx.split(make_decoder(model, 0), nnx.Param)
+
+    def loss(params, windows):  # noqa: ANN001, ANN202
+        logits = nnx.merge(graphdef, params)(windows[:, :-1], unroll=True)
+        return jnp.mean(token_losses(logits, windows[:, 1:])[0])
+
+    return jax.value_and_grad(loss), params, jnp.zeros((batch, model.seq_len + 1), jnp.int32)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+def test_full_attention_formula_equals_every_dot_of_the_training_step(model: ModelConfig) -> None:
+    gradient, params, windows = _gradient_of_loss(model, batch=2)
+    counted = _count_dots(jax.make_jaxpr(gradient)(params, windows).jaxpr)
+    assert counted == 2 * model.seq_len * flops_per_token(model, causal=False)
+
+
+def test_full_attention_formula_agrees_with_the_compilers_count() -> None:
+    model = ModelConfig(d_model=128, n_layers=2, seq_len=64, head_dim=32)
+    gradient, params, windows = _gradient_of_loss(model, batch=4)
+    analysis = jax.jit(gradient).lower(params, windows).compile().cost_analysis()
+    formula = 4 * model.seq_len * flops_per_token(model, causal=False)
+    assert formula < analysis["flops"] < 1.06 * formula  # the compiler adds norms, softmax and activations
+
+
+def test_causal_count_is_the_full_one_less_half_the_attention() -> None:
+    model = MODELS["gelu"]
+    full, causal = flops_per_token(model, causal=False), flops_per_token(model)
+    attention = 12 * model.n_layers * model.seq_len * model.d_model
+    assert full - causal == attention / 2
+
+
+def test_6nd_brackets_the_exact_count_as_width_grows() -> None:
+    ratios = []
+    for width in (8, 32, 128, 1024):
+        model = ModelConfig(d_model=width, seq_len=64)
+        ratios.append(flops_6nd(count_params(model)["total"], 1e6) / training_flops(model, 1e6))
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] > 1.2 and 0.9 < ratios[-1] < 1.05
