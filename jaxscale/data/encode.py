@@ -8,27 +8,22 @@ line hashes (about 16 bytes a line) and one batch of documents.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxscale.config import DataConfig
 from jaxscale.data.corpus import Corpus
 from jaxscale.data.documents import Document
-from jaxscale.data.files import DataInfo, FileInfo, Meta, SourceCount, hash_data, hash_file
+from jaxscale.data.files import DataInfo, FileInfo, Meta, TokenWriter, hash_data, hash_file
 from jaxscale.data.lines import LineSet, drop_seen_lines
 from jaxscale.data.split import HashSample, cut_pieces, is_held_out
 from jaxscale.data.store import sync_file
+from jaxscale.data.tally import Tally
 from jaxscale.data.tokenizer import (
     BPE_SAMPLE_BYTES,
-    SEPARATOR,
     TOKENIZER_FILE,
     Tokenizer,
     load_tokenizer,
@@ -46,48 +41,6 @@ BATCH_BYTES = 4 << 20
 HELD_BYTES_PER_TOKEN = 32
 """Held-out text kept for each wanted validation token: many times what a token stands for, because pieces
 lose the lines that occur in training."""
-
-
-@dataclass
-class Tally:
-    """Counts that grow while the corpus is read."""
-
-    held_out_documents: int = 0
-    train_bytes: int = 0
-    val_bytes: int = 0
-    lines_dropped: int = 0
-    val_lines_dropped: int = 0
-    documents: Counter[str] = field(default_factory=Counter)
-    source_bytes: Counter[str] = field(default_factory=Counter)
-    train_tokens: Counter[str] = field(default_factory=Counter)
-    val_tokens: Counter[str] = field(default_factory=Counter)
-
-
-class TokenWriter:
-    """Appends ids to a file and hashes them on the way."""
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self._path, self._dtype, self._hash, self._size = path, dtype, hashlib.sha256(), 0
-
-    def __enter__(self) -> TokenWriter:
-        self._file = open(self._path, "wb")
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-
-    def write(self, ids: NDArray[np.uint32]) -> None:
-        """Append ids [n]."""
-        data = ids.astype(self._dtype).tobytes()
-        self._file.write(data)
-        self._hash.update(data)
-        self._size += len(data)
-
-    def finish(self) -> FileInfo:
-        """Flush to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return FileInfo(self._size, self._hash.hexdigest())
 
 
 def write_tokens(config: DataConfig, corpus: Corpus, folder: Path, progress: Progress | None = None) -> None:
@@ -110,7 +63,7 @@ def write_tokens(config: DataConfig, corpus: Corpus, folder: Path, progress: Pro
     if (path := folder / TOKENIZER_FILE).exists():
         files[TOKENIZER_FILE] = FileInfo(path.stat().st_size, hash_file(path))
     info = _summarize(config, corpus, tokenizer, tally, hash_data(train, val, dtype))
-    meta = Meta(info, dtype, files, _count_sources(tally), asdict(config))
+    meta = Meta(info, dtype, files, tally.list_sources(), asdict(config))
     (folder / "meta.json").write_text(meta.to_json())
     sync_file(folder / "meta.json")
 
@@ -189,11 +142,7 @@ def _write_train(
         encoded = tokenizer.encode([document.text for document in batch])
         writer.write(np.concatenate(encoded))
         for document, ids in zip(batch, encoded, strict=True):
-            size_bytes = len(document.text) + len(SEPARATOR)
-            tally.documents[document.source] += 1
-            tally.train_bytes += size_bytes
-            tally.source_bytes[document.source] += size_bytes
-            tally.train_tokens[document.source] += len(ids)
+            tally.count_train(document, len(ids))
 
 
 def _batch_documents(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -226,8 +175,7 @@ def _write_val(
             continue
         ids = tokenizer.encode([text])[0][:missing]
         writer.write(ids)
-        tally.val_bytes += tokenizer.count_bytes(text, len(ids))
-        tally.val_tokens[piece.source] += len(ids)
+        tally.count_val(piece.source, len(ids), tokenizer.count_bytes(text, len(ids)))
         missing -= len(ids)
         if not missing:
             return
@@ -253,6 +201,7 @@ def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
 def _summarize(
     config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str
 ) -> DataInfo:
+    val_tokens = sum(tally.val_tokens.values())
     return DataInfo(
         source=corpus.description,
         tokenizer=config.tokenizer,
@@ -260,25 +209,11 @@ def _summarize(
         documents=sum(tally.documents.values()),
         held_out_documents=tally.held_out_documents,
         train_tokens=sum(tally.train_tokens.values()),
-        train_bytes=tally.train_bytes,
-        val_tokens=sum(tally.val_tokens.values()),
+        train_bytes=sum(tally.train_bytes.values()),
+        val_tokens=val_tokens,
         val_bytes=tally.val_bytes,
-        val_bytes_per_token=tally.val_bytes / sum(tally.val_tokens.values()),
+        val_bytes_per_token=tally.val_bytes / val_tokens,
         lines_dropped=tally.lines_dropped,
         val_lines_dropped=tally.val_lines_dropped,
         data_sha256=data_sha256,
-    )
-
-
-def _count_sources(tally: Tally) -> tuple[SourceCount, ...]:
-    names = sorted(tally.documents.keys() | tally.val_tokens.keys())
-    return tuple(
-        SourceCount(
-            source=name,
-            documents=tally.documents[name],
-            train_bytes=tally.source_bytes[name],
-            train_tokens=tally.train_tokens[name],
-            val_tokens=tally.val_tokens[name],
-        )
-        for name in names
     )

@@ -33,9 +33,9 @@ def keep_folder(
     MisuseError: the place cannot be written. Either way nothing half-written stays.
     """
     final = parent / name
-    if find_damage(final) is None:
-        return final
     try:
+        if find_damage(final) is None:
+            return final
         parent.mkdir(parents=True, exist_ok=True)
         with _lock_file(parent / f".{name}.lock") as locked:
             if find_damage(final) is not None:
