@@ -40,8 +40,9 @@ def test_repeated_long_lines_are_dropped_after_their_first_appearance() -> None:
         if len(line) < 40 or line not in oracle:
             kept.append(line)
         oracle.add(line)
-    cleaned, dropped = drop_seen_lines("\n".join(text).encode(), LineSet())
-    assert cleaned.decode().split("\n") == kept
+    halves = ["\n".join(half).encode() for half in (text[:200], text[200:])]
+    cleaned, dropped = drop_seen_lines(halves, LineSet())
+    assert b"\n".join(cleaned).decode().split("\n") == kept
     assert dropped == len(text) - len(kept)
 
 

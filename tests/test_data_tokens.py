@@ -143,6 +143,16 @@ def test_bpe_tokens_decode_to_the_same_text_as_bytes(config: DataConfig, tmp_pat
     assert files.info.val_bytes_per_token == files.info.val_bytes / config.val_tokens > 1
 
 
+def test_ids_above_16_bits_are_stored_in_32(config: DataConfig, tmp_path: Path) -> None:
+    vocabulary = {"<|endoftext|>": 0, "?": 1, **{word: 70_000 + i for i, word in enumerate(WORDS)}}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.save(str(tmp_path / "words.json"))
+    files = build_tokens(replace(config, tokenizer=str(tmp_path / "words.json"), val_tokens=1000))
+    assert files.train.dtype == np.uint32
+    assert files.info.vocab_size == 70_000 + len(WORDS) == files.train.max() + 1
+
+
 def test_bytes_of_a_cut_document_are_counted_in_utf8(tmp_path: Path) -> None:
     train_bpe([b"plain words only " * 50], 270, tmp_path / "t.json")
     tokenizer, text = load_tokenizer(tmp_path / "t.json"), "größer als € und größer".encode()
@@ -283,6 +293,13 @@ def test_progress_runs_to_the_end_over_all_passes(config: DataConfig) -> None:
     build_tokens(replace(config, tokenizer="bpe:300"), lambda done, total: heard.append((done, total)))
     assert heard == sorted(heard)
     assert heard[-1][0] == heard[-1][1] == 2 * find_corpus(config).size_bytes
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:400"])
+def test_building_again_gives_the_same_data_hash(config: DataConfig, tokenizer: str) -> None:
+    first = build_tokens(replace(config, tokenizer=tokenizer))
+    again = build_tokens(replace(config, tokenizer=tokenizer, cache=config.cache + "2"))
+    assert again.info == first.info
 
 
 def test_batches_of_documents_do_not_show_in_the_tokens(

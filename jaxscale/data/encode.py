@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from jaxscale.config import DataConfig
 from jaxscale.data.corpus import Corpus
 from jaxscale.data.documents import Document
@@ -49,11 +47,11 @@ def write_tokens(config: DataConfig, corpus: Corpus, folder: Path, progress: Pro
     report = _scale_progress(corpus, passes, progress)
     tokenizer = _make_tokenizer(config, corpus, folder, report)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    tally, seen = Tally(), LineSet() if config.drop_repeated_lines else None
+    tally, seen = Tally(), _start_lines(config)
     held = HashSample(config.val_tokens * HELD_BYTES_PER_TOKEN)
-    kept = _keep_training(_split_corpus(config, corpus, held, tally, report(passes - 1)), seen, tally)
+    training = _split_corpus(config, corpus, held, tally, report(passes - 1))
     with TokenWriter(folder / "train.bin", dtype) as writer:
-        _write_train(kept, tokenizer, writer, tally)
+        _write_train(training, seen, tokenizer, writer, tally)
         train = writer.finish()
     _check_split(config, corpus, tally)
     with TokenWriter(folder / "val.bin", dtype) as writer:
@@ -97,16 +95,14 @@ def _make_tokenizer(
     return load_tokenizer(path)
 
 
-def _sample_training(
-    config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None
-) -> Iterator[bytes]:
+def _sample_training(config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None) -> list[bytes]:
     """Training text for a BPE: documents with the smallest hashes, without their repeated lines."""
-    sample, seen = HashSample(BPE_SAMPLE_BYTES), LineSet()
+    sample, seen = HashSample(BPE_SAMPLE_BYTES), _start_lines(config)
     for document in corpus.read(config, report):
         if not is_held_out(document.text, config.val_fraction):
             sample.add(document)
-    for document in sample:
-        yield drop_seen_lines(document.text, seen)[0] if config.drop_repeated_lines else document.text
+    documents, _ = _drop_lines(list(sample), seen)
+    return [document.text for document in documents]
 
 
 def _split_corpus(
@@ -126,22 +122,31 @@ def _split_corpus(
             yield document
 
 
-def _keep_training(documents: Iterable[Document], seen: LineSet | None, tally: Tally) -> Iterator[Document]:
-    """Documents without the lines that came before; what is left empty is left out."""
-    for document in documents:
-        text, dropped = drop_seen_lines(document.text, seen) if seen is not None else (document.text, 0)
-        tally.lines_dropped += dropped
-        if text.strip():
-            yield Document(document.source, text)
+def _start_lines(config: DataConfig) -> LineSet | None:
+    return LineSet() if config.drop_repeated_lines else None
+
+
+def _drop_lines(documents: list[Document], seen: LineSet | None) -> tuple[list[Document], int]:
+    """Documents without the lines that came before, and how many those were; empty ones are left out."""
+    texts, dropped = [document.text for document in documents], 0
+    if seen is not None:
+        texts, dropped = drop_seen_lines(texts, seen)
+    pairs = zip(documents, texts, strict=True)
+    return [Document(document.source, text) for document, text in pairs if text.strip()], dropped
 
 
 def _write_train(
-    documents: Iterable[Document], tokenizer: Tokenizer, writer: TokenWriter, tally: Tally
+    documents: Iterable[Document],
+    seen: LineSet | None,
+    tokenizer: Tokenizer,
+    writer: TokenWriter,
+    tally: Tally,
 ) -> None:
     for batch in _batch_documents(documents):
-        encoded = tokenizer.encode([document.text for document in batch])
-        writer.write(np.concatenate(encoded))
-        for document, ids in zip(batch, encoded, strict=True):
+        kept, dropped = _drop_lines(batch, seen)
+        tally.lines_dropped += dropped
+        for document, ids in zip(kept, tokenizer.encode([d.text for d in kept]), strict=True):
+            writer.write(ids)
             tally.count_train(document, len(ids))
 
 
@@ -169,14 +174,13 @@ def _write_val(
     """The first `val_tokens` of the held-out pieces; MisuseError when they give fewer."""
     missing = config.val_tokens
     for piece in held:
-        text, dropped = drop_seen_lines(piece.text, seen) if seen is not None else (piece.text, 0)
+        documents, dropped = _drop_lines([piece], seen)
         tally.val_lines_dropped += dropped
-        if not text.strip():
-            continue
-        ids = tokenizer.encode([text])[0][:missing]
-        writer.write(ids)
-        tally.count_val(piece.source, len(ids), tokenizer.count_bytes(text, len(ids)))
-        missing -= len(ids)
+        for document in documents:
+            ids = tokenizer.encode([document.text])[0][:missing]
+            writer.write(ids)
+            tally.count_val(document.source, len(ids), tokenizer.count_bytes(document.text, len(ids)))
+            missing -= len(ids)
         if not missing:
             return
     found = config.val_tokens - missing
