@@ -48,12 +48,12 @@ def _mix_key(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchSource:
     """The batches of one run, as seen by one of `process_count` processes.
 
     `tokens` is a flat array of ids, usually `TokenFiles.train`. MisuseError: fewer tokens than one window,
-    a batch that does not divide over the processes.
+    a batch that does not divide over the processes, a negative seed.
     """
 
     tokens: NDArray[np.unsignedinteger]
@@ -67,6 +67,8 @@ class BatchSource:
         if self.n_windows < 1:
             raise MisuseError(f"the training text has {len(self.tokens)} tokens, fewer than one window of "
                               f"model.seq_len + 1 = {self.seq_len + 1}; give more text")  # fmt: skip
+        if self.seed < 0:
+            raise MisuseError(f"seed {self.seed}: the data order needs a seed of 0 or more")
         if self.batch_seqs % self.process_count:
             raise MisuseError(f"batch of {self.batch_seqs} sequences does not divide over "
                               f"{self.process_count} processes; use a multiple of that")  # fmt: skip

@@ -79,12 +79,10 @@ def find_corpus(config: DataConfig) -> Corpus:
     if not config.files:
         return _find_library()
     paths: dict[str, Path] = {}
-    for pattern in config.files:
-        for path in _match_pattern(pattern):
-            paths.setdefault(os.path.realpath(path), path)
-    for path in paths.values():
+    for path in sorted(path for pattern in config.files for path in _match_pattern(pattern)):
         find_format(path)
-    inputs = tuple(_stat_input(path, path.as_posix()) for path in sorted(paths.values()))
+        paths.setdefault(os.path.realpath(path), path)
+    inputs = tuple(_stat_input(path, path.as_posix()) for path in paths.values())
     described = f"{', '.join(config.files)}: {_count_files(inputs)}"
     return Corpus(inputs, described)
 

@@ -8,27 +8,20 @@ line hashes (about 16 bytes a line) and one batch of documents.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-
-import numpy as np
-from numpy.typing import NDArray
 
 from jaxscale.config import DataConfig
 from jaxscale.data.corpus import Corpus
 from jaxscale.data.documents import Document
-from jaxscale.data.files import DataInfo, FileInfo, Meta, SourceCount, hash_data, hash_file
+from jaxscale.data.files import DataInfo, FileInfo, Meta, TokenWriter, hash_data, hash_file
 from jaxscale.data.lines import LineSet, drop_seen_lines
 from jaxscale.data.split import HashSample, cut_pieces, is_held_out
 from jaxscale.data.store import sync_file
+from jaxscale.data.tally import Tally
 from jaxscale.data.tokenizer import (
     BPE_SAMPLE_BYTES,
-    SEPARATOR,
     TOKENIZER_FILE,
     Tokenizer,
     load_tokenizer,
@@ -48,59 +41,17 @@ HELD_BYTES_PER_TOKEN = 32
 lose the lines that occur in training."""
 
 
-@dataclass
-class Tally:
-    """Counts that grow while the corpus is read."""
-
-    held_out_documents: int = 0
-    train_bytes: int = 0
-    val_bytes: int = 0
-    lines_dropped: int = 0
-    val_lines_dropped: int = 0
-    documents: Counter[str] = field(default_factory=Counter)
-    source_bytes: Counter[str] = field(default_factory=Counter)
-    train_tokens: Counter[str] = field(default_factory=Counter)
-    val_tokens: Counter[str] = field(default_factory=Counter)
-
-
-class TokenWriter:
-    """Appends ids to a file and hashes them on the way."""
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self._path, self._dtype, self._hash, self._size = path, dtype, hashlib.sha256(), 0
-
-    def __enter__(self) -> TokenWriter:
-        self._file = open(self._path, "wb")
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-
-    def write(self, ids: NDArray[np.uint32]) -> None:
-        """Append ids [n]."""
-        data = ids.astype(self._dtype).tobytes()
-        self._file.write(data)
-        self._hash.update(data)
-        self._size += len(data)
-
-    def finish(self) -> FileInfo:
-        """Flush to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return FileInfo(self._size, self._hash.hexdigest())
-
-
 def write_tokens(config: DataConfig, corpus: Corpus, folder: Path, progress: Progress | None = None) -> None:
     """Write train.bin, val.bin, tokenizer.json (not for bytes) and, last, meta.json into `folder`."""
     passes = 2 if parse_bpe_size(config.tokenizer) else 1
     report = _scale_progress(corpus, passes, progress)
     tokenizer = _make_tokenizer(config, corpus, folder, report)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    tally, seen = Tally(), LineSet() if config.drop_repeated_lines else None
+    tally, seen = Tally(), _start_lines(config)
     held = HashSample(config.val_tokens * HELD_BYTES_PER_TOKEN)
-    kept = _keep_training(_split_corpus(config, corpus, held, tally, report(passes - 1)), seen, tally)
+    training = _split_corpus(config, corpus, held, tally, report(passes - 1))
     with TokenWriter(folder / "train.bin", dtype) as writer:
-        _write_train(kept, tokenizer, writer, tally)
+        _write_train(training, seen, tokenizer, writer, tally)
         train = writer.finish()
     _check_split(config, corpus, tally)
     with TokenWriter(folder / "val.bin", dtype) as writer:
@@ -110,7 +61,7 @@ def write_tokens(config: DataConfig, corpus: Corpus, folder: Path, progress: Pro
     if (path := folder / TOKENIZER_FILE).exists():
         files[TOKENIZER_FILE] = FileInfo(path.stat().st_size, hash_file(path))
     info = _summarize(config, corpus, tokenizer, tally, hash_data(train, val, dtype))
-    meta = Meta(info, dtype, files, _count_sources(tally), asdict(config))
+    meta = Meta(info, dtype, files, tally.list_sources(), asdict(config))
     (folder / "meta.json").write_text(meta.to_json())
     sync_file(folder / "meta.json")
 
@@ -144,14 +95,14 @@ def _make_tokenizer(
     return load_tokenizer(path)
 
 
-def _sample_training(config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None) -> Iterator[bytes]:
+def _sample_training(config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None) -> list[bytes]:
     """Training text for a BPE: documents with the smallest hashes, without their repeated lines."""
-    sample, seen = HashSample(BPE_SAMPLE_BYTES), LineSet()
+    sample, seen = HashSample(BPE_SAMPLE_BYTES), _start_lines(config)
     for document in corpus.read(config, report):
         if not is_held_out(document.text, config.val_fraction):
             sample.add(document)
-    for document in sample:
-        yield drop_seen_lines(document.text, seen)[0] if config.drop_repeated_lines else document.text
+    documents, _ = _drop_lines(list(sample), seen)
+    return [document.text for document in documents]
 
 
 def _split_corpus(
@@ -171,25 +122,32 @@ def _split_corpus(
             yield document
 
 
-def _keep_training(documents: Iterable[Document], seen: LineSet | None, tally: Tally) -> Iterator[Document]:
-    """Documents without the lines that came before; what is left empty is left out."""
-    for document in documents:
-        text, dropped = drop_seen_lines(document.text, seen) if seen is not None else (document.text, 0)
-        tally.lines_dropped += dropped
-        if text.strip():
-            yield Document(document.source, text)
+def _start_lines(config: DataConfig) -> LineSet | None:
+    return LineSet() if config.drop_repeated_lines else None
 
 
-def _write_train(documents: Iterable[Document], tokenizer: Tokenizer, writer: TokenWriter, tally: Tally) -> None:
+def _drop_lines(documents: list[Document], seen: LineSet | None) -> tuple[list[Document], int]:
+    """Documents without the lines that came before, and how many those were; empty ones are left out."""
+    texts, dropped = [document.text for document in documents], 0
+    if seen is not None:
+        texts, dropped = drop_seen_lines(texts, seen)
+    pairs = zip(documents, texts, strict=True)
+    return [Document(document.source, text) for document, text in pairs if text.strip()], dropped
+
+
+def _write_train(
+    documents: Iterable[Document],
+    seen: LineSet | None,
+    tokenizer: Tokenizer,
+    writer: TokenWriter,
+    tally: Tally,
+) -> None:
     for batch in _batch_documents(documents):
-        encoded = tokenizer.encode([document.text for document in batch])
-        writer.write(np.concatenate(encoded))
-        for document, ids in zip(batch, encoded, strict=True):
-            size_bytes = len(document.text) + len(SEPARATOR)
-            tally.documents[document.source] += 1
-            tally.train_bytes += size_bytes
-            tally.source_bytes[document.source] += size_bytes
-            tally.train_tokens[document.source] += len(ids)
+        kept, dropped = _drop_lines(batch, seen)
+        tally.lines_dropped += dropped
+        for document, ids in zip(kept, tokenizer.encode([d.text for d in kept]), strict=True):
+            writer.write(ids)
+            tally.count_train(document, len(ids))
 
 
 def _batch_documents(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -216,15 +174,13 @@ def _write_val(
     """The first `val_tokens` of the held-out pieces; MisuseError when they give fewer."""
     missing = config.val_tokens
     for piece in held:
-        text, dropped = drop_seen_lines(piece.text, seen) if seen is not None else (piece.text, 0)
+        documents, dropped = _drop_lines([piece], seen)
         tally.val_lines_dropped += dropped
-        if not text.strip():
-            continue
-        ids = tokenizer.encode([text])[0][:missing]
-        writer.write(ids)
-        tally.val_bytes += tokenizer.count_bytes(text, len(ids))
-        tally.val_tokens[piece.source] += len(ids)
-        missing -= len(ids)
+        for document in documents:
+            ids = tokenizer.encode([document.text])[0][:missing]
+            writer.write(ids)
+            tally.count_val(document.source, len(ids), tokenizer.count_bytes(document.text, len(ids)))
+            missing -= len(ids)
         if not missing:
             return
     found = config.val_tokens - missing
@@ -246,7 +202,10 @@ def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
                       f"(now {config.document_bytes}) so that long files give more documents")  # fmt: skip
 
 
-def _summarize(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str) -> DataInfo:
+def _summarize(
+    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str
+) -> DataInfo:
+    val_tokens = sum(tally.val_tokens.values())
     return DataInfo(
         source=corpus.description,
         tokenizer=config.tokenizer,
@@ -254,25 +213,11 @@ def _summarize(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: 
         documents=sum(tally.documents.values()),
         held_out_documents=tally.held_out_documents,
         train_tokens=sum(tally.train_tokens.values()),
-        train_bytes=tally.train_bytes,
-        val_tokens=sum(tally.val_tokens.values()),
+        train_bytes=sum(tally.train_bytes.values()),
+        val_tokens=val_tokens,
         val_bytes=tally.val_bytes,
-        val_bytes_per_token=tally.val_bytes / sum(tally.val_tokens.values()),
+        val_bytes_per_token=tally.val_bytes / val_tokens,
         lines_dropped=tally.lines_dropped,
         val_lines_dropped=tally.val_lines_dropped,
         data_sha256=data_sha256,
-    )
-
-
-def _count_sources(tally: Tally) -> tuple[SourceCount, ...]:
-    names = sorted(tally.documents.keys() | tally.val_tokens.keys())
-    return tuple(
-        SourceCount(
-            source=name,
-            documents=tally.documents[name],
-            train_bytes=tally.source_bytes[name],
-            train_tokens=tally.train_tokens[name],
-            val_tokens=tally.val_tokens[name],
-        )
-        for name in names
     )

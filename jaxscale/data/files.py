@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -128,6 +130,33 @@ class TokenFiles:
         """The tokenizer that made the ids."""
         path = self.folder / TOKENIZER_FILE
         return load_tokenizer(path if path.exists() else None)
+
+
+class TokenWriter:
+    """Appends ids to a file and hashes them on the way."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._path, self._dtype, self._hash, self._size = path, dtype, hashlib.sha256(), 0
+
+    def __enter__(self) -> TokenWriter:
+        self._file = open(self._path, "wb")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, ids: NDArray[np.uint32]) -> None:
+        """Append ids [n]."""
+        data = ids.astype(self._dtype).tobytes()
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def finish(self) -> FileInfo:
+        """Flush to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return FileInfo(self._size, self._hash.hexdigest())
 
 
 def find_damage(folder: Path, contents: bool = False) -> str | None:

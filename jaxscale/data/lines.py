@@ -9,6 +9,8 @@ a hash with probability 2^-64 a pair; the second one would then be dropped as we
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,22 +67,25 @@ class LineSet:
         self._insert(old)
 
 
-def drop_seen_lines(text: bytes, seen: LineSet) -> tuple[bytes, int]:
-    """Remove the long lines that are in `seen`, add the others to it; the text and how many were removed.
+def drop_seen_lines(texts: Sequence[bytes], seen: LineSet) -> tuple[list[bytes], int]:
+    """Remove the long lines that are in `seen`, add the others to it; the texts and how many lines went.
 
-    >>> drop_seen_lines(b"x" * 40 + b"\\nshort\\n" + b"x" * 40 + b"\\nshort", LineSet())[1]
+    >>> drop_seen_lines([b"x" * 40 + b"\\nshort", b"short\\n" + b"x" * 40], LineSet())[1]
     1
     """
-    lines = text.split(b"\n")
-    long = [index for index, line in enumerate(lines) if _is_long(line)]
-    if not long:
-        return text, 0
-    digests = b"".join(hashlib.blake2b(lines[index], digest_size=8).digest() for index in long)
-    repeated = np.flatnonzero(~seen.add(np.frombuffer(digests, "<u8")))
-    if not len(repeated):
-        return text, 0
-    dropped = {long[index] for index in repeated}
-    return b"\n".join(line for index, line in enumerate(lines) if index not in dropped), len(dropped)
+    split = [text.split(b"\n") for text in texts]
+    places = [(t, i) for t, lines in enumerate(split) for i, line in enumerate(lines) if _is_long(line)]
+    if not places:
+        return list(texts), 0
+    digests = b"".join(hashlib.blake2b(split[t][i], digest_size=8).digest() for t, i in places)
+    repeated = [places[k] for k in np.flatnonzero(~seen.add(np.frombuffer(digests, "<u8")))]
+    gone: defaultdict[int, set[int]] = defaultdict(set)
+    for t, i in repeated:
+        gone[t].add(i)
+    cleaned = list(texts)
+    for t, dropped in gone.items():
+        cleaned[t] = b"\n".join(line for i, line in enumerate(split[t]) if i not in dropped)
+    return cleaned, len(repeated)
 
 
 def _is_long(line: bytes) -> bool:

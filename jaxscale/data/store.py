@@ -33,9 +33,9 @@ def keep_folder(
     MisuseError: the place cannot be written. Either way nothing half-written stays.
     """
     final = parent / name
-    if find_damage(final) is None:
-        return final
     try:
+        if find_damage(final) is None:
+            return final
         parent.mkdir(parents=True, exist_ok=True)
         with _lock_file(parent / f".{name}.lock") as locked:
             if find_damage(final) is not None:
@@ -69,9 +69,9 @@ def _replace_folder(
 def _move_folder(temporary: Path, final: Path, find_damage: Callable[[Path], str | None]) -> None:
     """Rename into place; a whole folder that appeared meanwhile is kept, a damaged one makes way."""
     if final.exists() and find_damage(final) is not None:
-        final.rename(temporary / "damaged")
-        (temporary / "damaged").rename(final.parent / f"{temporary.name}-damaged")
-        shutil.rmtree(final.parent / f"{temporary.name}-damaged", ignore_errors=True)
+        aside = temporary.with_name(f"{temporary.name}-damaged")
+        final.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
     try:
         temporary.rename(final)
     except OSError as error:
