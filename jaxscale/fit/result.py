@@ -171,7 +171,9 @@ class Fit:
         title = (
             f"{self.method} fit, {self.source.get('rows_used', '?')} rows of {self.source.get('path', '?')}"
         )
-        rows = [(name, value, format_interval(i), error) for name, value, i, error in self._quantities()]
+        rows: list[tuple[Any, ...]] = [
+            (name, value, format_interval(i), error) for name, value, i, error in self._quantities()
+        ]
         header = ("quantity", "value", f"{self.confidence:.0%} interval", "std error")
         parts = [render_table(title, header, rows)]
         if self.budgets:
