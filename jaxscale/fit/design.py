@@ -11,18 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxscale.errors import MisuseError
-from jaxscale.fit.solver import Problem
 
-__all__ = ["PARAMS", "Design", "build_design"]
+__all__ = ["PARAMS", "Design", "Problem", "build_design", "residuals"]
 
 PARAMS = ("A", "B", "E", "alpha", "beta")
 LOGGED = ("A", "B", "E")
 SLOPES = {"alpha": ("A", 0), "beta": ("B", 1)}
 """A slope's coefficient and its row of the covariates (log N, log D), which is also its term."""
+
+
+class Problem(NamedTuple):
+    """Z (K, n, P) and offset (K, n): the law's logs are offset + Z theta. P parameters, n cells."""
+
+    Z: np.ndarray
+    offset: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,13 @@ class Design:
         z = self.problem.offset + self.problem.Z @ theta
         s = np.exp(z - z.max(0))
         return np.einsum("kn,knp->np", s / s.sum(0), self.problem.Z)
+
+
+def residuals(problem: Problem, theta: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """y - LSE(z) (n,) for one theta (P,), by numpy."""
+    z = problem.offset + problem.Z @ theta
+    top = z.max(0)
+    return y - top - np.log(np.exp(z - top).sum(0))
 
 
 def build_design(N: np.ndarray, D: np.ndarray, fix: Mapping[str, float]) -> Design:

@@ -19,12 +19,12 @@ from jaxscale.fit.cells import SPREAD, Cells, gather_cells
 from jaxscale.fit.curves import (
     Reading,
     choose_reading,
-    locate_minimum,
     model_noise,
     redraw_minima,
     split_curves,
 )
 from jaxscale.fit.minima import Curve
+from jaxscale.fit.readings import compare_readings, draw_curve, read_minimum
 from jaxscale.fit.resample import NoiseModel, choose_resample, f_tail
 from jaxscale.fit.result import Budget, Estimate, Fit, refused_fit
 from jaxscale.fit.summary import check_options, describe_rule, summarize_draws
@@ -64,12 +64,13 @@ def fit_isoflop(
         return refused_fit("isoflop", "power", obs.source, options, _no_budgets(cells))
     curves = split_curves(cells)
     reading = choose_reading(curves, cells, interpolant, window)
-    judged = [(curve, *minima.judge_curve(curve, curve.window(reading.window))) for curve in curves]
-    usable = [curve for curve, status, _ in judged if status == "ok"]
-    budgets = tuple(_describe_budget(curve, status, why, reading) for curve, status, why in judged)
+    budgets = tuple(read_minimum(curve, reading) for curve in curves)
+    usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
         verdict = f"{len(usable)} usable budgets of {len(curves)}, at least 2 are needed: " + "; ".join(
-            f"{curve.C:.3g} FLOPs is {status} ({why})" for curve, status, why in judged if why
+            f"{budget.C:.3g} FLOPs is {budget.status} ({budget.reason})"
+            for budget in budgets
+            if budget.reason
         )
         return refused_fit("isoflop", "power", obs.source, options, verdict, budgets)
     return _fit_usable(obs, cells, usable, budgets, reading, options)
@@ -87,14 +88,6 @@ def _no_budgets(cells: Cells) -> str:
         f"no budgets: C spreads over {cells.spread:.0%} in its widest cluster, the limit is {SPREAD:.0%}; "
         f"give a budget column, or use --method parametric"
     )
-
-
-def _describe_budget(curve: Curve, status: minima.Status, why: str, reading: Reading) -> Budget:
-    if status != "ok":
-        return Budget(float(curve.C), None, None, None, status, len(curve.x), why)
-    (x,), (loss,) = locate_minimum(curve, reading, curve.loss[None])
-    D = float(np.exp(np.interp(x, curve.x, curve.log_D)))
-    return Budget(float(curve.C), float(np.exp(x)), D, float(loss), "ok", len(curve.x))
 
 
 def _fit_usable(
@@ -136,8 +129,8 @@ def _fit_usable(
             "interpolant": "akima" if reading.akima else "parabola", "window": reading.window,
             "windows_tried": reading.tried, "a_plus_b": point["a"] + point["b"],
             "line_misfit_factor": {"N": factor_N, "D": factor_D},
-            "loss_law_E": "free" if free_E else "fixed at 0", "sensitivity": _compare_readings(cells),
-            "curves": [_draw_curve(curve, reading) for curve in curves],
+            "loss_law_E": "free" if free_E else "fixed at 0", "sensitivity": compare_readings(cells),
+            "curves": [draw_curve(curve, reading) for curve in curves],
         },
         draws={name: values.tolist() for name, values in draws.items()},
     )  # fmt: skip
@@ -199,45 +192,3 @@ def _notes(
     if not rounds:
         notes.append("no degrees of freedom for the noise, or bootstrap 0: no intervals")
     return notes
-
-
-def _compare_readings(cells: Cells) -> list[dict[str, Any]]:
-    """The exponents under other windows and interpolants: often a larger doubt than the interval."""
-    curves = split_curves(cells)
-    most = max(len(curve.x) for curve in curves)
-    readings = [Reading(False, size, []) for size in sorted({5, 7, most}) if size <= most]
-    return [_read_exponents(curves, reading) for reading in [*readings, Reading(True, most, [])]]
-
-
-def _read_exponents(curves: list[Curve], reading: Reading) -> dict[str, Any]:
-    usable = [c for c in curves if minima.judge_curve(c, c.window(reading.window))[0] == "ok"]
-    row: dict[str, Any] = {"interpolant": "akima" if reading.akima else "parabola", "window": reading.window,
-           "budgets": len(usable), "N": None, "D": None}  # fmt: skip
-    if len(usable) > 1:
-        x = [locate_minimum(curve, reading, curve.loss[None])[0][0] for curve in usable]
-        log_D = [np.interp(at, curve.x, curve.log_D) for at, curve in zip(x, usable, strict=True)]
-        log_C = np.log([curve.C for curve in usable])
-        row["N"], row["D"] = (float(frontier.fit_lines(log_C, np.array([y]))[0][0]) for y in (x, log_D))
-    return row
-
-
-def _draw_curve(curve: Curve, reading: Reading) -> dict[str, Any]:
-    """What a figure needs: the points, the window, and the interpolant as a dense line."""
-    window = slice(0, len(curve.x)) if reading.akima else curve.window(reading.window)
-    x = np.linspace(curve.x[window][0], curve.x[window][-1], 61)
-    if reading.akima:
-        line, fitted, polynomial = minima.interpolate_akima(curve, x), curve.loss, None
-    else:
-        polynomial, center = minima.parabola_of(curve, window), curve.x[window].mean()
-        line, fitted = (np.polyval(polynomial[::-1], at - center) for at in (x, curve.x))
-    return {
-        "C": float(curve.C), "window_N": [float(np.exp(x[0])), float(np.exp(x[-1]))],
-        "center_log_N": float(curve.x[window].mean()),
-        "coefficients": None if polynomial is None else polynomial.tolist(),
-        "line": {"N": np.exp(x).tolist(), "loss": np.asarray(line).tolist()},
-        "points": [
-            {"N": float(np.exp(at)), "D": float(np.exp(d)), "loss": float(y), "fitted": float(f),
-             "residual": float(y - f), "in_window": bool(window.start <= i < window.stop)}
-            for i, (at, d, y, f) in enumerate(zip(curve.x, curve.log_D, curve.loss, fitted, strict=True))
-        ],
-    }  # fmt: skip

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxscale.fit.design import Design
-from jaxscale.fit.solver import residuals
+from jaxscale.fit.design import Design, residuals
 
 __all__ = ["finish_lad"]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxscale.errors import MisuseError
 from jaxscale.fit.cells import Cells, gather_cells
-from jaxscale.fit.design import Design, build_design
+from jaxscale.fit.design import Design, build_design, residuals
 from jaxscale.fit.identify import find_obstacle, judge_identifiability
 from jaxscale.fit.lad import finish_lad
 from jaxscale.fit.resample import NoiseModel, choose_resample, draw_counts, draw_errors
@@ -42,6 +42,8 @@ HUBER_EFFICIENT = 1.345
 TOLERANCE = 1e-11
 FAILED_NORM = 1e-6
 """A bootstrap round whose gradient norm stays above this is left out, and counted."""
+LAD_SMOOTHING = 1e-2
+"""Bootstrap rounds of lad are Huber fits at this share of the robust deviation, close to their vertices."""
 SMALLEST_DELTA = 1e-9
 """Robust deviations below this are rounding: the law fits exactly."""
 
@@ -158,16 +160,12 @@ def _lowest(found: Solution) -> int:
 
 def _robust_scale(design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
     """1.4826 times the median absolute residual sqrt(w) |r|, corrected for the parameters fitted."""
-    from jaxscale.fit.solver import residuals
-
     size = np.sqrt(w) * np.abs(residuals(design.problem, theta, y))
     return float(1.4826 * np.median(size) * np.sqrt(len(y) / (len(y) - len(theta))))
 
 
 def _model_noise(cells: Cells, best: Optimum) -> NoiseModel:
     """Residuals of log loss, a stratum a budget (one in all without budgets)."""
-    from jaxscale.fit.solver import residuals
-
     J = np.sqrt(cells.weight)[:, None] * best.design.jacobian(best.theta)
     leverage = (np.linalg.qr(J)[0] ** 2).sum(1)
     stratum = np.maximum(cells.budget, 0)
@@ -198,11 +196,12 @@ def _bootstrap(
     start = {name: values[0] for name, values in best.design.params_of(best.theta[None]).items()}
     start["E"] = max(start["E"], 1e-2 * cells.loss.min()) if "E" in design.free else start["E"]
     theta = np.tile(design.theta_of(start), (rounds, 1))
-    tolerance = TOLERANCE if goal.name != "lad" else 1e-3 * best.delta
-    found = polish(design.problem, Lanes(theta, losses, w), best.delta,
-                   start_delta=HUBER_EFFICIENT * best.scale, tolerance=tolerance)  # fmt: skip
-    limit = FAILED_NORM if goal.name != "lad" else best.delta
-    good = design.gradient_norm(found.gradient) < limit
+    delta = max(best.delta, LAD_SMOOTHING * best.scale)
+    delta = max(best.delta, LAD_SMOOTHING * best.scale)
+    lanes = Lanes(theta, losses, w)
+    smooth = HUBER_EFFICIENT * best.scale
+    found = polish(design.problem, lanes, delta, start_delta=smooth, tolerance=TOLERANCE)
+    good = design.gradient_norm(found.gradient) < FAILED_NORM
     params = design.params_of(found.theta[good])
     return params, float(good.mean())
 

@@ -175,7 +175,7 @@ class Fit:
             (name, value, format_interval(i), error) for name, value, i, error in self._quantities()
         ]
         header = ("quantity", "value", f"{self.confidence:.0%} interval", "std error")
-        parts = [render_table(title, header, rows)]
+        parts = [render_table(title, header, rows) if rows else title]
         if self.budgets:
             rows = [(b.C, b.N_opt, b.D_opt, b.loss_opt, b.points, b.status, b.reason) for b in self.budgets]
             parts.append(
@@ -184,6 +184,9 @@ class Fit:
         if self.loss_law:
             law = {name: format_number(value) for name, value in self.loss_law.items()}
             parts.append(f"L_opt(C) = {law['E']} + {law['A']} / C^{law['alpha']}")
+        refused = self.source.get("rows_refused") or []
+        parts += [f"row {row.get('row', row.get('run_id'))} refused: {row['reason']}" for row in refused[:5]]
+        parts += [f"... and {len(refused) - 5} more rows refused"] if len(refused) > 5 else []
         objective = ", ".join(f"{name} {format_number(value)}" for name, value in self.objective.items())
         parts.append(f"objective: {objective}" if objective else "")
         parts += [f"verdict: {self.verdict}"] if self.verdict else [f"note: {note}" for note in self.notes]
@@ -200,8 +203,12 @@ class Fits:
 
     def to_json(self) -> str:
         """The fits as JSON, schema jaxscale.fits/1."""
-        plain = {"schema": self.schema, "fits": [f.to_plain() for f in self.fits], "weights": self.weights}
-        return json.dumps(plain, indent=1)
+        return json.dumps(self.to_plain(), indent=1)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The schema's dictionary."""
+        fits = [fit.to_plain() for fit in self.fits]
+        return {"schema": self.schema, "fits": fits, "weights": list(self.weights)}
 
     @classmethod
     def from_json(cls, path: str | Path) -> Fits:

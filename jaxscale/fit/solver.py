@@ -23,22 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["Lanes", "Problem", "Solution", "polish", "residuals", "search"]
+from jaxscale.fit.design import Problem
+
+__all__ = ["Lanes", "Solution", "polish", "search"]
 
 CHUNK = 64
 ROWS = 64
 """Lanes and rows are padded to multiples of these: a new size compiles a new program."""
 SEARCH_STEPS = 40
 MAX_STEPS = 300
+FIRST_DAMPING, STUCK = 1e-3, 1e6
+"""A lane whose steps no longer lower the value at STUCK has met the rounding of float64."""
 DECAY, SETTLED, PATIENCE = 0.4, 0.1, 12
 """Continuation: delta falls once the gradient is below SETTLED * delta, or after PATIENCE steps."""
-
-
-class Problem(NamedTuple):
-    """Z (K, n, P) and offset (K, n): the law's logs are offset + Z theta. P parameters, n cells."""
-
-    Z: np.ndarray
-    offset: np.ndarray
 
 
 class Lanes(NamedTuple):
@@ -57,13 +54,6 @@ class Solution(NamedTuple):
     gradient: np.ndarray
     hessian: np.ndarray
     steps: np.ndarray
-
-
-def residuals(problem: Problem, theta: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """y - LSE(z) (n,) for one theta (P,), by numpy."""
-    z = problem.offset + problem.Z @ theta
-    top = z.max(0)
-    return y - top - np.log(np.exp(z - top).sum(0))
 
 
 def search(problem: Problem, lanes: Lanes, delta: float) -> Solution:
@@ -99,22 +89,30 @@ def _run(make: Any, problem: Problem, lanes: Lanes, deltas: np.ndarray, toleranc
     return Solution(*columns)
 
 
+def _terms(theta: Any, Z: Any, offset: Any) -> Any:
+    return offset + (Z.reshape(-1, Z.shape[-1]) @ theta).reshape(offset.shape)
+
+
 def _value(theta: Any, Z: Any, offset: Any, y: Any, w: Any, delta: Any) -> Any:
-    r = y - jax.nn.logsumexp(offset + Z @ theta, axis=0)
+    r = y - jax.nn.logsumexp(_terms(theta, Z, offset), axis=0)
     m = jnp.minimum(jnp.abs(r), delta)
     return jnp.sum(w * m * (jnp.abs(r) - m / 2))
 
 
 def _derivatives(theta: Any, Z: Any, offset: Any, y: Any, w: Any, delta: Any) -> tuple[Any, Any, Any, Any]:
     """Value, gradient (P,), Hessian (P, P), and the damping scale (P,): the diagonal of J^T W J."""
-    z = offset + Z @ theta
-    r = y - jax.nn.logsumexp(z, axis=0)
-    s = jax.nn.softmax(z, axis=0)
-    J = jnp.einsum("kn,knp->np", s, Z)
+    z = _terms(theta, Z, offset)
+    top = jnp.max(z, axis=0)
+    s = jnp.exp(z - top)
+    total = jnp.sum(s, axis=0)
+    r, s = y - top - jnp.log(total), s / total
+    J = jnp.sum(s[..., None] * Z, axis=0)
     m = jnp.minimum(jnp.abs(r), delta)
     psi = w * jnp.clip(r, -delta, delta)
     curved = jnp.where(jnp.abs(r) <= delta, w, 0.0) + psi
-    hessian = (J * curved[:, None]).T @ J - jnp.einsum("kn,knp,knq->pq", s * psi, Z, Z)
+    outer = (Z[..., :, None] * Z[..., None, :]).reshape(s.size, -1)  # the same for every lane: one product
+    bent = ((s * psi).reshape(-1) @ outer).reshape(J.shape[-1], -1)
+    hessian = (J * curved[:, None]).T @ J - bent
     scale = jnp.sum(w[:, None] * J**2, axis=0)
     return jnp.sum(w * m * (jnp.abs(r) - m / 2)), -(psi @ J), hessian, scale
 
@@ -162,25 +160,26 @@ def _polisher() -> Any:
 
         def go_on(state: _State) -> Any:
             unfinished = (state.norm > tolerance) | (state.delta > final)
-            return (state.step < MAX_STEPS) & unfinished
+            return (state.step < MAX_STEPS) & (state.damping < STUCK) & unfinished
 
         def newton(state: _State) -> _State:
             theta, delta, damping = state.theta, state.delta, state.damping
             value, gradient, hessian, scale = _derivatives(theta, Z, offset, y, w, delta)
+            norm = jnp.linalg.norm(gradient)  # where the step begins: the last one is a bonus
             damped = hessian + jnp.diag(damping * (scale + 1e-12 * scale.max()) + 1e-300)
             move = -jnp.linalg.solve(damped, gradient)
             trial = theta + jnp.where(jnp.isfinite(move), move, 0.0)
             better = _value(trial, Z, offset, y, w, delta) <= value * (1 + 1e-15)
             theta = jnp.where(better, trial, theta)
-            damping = jnp.clip(damping * jnp.where(better, 0.1, 8.0), 1e-15, 1e6)
-            norm = jnp.linalg.norm(_derivatives(theta, Z, offset, y, w, delta)[1])
+            damping = jnp.clip(damping * jnp.where(better, 0.1, 8.0), 1e-15, STUCK)
             settled = (norm < SETTLED * delta) | (state.spent >= PATIENCE)
             lower = jnp.where(settled, jnp.maximum(delta * DECAY, final), delta)
+            damping = jnp.where(lower < delta, FIRST_DAMPING, damping)
             spent = jnp.where(lower < delta, 0, state.spent + 1)
             return _State(state.step + 1, theta, damping, lower, spent, norm)
 
         zero = jnp.zeros((), theta.dtype)
-        state = _State(0, theta, zero + 1e-3, zero + deltas[0], 0, zero + jnp.inf)
+        state = _State(0, theta, zero + FIRST_DAMPING, zero + deltas[0], 0, zero + jnp.inf)
         state = jax.lax.while_loop(go_on, newton, state)
         value, gradient, hessian, _ = _derivatives(state.theta, Z, offset, y, w, final)
         return state.theta, value, gradient, hessian, state.step
