@@ -1,19 +1,28 @@
-"""What a fit is: the FIT.json contract as one value that prints as a table."""
+"""What a fit is: the FIT.json contract as one value that prints as a table and predicts.
+
+Exponents and coefficients are None, and `verdict` says why, where the data gave no usable answer.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.laws import Chinchilla, FlopRule, LossLaw, Optimum, PowerLaw
 from jaxscale.runs import from_plain, read_json
+from jaxscale.tables import format_interval, format_number, render_table
 
 if TYPE_CHECKING:
-    pass
+    import pandas as pd
 
-__all__ = ["Budget", "Estimate", "Fit"]
+__all__ = ["Budget", "Estimate", "Fit", "Fits", "refused_fit"]
 
 Interval = tuple[float | None, float | None]
 
@@ -44,8 +53,10 @@ class Fit:
     """A fitted law with everything needed to judge it; field for field the FIT.json schema.
 
     N_opt(C) = coefficients["N"] * C ** exponents["N"], the same for D; both None where a law has none.
+    `params`: E, A, B, alpha, beta for parametric; a, b and the coefficients G, H for isoflop.
     `draws` holds the bootstrap replicates, one dict of equal-length lists (C in FLOPs, loss in nats),
     so that a forecast can carry the fit's uncertainty without the observations.
+    `noise`: deviations of log loss, that is relative, between seeds and about the fit.
     """
 
     method: Literal["isoflop", "parametric", "envelope"]
@@ -68,20 +79,180 @@ class Fit:
     draws: dict[str, list[float]] = field(default_factory=dict)
     schema: str = "jaxscale.fit/1"
 
+    @property
+    def verdict(self) -> str | None:
+        """Why there is no usable answer; None where there is one."""
+        return self.diagnostics.get("verdict")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know before trusting the numbers, one sentence each."""
+        return list(self.diagnostics.get("notes", ()))
+
+    @property
+    def rule(self) -> FlopRule:
+        """C = k N^p D, as the fit was told to count."""
+        flops = self.diagnostics["flops"]
+        return FlopRule(flops["k"], flops["p"])
+
+    def predict_loss(self, N: Any, D: Any) -> Any:
+        """Loss at N parameters and D tokens, nats per token; MisuseError for a law of compute alone."""
+        if self.method != "parametric":
+            raise MisuseError(f"method {self.method!r} predicts the loss at the optimum of C only; "
+                              f"fit with method parametric for loss(N, D)")  # fmt: skip
+        self.require_answer()
+        return Chinchilla(**self.params).loss(N, D)
+
+    def predict_optimum(self, C: Any) -> Optimum:
+        """N, D and loss that are optimal at C FLOPs; VerdictError where the fit has no answer."""
+        self.require_answer()
+        return self._optimum({**self.params, **(self.loss_law or {})}, C)
+
+    def sample_optimum(self, C: float) -> Optimum:
+        """The same for every bootstrap round: arrays (rounds,)."""
+        self.require_answer()
+        return self._optimum({name: np.asarray(values) for name, values in self.draws.items()}, C)
+
+    def frontier(self) -> LossLaw:
+        """L_opt(C) as a value that can be inverted."""
+        self.require_answer()
+        if self.method == "parametric":
+            return Chinchilla(**self.params).frontier(self.rule)
+        return LossLaw(**(self.loss_law or {}))
+
+    def require_answer(self) -> None:
+        """VerdictError with the reason where the fit has no answer."""
+        if self.verdict:
+            raise VerdictError(f"{self.method} fit: {self.verdict}")
+
+    def _optimum(self, values: Mapping[str, Any], C: Any) -> Optimum:
+        if self.method == "parametric":
+            return Chinchilla(**values).optimum(C, self.rule)
+        loss = LossLaw(values["E"], values["A"], values["alpha"]).loss(C)
+        return Optimum(
+            PowerLaw(values["G"], values["a"]).at(C), PowerLaw(values["H"], values["b"]).at(C), loss
+        )
+
     def to_json(self) -> str:
         """The fit as JSON, schema jaxscale.fit/1; NaN and infinities become null."""
+        return json.dumps(self.to_plain(), indent=1)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The schema's dictionary."""
         plain = asdict(self)
-        return json.dumps({"schema": plain.pop("schema"), **_without_nan(plain)}, indent=1)
+        return {"schema": plain.pop("schema"), **without_nan(plain)}
 
     @classmethod
     def from_json(cls, path: str | Path) -> Fit:
         """Read a FIT.json; MisuseError names what is missing or unknown."""
         return from_plain(read_json(Path(path)), cls)
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row a quantity: quantity, value, low, high, std_error."""
+        import pandas as pd
 
-def _without_nan(value: Any) -> Any:
+        rows = [{"quantity": name, "value": value, "low": low, "high": high, "std_error": error}
+                for name, value, (low, high), error in self._quantities()]  # fmt: skip
+        return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "std_error"])
+
+    def _quantities(self) -> list[tuple[str, float, Interval, float | None]]:
+        rows = [
+            (name, value, self.intervals.get(name, (None, None)), self.std_errors.get(name))
+            for name, value in self.params.items()
+        ]
+        if self.method == "parametric" and self.exponents and self.coefficients:
+            rows += [(f"{n}_opt exponent", e.value, e.interval, None) for n, e in self.exponents.items()]
+            rows += [
+                (f"{n}_opt coefficient", e.value, e.interval, None) for n, e in self.coefficients.items()
+            ]
+        return rows
+
+    def __str__(self) -> str:
+        title = (
+            f"{self.method} fit, {self.source.get('rows_used', '?')} rows of {self.source.get('path', '?')}"
+        )
+        rows: list[tuple[Any, ...]] = [
+            (name, value, format_interval(i), error) for name, value, i, error in self._quantities()
+        ]
+        header = ("quantity", "value", f"{self.confidence:.0%} interval", "std error")
+        parts = [render_table(title, header, rows) if rows else title]
+        if self.budgets:
+            rows = [(b.C, b.N_opt, b.D_opt, b.loss_opt, b.points, b.status, b.reason) for b in self.budgets]
+            parts.append(
+                render_table("budgets", ("C", "N_opt", "D_opt", "loss", "sizes", "status", ""), rows)
+            )
+        if self.loss_law:
+            law = {name: format_number(value) for name, value in self.loss_law.items()}
+            parts.append(f"L_opt(C) = {law['E']} + {law['A']} / C^{law['alpha']}")
+        refused = self.source.get("rows_refused") or []
+        parts += [f"row {row.get('row', row.get('run_id'))} refused: {row['reason']}" for row in refused[:5]]
+        parts += [f"... and {len(refused) - 5} more rows refused"] if len(refused) > 5 else []
+        objective = ", ".join(f"{name} {format_number(value)}" for name, value in self.objective.items())
+        parts.append(f"objective: {objective}" if objective else "")
+        parts += [f"verdict: {self.verdict}"] if self.verdict else [f"note: {note}" for note in self.notes]
+        return "\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Several methods on the same observations; `weights` (equal) are those of their average."""
+
+    fits: tuple[Fit, ...]
+    weights: tuple[float, ...]
+    schema: str = "jaxscale.fits/1"
+
+    def to_json(self) -> str:
+        """The fits as JSON, schema jaxscale.fits/1."""
+        return json.dumps(self.to_plain(), indent=1)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The schema's dictionary."""
+        fits = [fit.to_plain() for fit in self.fits]
+        return {"schema": self.schema, "fits": fits, "weights": list(self.weights)}
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Fits:
+        """Read a FITS.json; MisuseError names what is missing or unknown."""
+        return from_plain(read_json(Path(path)), cls)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows of every fit with a column `method`."""
+        import pandas as pd
+
+        return pd.concat([fit.to_frame().assign(method=fit.method) for fit in self.fits], ignore_index=True)
+
+    def __str__(self) -> str:
+        rows = []
+        for fit in self.fits:
+            a, b = (fit.exponents or {}).get("N"), (fit.exponents or {}).get("D")
+            cells = [
+                x for e in (a, b) for x in ((e.value, format_interval(e.interval)) if e else (None, None))
+            ]
+            rows.append((fit.method, *cells))
+        table = render_table("N_opt ~ C^a, D_opt ~ C^b", ("method", "a", "interval", "b", "interval"), rows)
+        return "\n\n".join([*(str(fit) for fit in self.fits), table])
+
+
+def refused_fit(
+    method: Literal["isoflop", "parametric"],
+    law: str,
+    source: dict[str, Any],
+    options: Mapping[str, Any],
+    verdict: str,
+    budgets: tuple[Budget, ...] | None = None,
+) -> Fit:
+    """A fit without an answer: every number None, the reason in `verdict`."""
+    return Fit(
+        method=method, law=law, source=source, params={}, intervals={}, std_errors={}, exponents=None,
+        coefficients=None, loss_law=None, objective={}, noise={"seed_std": None, "residual_std": None},
+        budgets=budgets, diagnostics={"verdict": verdict}, **options,
+    )  # fmt: skip
+
+
+def without_nan(value: Any) -> Any:
+    """Plain data with NaN and infinities as None."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,244 @@
+"""The verbs that need no accelerator: fit, forecast, backtest. They parse, read, call, print and write.
+
+Nothing heavy is imported before a verb has its arguments: `--help` is quick, and isoflop never loads jax.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from jaxscale.errors import MisuseError
+
+if TYPE_CHECKING:
+    from jaxscale.fit.result import Fit, Fits
+    from jaxscale.runs import Observations
+
+__all__ = ["backtest", "fit", "forecast"]
+
+T = TypeVar("T")
+Method = Literal["isoflop", "parametric", "envelope", "all"]
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How a table from elsewhere is read."""
+
+    columns: tuple[str, ...] = ()
+    """Canonical names and the table's own: N=n_params D=tokens C=flops loss=nats."""
+    where: str | None = None
+    """Rows to keep, by the table's own columns: "excluded == 0 and d_tokens > 1e9"."""
+
+
+@dataclass(frozen=True)
+class FitOptions(TableOptions):
+    """Options of every fit; the defaults are those of the Python functions."""
+
+    method: Method = "isoflop"
+    """isoflop: minima of each budget; parametric: L(N, D); all: both, as FITS.json."""
+    law: Literal["chinchilla"] = "chinchilla"
+    """The parametric law: L = E + A/N^alpha + B/D^beta."""
+    objective: Literal["huber", "lad", "squares"] = "huber"
+    """Loss on log residuals, summed."""
+    delta: str = "auto"
+    """Huber's delta in log loss; auto is 1.345 robust deviations, 1e-3 reproduces the papers."""
+    bootstrap: int = 1000
+    """Rounds behind the intervals; 0 for none."""
+    resample: Literal["auto", "residual", "wild", "pairs", "noise"] = "auto"
+    """auto follows the design; pairs only to reproduce others."""
+    confidence: float = 0.95
+    """Of every interval."""
+    seed: int = 0
+    """Of the bootstrap."""
+    interpolant: Literal["auto", "parabola", "akima"] = "auto"
+    """How a minimum is read off a budget's curve."""
+    window: str = "auto"
+    """Sizes around the lowest that a parabola sees, auto or a count."""
+    fix: tuple[str, ...] = ()
+    """Parameters held still: E=1.7."""
+    out: Path | None = None
+    """Where the JSON goes."""
+
+
+@dataclass(frozen=True)
+class FitArguments(FitOptions):
+    """Arguments of `fit`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
+    """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
+
+
+@dataclass(frozen=True)
+class BacktestArguments(FitOptions):
+    """Arguments of `backtest`."""
+
+    method: Method = "all"
+    """isoflop, parametric, or all: both."""
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
+    """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
+
+
+@dataclass(frozen=True)
+class ForecastArguments(TableOptions):
+    """Arguments of `forecast`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIT")] = tyro.MISSING
+    """FIT.json, FITS.json, or a table or study folder, which is fitted by both methods first."""
+    flops: tuple[float, ...] = tyro.MISSING
+    """Training FLOPs to forecast for, one or more."""
+    out: Path | None = None
+    """Where the JSON goes."""
+
+
+def fit(argv: list[str]) -> int:
+    """Fit a scaling law to observations and print it as a table."""
+    args = _parse(FitArguments, "fit", argv, "Fit a scaling law.",
+                  "jaxscale fit runs/quickstart --method isoflop --out fit.json")  # fmt: skip
+    result = _fit(_read(args.source, args), args)
+    _finish(result, args.out)
+    fits = result.fits if args.method == "all" else (result,)
+    verdicts = [f"{one.method}: {one.verdict}" for one in fits if one.verdict]
+    for verdict in verdicts:
+        print(f"jaxscale fit: {verdict}", file=sys.stderr)
+    return 1 if len(verdicts) == len(fits) else 0
+
+
+def forecast(argv: list[str]) -> int:
+    """Optimal size, tokens and loss at the compute asked for."""
+    args = _parse(ForecastArguments, "forecast", argv, "Optimal size, tokens and loss at a compute.",
+                  "jaxscale forecast fit.json --flops 1e21 1e22 --out forecast.json")  # fmt: skip
+    from jaxscale.forecast import forecast_optimum
+
+    _finish(forecast_optimum(_load_fit(args), flops=args.flops), args.out)
+    return 0
+
+
+def backtest(argv: list[str]) -> int:
+    """Fit on the smaller budgets, predict the larger, report the error."""
+    args = _parse(BacktestArguments, "backtest", argv, "Fit on the smaller budgets and predict the larger.",
+                  "jaxscale backtest runs/quickstart --out backtest.json")  # fmt: skip
+    from jaxscale.backtest import backtest_fit
+
+    methods = ("isoflop", "parametric") if args.method == "all" else (args.method,)
+    obs, options = _read(args.source, args), _options(args)
+    result = backtest_fit(obs, methods=methods, **options)
+    _finish(result, args.out)
+    if not result.rows:
+        print(
+            f"jaxscale backtest: no method has an answer below {args.source}'s largest budget",
+            file=sys.stderr,
+        )
+    return 0 if result.rows else 1
+
+
+def _parse(kind: type[T], verb: str, argv: list[str], summary: str, example: str) -> T:
+    """Typed and strict: an unknown option fails and proposes the nearest."""
+    if "--version" in argv:
+        from jaxscale.cli import dispatch
+
+        raise SystemExit(dispatch(["--version"]))
+    return tyro.cli(
+        kind, prog=f"jaxscale {verb}", args=argv, description=f"{summary}\n\nexample: {example}",
+        config=(tyro.conf.FlagConversionOff,),
+    )  # fmt: skip
+
+
+def _read(source: str, table: TableOptions) -> Observations:
+    from jaxscale.source import read_observations
+
+    return read_observations(source, columns=_pairs("columns", table.columns), where=table.where)
+
+
+def _fit(obs: Observations, args: FitOptions) -> Any:
+    from jaxscale.fit import fit_all, fit_isoflop, fit_parametric
+
+    options = _options(args)
+    if args.method == "all":
+        return fit_all(obs, **options)
+    return (fit_isoflop if args.method == "isoflop" else fit_parametric)(obs, **options)
+
+
+ONLY = {
+    "isoflop": ("interpolant", "window"),
+    "parametric": ("law", "objective", "delta", "fix"),
+}
+
+
+def _options(args: FitOptions) -> dict[str, Any]:
+    """Keyword options of the method asked for; one that belongs to another method is misuse."""
+    if args.method == "envelope":
+        raise MisuseError("method envelope reads training curves and is not available; "
+                          "use isoflop, parametric or all")  # fmt: skip
+    defaults = {field.name: field.default for field in fields(FitOptions)}
+    options = {name: getattr(args, name) for name in ("bootstrap", "resample", "confidence", "seed")}
+    for method, names in ONLY.items():
+        for name in names:
+            if args.method in (method, "all"):
+                options[name] = getattr(args, name)
+            elif getattr(args, name) != defaults[name]:
+                raise MisuseError(
+                    f"--{name} belongs to --method {method}, not to {args.method}; leave it out"
+                )
+    return {name: _typed(name, value) for name, value in options.items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name == "fix":
+        return {key: _number(f"fix: {key}", text) for key, text in _pairs("fix", value).items()}
+    if name == "delta" and value != "auto":
+        return _number("delta", value)
+    if name == "window" and value != "auto":
+        if not value.isdecimal():
+            raise MisuseError(f"window: {value!r} is neither auto nor a count of sizes")
+        return int(value)
+    return value
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise MisuseError(f"{name}: {text!r} is not a number") from None
+
+
+def _pairs(option: str, items: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE items as a dictionary."""
+    pairs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise MisuseError(f"{option}: {item!r} is not NAME=VALUE, as in N=n_params")
+        if name in pairs:
+            raise MisuseError(f"{option}: {name} is given twice; give it once")
+        pairs[name] = value
+    return pairs
+
+
+def _load_fit(args: ForecastArguments) -> Fit | Fits:
+    from jaxscale.fit import Fit, Fits, fit_all
+    from jaxscale.runs import read_json
+
+    if not args.source.endswith(".json"):
+        return fit_all(_read(args.source, args))
+    plain = read_json(Path(args.source))
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    kinds: dict[Any, type[Fit] | type[Fits]] = {"jaxscale.fit/1": Fit, "jaxscale.fits/1": Fits}
+    if schema not in kinds:
+        raise MisuseError(
+            f"{args.source}: schema {schema!r} is no fit; `jaxscale fit SOURCE --out` writes one"
+        )
+    return kinds[schema].from_json(args.source)
+
+
+def _finish(result: Any, out: Path | None) -> None:
+    """The table on stdout, the JSON where it was asked for."""
+    from jaxscale.runs import write_json
+
+    print(result)
+    if out is not None:
+        write_json(out, result.to_json())

@@ -1,0 +1,153 @@
+"""Observations -> cells: which rows enter a fit, which budget each belongs to, what repeated seeds say.
+
+A cell is one (budget, N, D). Its seeds are averaged (weights count), and the spread of log loss between
+them is the only noise estimate that owes nothing to a law. Rows with a `role` other than "grid" (held out)
+and rows of weight 0 stay out.
+Budgets are the `budget` column where every row has one; else log C is cut wherever neighbours differ by
+more than 5%, and a cluster wider than 5% means that the data have no budgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxscale.errors import VerdictError
+from jaxscale.runs import Observations
+from jaxscale.source import as_observations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["SPREAD", "Cells", "gather_cells", "grid_rows"]
+
+SPREAD = 0.05
+"""Largest relative width of a budget in C, from ARCHITECTURE.md."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Arrays of length n, ordered by (C of the budget, N, D).
+
+    `budget` (n,) counts budgets from 0 by rising C, -1 where there are none; `budget_C` their FLOPs;
+    `cluster` (n,) numbers the cells that share a parent or a run; `seed_ss` and `seed_dof` are the sum of
+    squared deviations of log loss between seeds and its degrees of freedom; `spread` is max C / min C - 1
+    of the widest budget.
+    """
+
+    N: np.ndarray
+    D: np.ndarray
+    C: np.ndarray
+    loss: np.ndarray
+    weight: np.ndarray
+    budget: np.ndarray
+    budget_C: np.ndarray
+    cluster: np.ndarray
+    seed_ss: np.ndarray
+    seed_dof: np.ndarray
+    spread: float
+
+    def __len__(self) -> int:
+        return len(self.N)
+
+    def take(self, chosen: np.ndarray) -> Cells:
+        """Some of the cells, budgets renumbered."""
+        parts = {name: getattr(self, name)[chosen] for name in _PER_CELL}
+        kept, renumbered = np.unique(parts.pop("budget"), return_inverse=True)
+        if not len(self.budget_C):
+            return replace(self, **parts, budget=self.budget[chosen])
+        return replace(self, **parts, budget=renumbered, budget_C=self.budget_C[kept])
+
+    @property
+    def seed_std(self) -> float | None:
+        """Pooled standard deviation of log loss between seeds of one cell; None without repeats."""
+        dof = self.seed_dof.sum()
+        return float(np.sqrt(self.seed_ss.sum() / dof)) if dof else None
+
+
+_PER_CELL = ("N", "D", "C", "loss", "weight", "budget", "cluster", "seed_ss", "seed_dof")
+
+
+def grid_rows(frame: pd.DataFrame) -> pd.Series:
+    """Mask of the rows a fit may see: role "grid" or no role, weight above 0."""
+    import pandas as pd
+
+    seen = pd.Series(True, index=frame.index)
+    if "role" in frame:
+        seen &= frame["role"].isna() | (frame["role"] == "grid")
+    if "weight" in frame:
+        seen &= frame["weight"] > 0
+    return seen
+
+
+def gather_cells(source: Observations | pd.DataFrame, *, role: str = "grid") -> Cells:
+    """The cells of a source; role "all" includes held-out rows. VerdictError when none is left."""
+    frame = as_observations(source).frame
+    frame = frame[grid_rows(frame)] if role == "grid" else frame
+    if frame.empty:
+        raise VerdictError("no row is left to fit: every one is held out (role) or has weight 0")
+    budget, spread = _assign_budgets(frame)
+    return _average(frame.assign(_budget=budget, _cluster=_clusters(frame)), spread)
+
+
+def _assign_budgets(frame: pd.DataFrame) -> tuple[np.ndarray, float]:
+    """Budget number of each row by rising C, or -1 everywhere, and the widest spread met."""
+    C = frame["C"].to_numpy()
+    if "budget" in frame and frame["budget"].notna().all():
+        labels = frame["budget"].to_numpy()
+        named = sorted(set(labels), key=lambda label: float(np.median(C[labels == label])))
+        number = np.array([named.index(label) for label in labels])
+        return number, _widest(C, number)
+    order = np.argsort(C, kind="stable")
+    cuts = np.diff(np.log(C[order])) > np.log1p(SPREAD)
+    number = np.empty(len(C), int)
+    number[order] = np.concatenate([[0], np.cumsum(cuts)])
+    spread = _widest(C, number)
+    return (number, spread) if spread <= SPREAD else (np.full(len(C), -1), spread)
+
+
+def _widest(C: np.ndarray, number: np.ndarray) -> float:
+    return max(float(C[number == b].max() / C[number == b].min() - 1) for b in np.unique(number))
+
+
+def _clusters(frame: pd.DataFrame) -> np.ndarray:
+    """Rows that share a parent, else a run_id, are one cluster; a row without either is its own."""
+    import pandas as pd
+
+    label = pd.Series([f"row {i}" for i in range(len(frame))], index=frame.index, dtype=object)
+    for name in ("run_id", "parent"):
+        if name in frame:
+            label = frame[name].astype(object).where(frame[name].notna(), label)
+    return pd.factorize(label)[0]
+
+
+def _average(frame: pd.DataFrame, spread: float) -> Cells:
+    """Seeds of equal (budget, N, D) as one cell: weighted mean loss, summed weight, spread of log loss."""
+    weight = frame["weight"].to_numpy() if "weight" in frame else np.ones(len(frame))
+    columns = [frame[name].to_numpy(float) for name in ("_budget", "N", "D")]
+    keys, cell = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
+    cell = cell.reshape(-1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(cell, weight * values) / np.bincount(cell, weight)
+
+    log_loss, C = np.log(frame["loss"].to_numpy()), frame["C"].to_numpy()
+    deviation = log_loss - mean(log_loss)[cell]
+    first = np.unique(cell, return_index=True)[1]
+    budget = keys[:, 0].astype(int)
+    log_C = mean(np.log(C))
+    return Cells(
+        N=keys[:, 1], D=keys[:, 2], C=np.exp(log_C), loss=mean(frame["loss"].to_numpy()),
+        weight=np.bincount(cell, weight), budget=budget,
+        budget_C=np.array([np.exp(log_C[budget == b].mean()) for b in np.unique(budget) if b >= 0]),
+        cluster=frame["_cluster"].to_numpy()[first],
+        seed_ss=np.bincount(cell, weight * deviation**2), seed_dof=np.bincount(cell) - 1.0, spread=spread,
+    )  # fmt: skip
+
+
+def describe_cells(cells: Cells) -> list[dict[str, Any]]:
+    """One flat record a cell, in the cells' order."""
+    names = ("N", "D", "C", "loss", "weight")
+    return [{name: float(getattr(cells, name)[i]) for name in names} for i in range(len(cells))]

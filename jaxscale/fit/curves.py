@@ -1,0 +1,159 @@
+"""All IsoFLOP curves under one reading: interpolant and window, the noise about them, and redrawn minima.
+
+The window stays where the data put it; each bootstrap round redraws the losses inside it and refits. The
+noise of an interpolant that passes through its points is measured about a cubic over six sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxscale.errors import MisuseError
+from jaxscale.fit import minima
+from jaxscale.fit.cells import Cells
+from jaxscale.fit.minima import Curve
+from jaxscale.fit.resample import NoiseModel, draw_counts, draw_errors
+from jaxscale.fit.windows import NARROWEST, choose_window
+
+__all__ = ["Reading", "choose_reading", "locate_minimum", "model_noise", "redraw_minima", "split_curves"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the curves are read: Akima, or a parabola over `window` sizes."""
+
+    akima: bool
+    window: int
+    tried: list[dict[str, float]]
+
+    @property
+    def words(self) -> str:
+        """Interpolant and window for people."""
+        return "akima over all sizes" if self.akima else f"parabola over up to {self.window} sizes"
+
+
+def split_curves(cells: Cells) -> list[Curve]:
+    """One curve a budget, sizes rising."""
+    curves = []
+    for number, C in enumerate(cells.budget_C):
+        inside = np.flatnonzero(cells.budget == number)
+        inside = inside[np.argsort(cells.N[inside], kind="stable")]
+        inside = inside[np.append(True, np.diff(cells.N[inside]) > 0)]
+        log_D = np.log(cells.D[inside])
+        curves.append(
+            Curve(C, np.log(cells.N[inside]), log_D, cells.loss[inside], cells.weight[inside], inside)
+        )
+    return curves
+
+
+def choose_reading(curves: list[Curve], cells: Cells, interpolant: str, window: str | int) -> Reading:
+    """Interpolant and window as asked, or by the rule of windows.py over the budgets it could use."""
+    widest = max(NARROWEST, *(len(curve.x) for curve in curves))
+    if interpolant == "akima":
+        return Reading(True, widest, [])
+    if window != "auto":
+        return Reading(False, int(window), [])
+    judged = [c for c in curves if minima.judge_curve(c, c.window(NARROWEST))[0] == "ok"]
+    if not judged:
+        return Reading(False, widest, [])
+    mean_loss = float(np.exp(np.log(cells.loss).mean()))
+    size, tried = choose_window(judged, cells.seed_ss.sum(), cells.seed_dof.sum(), mean_loss)
+    if size is None and interpolant == "auto" and min(len(curve.x) for curve in judged) >= NARROWEST:
+        return Reading(True, widest, tried)
+    return Reading(False, size or NARROWEST, tried)
+
+
+def locate_minimum(curve: Curve, reading: Reading, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log N_opt and loss_opt (rounds,) for losses (rounds, sizes of the curve)."""
+    if reading.akima:
+        return minima.minimum_akima(curve, losses)
+    window = curve.window(reading.window)
+    return minima.minimum_parabola(curve, window, losses[:, window])
+
+
+def _noise_window(curve: Curve, reading: Reading) -> tuple[slice, int]:
+    """Sizes and polynomial degree whose residuals measure the noise of a curve."""
+    if not reading.akima:
+        return curve.window(reading.window), 2
+    return curve.window(NARROWEST + 1), 3
+
+
+def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tuple[NoiseModel, list[slice]]:
+    """Residuals of log loss about each curve's local polynomial, a stratum a budget."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("r", "h", "w", "b", "cell")}
+    windows, dof = [], []
+    for number, curve in enumerate(curves):
+        window, degree = _noise_window(curve, reading)
+        hat = minima.parabola_hat(curve.x[window], curve.weight[window], degree)
+        fitted = hat @ curve.loss[window]
+        parts["r"].append((curve.loss[window] - fitted) / fitted)
+        parts["h"].append(np.diag(hat))
+        parts["w"].append(curve.weight[window])
+        parts["b"].append(np.full(len(fitted), number))
+        parts["cell"].append(curve.cells[window])
+        windows.append(window)
+        dof.append(max(len(fitted) - degree - 1.0, 0.0))
+    r, h, w, b, cell = (np.concatenate(part) for part in parts.values())
+    inside = [curve.cells for curve in curves]
+    cluster = np.unique(cells.cluster[cell], return_inverse=True)[1]
+    seed_ss = np.array([cells.seed_ss[i].sum() for i in inside])
+    seed_dof = np.array([cells.seed_dof[i].sum() for i in inside])
+    return NoiseModel(r, h, w, b, cluster, np.array(dof), seed_ss, seed_dof), windows
+
+
+def redraw_minima(
+    curves: Sequence[Curve], reading: Reading, model: NoiseModel, windows: list[slice], kind: str,
+    rounds: int, rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """log N_opt, log D_opt and loss_opt (rounds, budgets) of each bootstrap round."""
+    if kind == "pairs":
+        return _redraw_pairs(curves, reading, model, windows, rounds, rng)
+    errors = draw_errors(model, kind, rounds, rng)
+    found = []
+    for number, (curve, window) in enumerate(zip(curves, windows, strict=True)):
+        losses = np.repeat(curve.loss[None], rounds, 0)
+        mine = np.flatnonzero(model.stratum == number)
+        center = curve.loss[window] / (1 + model.residual[mine])
+        if reading.akima:
+            center = curve.loss[window]
+        losses[:, window] = center * (1 + errors[:, mine])
+        found.append(_with_tokens(curve, *locate_minimum(curve, reading, losses)))
+    return _stack(found)
+
+
+def _redraw_pairs(
+    curves: Sequence[Curve], reading: Reading, model: NoiseModel, windows: list[slice], rounds: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Cells drawn with replacement; a round that keeps under three sizes of a budget reuses its curve."""
+    if reading.akima:
+        raise MisuseError("resample pairs: an interpolant needs every point; use --interpolant parabola")
+    counts = draw_counts(model, rounds, rng)
+    found = []
+    for number, (curve, window) in enumerate(zip(curves, windows, strict=True)):
+        drawn = counts[:, model.stratum == number]
+        drawn = np.where((drawn > 0).sum(1, keepdims=True) >= 3, drawn, 1.0)
+        points = [_reweighted(curve, window, row) for row in drawn]
+        x, loss = (np.array(part) for part in zip(*points, strict=True))
+        found.append(_with_tokens(curve, x, loss))
+    return _stack(found)
+
+
+def _reweighted(curve: Curve, window: slice, counts: np.ndarray) -> tuple[float, float]:
+    weight = curve.weight.copy()
+    weight[window] *= counts
+    heavier = Curve(curve.C, curve.x, curve.log_D, curve.loss, weight, curve.cells)
+    x, loss = minima.minimum_parabola(heavier, window, curve.loss[None, window])
+    return float(x[0]), float(loss[0])
+
+
+def _with_tokens(curve: Curve, x: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, ...]:
+    return x, np.interp(x, curve.x, curve.log_D), loss
+
+
+def _stack(found: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    log_N, log_D, loss = (np.stack(part, 1) for part in zip(*found, strict=True))
+    return log_N, log_D, loss

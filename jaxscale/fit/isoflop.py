@@ -1,0 +1,194 @@
+"""Approach 2, IsoFLOP: the minimum of each budget's curve, and power laws through the minima.
+
+    N_opt(C) = G C^a,  D_opt(C) = H C^b,  L_opt(C) = E + A / C^alpha        (Hoffmann et al. 2022, sec. 3.2)
+
+Differs from the paper: window and interpolant are explicit and chosen by a stated rule (windows.py), edge
+and nonconvex minima never enter, and the bootstrap redraws losses within budgets instead of dropping points.
+The window stays where the data put it; each round refits the interpolant, the lines and the loss law.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxscale.errors import MisuseError
+from jaxscale.fit import frontier, minima
+from jaxscale.fit.cells import SPREAD, Cells, gather_cells
+from jaxscale.fit.curves import (
+    Reading,
+    choose_reading,
+    model_noise,
+    redraw_minima,
+    split_curves,
+)
+from jaxscale.fit.minima import Curve
+from jaxscale.fit.readings import compare_readings, draw_curve, read_minimum
+from jaxscale.fit.resample import NoiseModel, choose_resample, f_tail
+from jaxscale.fit.result import Budget, Estimate, Fit, refused_fit
+from jaxscale.fit.summary import check_options, describe_rule, summarize_draws
+from jaxscale.runs import Observations
+from jaxscale.source import as_observations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["fit_isoflop"]
+
+LINES = ("a", "b", "G", "H")
+
+
+def fit_isoflop(
+    source: Observations | pd.DataFrame,
+    *,
+    interpolant: str = "auto",
+    window: str | int = "auto",
+    bootstrap: int = 1000,
+    resample: str = "auto",
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Fit:
+    """Fit N_opt(C), D_opt(C) and L_opt(C) from IsoFLOP curves.
+
+    Columns N, D, C, loss (nats per token). Fewer than two usable budgets: a Fit whose `verdict` says why
+    and whose exponents are None. `params` and `draws`: a, b and the
+    coefficients G, H; the draws also hold the loss law's E, A, alpha, with E free from 3 budgets on.
+    """
+    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence)
+    _check_reading(interpolant, window)
+    obs = as_observations(source)
+    cells = gather_cells(obs)
+    options = {"confidence": confidence, "bootstrap": bootstrap, "resample": resample, "seed": seed}
+    if not len(cells.budget_C):
+        return refused_fit("isoflop", "power", obs.source, options, _no_budgets(cells))
+    curves = split_curves(cells)
+    reading = choose_reading(curves, cells, interpolant, window)
+    budgets = tuple(read_minimum(curve, reading) for curve in curves)
+    usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
+    if len(usable) < 2:
+        verdict = f"{len(usable)} usable budgets of {len(curves)}, at least 2 are needed: " + "; ".join(
+            f"{budget.C:.3g} FLOPs is {budget.status} ({budget.reason})"
+            for budget in budgets
+            if budget.reason
+        )
+        return refused_fit("isoflop", "power", obs.source, options, verdict, budgets)
+    return _fit_usable(obs, cells, usable, budgets, reading, options)
+
+
+def _check_reading(interpolant: str, window: str | int) -> None:
+    if interpolant not in ("auto", "parabola", "akima"):
+        raise MisuseError(f"interpolant {interpolant!r} is unknown; use auto, parabola or akima")
+    if window != "auto" and (not isinstance(window, int) or window < minima.MIN_SIZES):
+        raise MisuseError(f"window {window!r} must be auto or at least {minima.MIN_SIZES} sizes")
+
+
+def _no_budgets(cells: Cells) -> str:
+    return (
+        f"no budgets: C spreads over {cells.spread:.0%} in its widest cluster, the limit is {SPREAD:.0%}; "
+        f"give a budget column, or use --method parametric"
+    )
+
+
+def _fit_usable(
+    obs: Observations,
+    cells: Cells,
+    curves: list[Curve],
+    budgets: tuple[Budget, ...],
+    reading: Reading,
+    options: dict[str, Any],
+) -> Fit:
+    C = np.array([curve.C for curve in curves])
+    found = [budget for budget in budgets if budget.status == "ok"]
+    log_N, log_D = (np.log([[getattr(b, name) for b in found]]) for name in ("N_opt", "D_opt"))
+    loss = np.array([[b.loss_opt for b in found]])
+    model, windows = model_noise(curves, cells, reading)
+    kind = choose_resample(options["resample"], planned=True, cluster=model.cluster)
+    rounds = options["bootstrap"] if model.total_dof >= 1 else 0
+    rng = np.random.default_rng(options["seed"])
+    drawn_N, drawn_D, drawn_loss = redraw_minima(curves, reading, model, windows, kind, rounds, rng)
+    drawn_N, factor_N = _widen(C, log_N, drawn_N, model.total_dof)
+    drawn_D, factor_D = _widen(C, log_D, drawn_D, model.total_dof)
+    draws = _fit_laws(C, drawn_N, drawn_D, drawn_loss, free_E=len(C) > 2)
+    free_E = _sees_E(C, loss, _loss_variance(model))
+    point = {name: float(v[0]) for name, v in _fit_laws(C, log_N, log_D, loss, free_E=free_E).items()}
+    intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
+    params = {name: point[name] for name in LINES}
+    return Fit(
+        method="isoflop", law="power", source=obs.source, params=params, intervals=intervals,
+        std_errors=errors, confidence=options["confidence"], bootstrap=rounds, resample=kind,
+        seed=options["seed"],
+        exponents={"N": Estimate(params["a"], intervals["a"]), "D": Estimate(params["b"], intervals["b"])},
+        coefficients={"N": Estimate(params["G"], intervals["G"]), "D": Estimate(params["H"], intervals["H"])},
+        loss_law={name: point[name] for name in ("E", "A", "alpha")},
+        objective={"name": "squares", "reduction": "sum", "reading": reading.words},
+        noise={"seed_std": model.seed_std, "residual_std": model.residual_std}, budgets=budgets,
+        diagnostics={
+            "notes": _notes(budgets, found, rounds, max(factor_N, factor_D), free_E),
+            "flops": describe_rule(obs, cells), "largest_C": float(C.max()),
+            "interpolant": "akima" if reading.akima else "parabola", "window": reading.window,
+            "windows_tried": reading.tried, "a_plus_b": point["a"] + point["b"],
+            "line_misfit_factor": {"N": factor_N, "D": factor_D},
+            "loss_law_E": "free" if free_E else "fixed at 0", "sensitivity": compare_readings(cells),
+            "curves": [draw_curve(curve, reading) for curve in curves],
+        },
+        draws={name: values.tolist() for name, values in draws.items()},
+    )  # fmt: skip
+
+
+def _fit_laws(
+    C: np.ndarray, log_N: np.ndarray, log_D: np.ndarray, loss: np.ndarray, *, free_E: bool
+) -> dict[str, np.ndarray]:
+    """a, G, b, H, E, A, alpha (rounds,) from minima (rounds, budgets)."""
+    (a, log_G), (b, log_H) = (frontier.fit_lines(np.log(C), y) for y in (log_N, log_D))
+    law = frontier.fit_loss_laws(C, loss, free_E=free_E)
+    values = (a, np.exp(log_G), b, np.exp(log_H), law.E, law.A, law.alpha)
+    return dict(zip(("a", "G", "b", "H", "E", "A", "alpha"), values, strict=True))
+
+
+def _widen(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, dof: float) -> tuple[np.ndarray, float]:
+    """Rounds widened about the minima by Birge's ratio where a line misses them beyond their noise (5%)."""
+    if len(C) < 3 or not len(drawn):
+        return drawn, 1.0
+    slope, intercept = frontier.fit_lines(np.log(C), center)
+    residual = center[0] - intercept - slope * np.log(C)
+    ratio = float((residual**2 / drawn.var(0)).sum() / (len(C) - 2))
+    if f_tail(ratio, len(C) - 2, dof) > 0.05:
+        return drawn, 1.0
+    return center + np.sqrt(ratio) * (drawn - center), float(np.sqrt(ratio))
+
+
+def _loss_variance(model: NoiseModel) -> float:
+    """Mean variance of log loss_opt over the budgets: noise times the smallest leverage of a cell."""
+    leverage = [model.leverage[model.stratum == b].min() for b in range(len(model.dof))]
+    return float((model.scales() ** 2 * np.array(leverage)).mean())
+
+
+def _sees_E(C: np.ndarray, loss: np.ndarray, variance: float) -> bool:
+    """Whether an irreducible loss improves L_opt(C) beyond the noise of the minima (likelihood ratio, 5%)."""
+    if len(C) < 3:
+        return False
+    gain = [float(frontier.fit_loss_laws(C, loss, free_E=free).ss[0]) for free in (False, True)]
+    return gain[0] - gain[1] > frontier.CHI2_1 * variance + 1e-16
+
+
+def _notes(
+    budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, free_E: bool
+) -> list[str]:
+    notes = [f"budget {b.C:.3g} left out: {b.status}, {b.reason}" for b in budgets if b.status != "ok"]
+    if len(found) == 2:
+        notes.append("two usable budgets: a line through two points cannot be tested")
+    if len(found) == 3:
+        notes.append(
+            "three usable budgets: one degree of freedom, lack of fit of the line is hardly testable"
+        )
+    if factor > 1:
+        notes.append(
+            f"a line misses the minima by more than their noise: intervals widened {factor:.2g} times"
+        )
+    if not free_E:
+        varies = "; the intervals let it vary" if len(found) > 2 else ""
+        notes.append(f"the budgets do not show an irreducible loss, E is fixed at 0 in the loss law{varies}")
+    if not rounds:
+        notes.append("no degrees of freedom for the noise, or bootstrap 0: no intervals")
+    return notes

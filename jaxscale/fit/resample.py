@@ -1,0 +1,116 @@
+"""How a fit would have come out again: errors drawn the way the design makes them.
+
+A planned grid would be run at the same (N, D) again, so the errors are redrawn and the points stay:
+    residual  errors drawn from the standardised residuals r sqrt(w) / (s sqrt(1 - h)), one pool, scaled
+              back by the noise s of the cell's stratum (its budget)
+    wild      each cell keeps its own residual / sqrt(1 - h) with a random sign; cells that share a run or
+              a trunk (cluster) share the sign
+    noise     normal errors of the deviation between seeds, or of the residuals where no seed repeats
+    pairs     whole clusters drawn with replacement within a stratum: for data that were found, not planned
+Few degrees of freedom: each round also draws its noise, s^2 nu / chi^2_nu, so that percentiles of the
+rounds are t quantiles. h is leverage, w the weight (number of seeds), nu the degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+__all__ = ["RESAMPLERS", "NoiseModel", "Resample", "choose_resample", "draw_counts", "draw_errors", "f_tail"]
+
+Resample = Literal["auto", "residual", "wild", "pairs", "noise"]
+RESAMPLERS: tuple[str, ...] = ("auto", "residual", "wild", "pairs", "noise")
+
+PRIOR_DOF = 4.0
+"""Assumption: a stratum's own noise is trusted against the pooled one as much as its dof against four."""
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """Residuals of log loss (n,) with leverage, weight, stratum (from 0) and cluster; dof (strata,)."""
+
+    residual: np.ndarray
+    leverage: np.ndarray
+    weight: np.ndarray
+    stratum: np.ndarray
+    cluster: np.ndarray
+    dof: np.ndarray
+    seed_ss: np.ndarray
+    seed_dof: np.ndarray
+
+    @property
+    def total_dof(self) -> float:
+        """Degrees of freedom of the pooled noise, seeds included."""
+        return float(self.dof.sum() + self.seed_dof.sum())
+
+    @property
+    def residual_std(self) -> float | None:
+        """Deviation of one run about the fit, in log loss; None without degrees of freedom."""
+        if self.dof.sum() < 0.5:
+            return None
+        return float(np.sqrt((self.weight * self.residual**2).sum() / self.dof.sum()))
+
+    @property
+    def seed_std(self) -> float | None:
+        """Pooled deviation of log loss between seeds; None without repeats."""
+        dof = self.seed_dof.sum()
+        return float(np.sqrt(self.seed_ss.sum() / dof)) if dof else None
+
+    def scales(self) -> np.ndarray:
+        """Noise deviation of each stratum (strata,): its own, shrunk to the pooled one by PRIOR_DOF."""
+        ss = np.bincount(self.stratum, self.weight * self.residual**2, len(self.dof)) + self.seed_ss
+        dof = self.dof + self.seed_dof
+        pooled = ss.sum() / max(dof.sum(), 1e-300)
+        return np.sqrt((ss + PRIOR_DOF * pooled) / (dof + PRIOR_DOF))
+
+
+def choose_resample(asked: str, *, planned: bool, cluster: np.ndarray) -> str:
+    """auto: residual for a planned grid, wild where cells share a run or there are no budgets."""
+    if asked != "auto":
+        return asked
+    shared = len(np.unique(cluster)) < len(cluster)
+    return "residual" if planned and not shared else "wild"
+
+
+def draw_errors(model: NoiseModel, kind: str, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """Errors of log loss (rounds, n) to add to the fitted values."""
+    n, root = len(model.residual), np.sqrt(np.maximum(1 - model.leverage, 1e-6))
+    dof = model.total_dof
+    widen = np.sqrt(dof / rng.chisquare(dof, (rounds, 1)))
+    if kind == "wild":
+        signs = rng.choice([-1.0, 1.0], (rounds, model.cluster.max() + 1))[:, model.cluster]
+        return widen * signs * model.residual / root
+    scale = model.scales()[model.stratum] / np.sqrt(model.weight)
+    if kind == "noise":
+        if model.seed_std is not None:
+            scale = model.seed_std / np.sqrt(model.weight)
+        return widen * scale * rng.standard_normal((rounds, n))
+    pool = model.residual / (root * scale)
+    pool = pool - pool.mean()
+    pool = pool / max(float(np.sqrt((pool**2).mean())), 1e-300) if pool.any() else pool
+    return widen * scale * pool[rng.integers(0, n, (rounds, n))]
+
+
+def draw_counts(model: NoiseModel, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each cell is drawn (rounds, n) when clusters are drawn with replacement in each stratum."""
+    counts = np.zeros((rounds, len(model.residual)))
+    for stratum in np.unique(model.stratum):
+        inside = np.flatnonzero(model.stratum == stratum)
+        clusters, member = np.unique(model.cluster[inside], return_inverse=True)
+        share = np.full(len(clusters), 1 / len(clusters))
+        counts[:, inside] = rng.multinomial(len(clusters), share, rounds)[:, member]
+    return counts
+
+
+def f_tail(ratio: float, above: float, below: float) -> float:
+    """P(F > ratio) for F with (above, below) degrees of freedom, by Paulson's (1942) cube-root normal.
+
+    >>> round(f_tail(4.10, 2, 10), 2)  # the 5% point of F(2, 10) is 4.10
+    0.05
+    """
+    from math import erfc, sqrt
+
+    root, u, v = max(ratio, 0.0) ** (1 / 3), 2 / (9 * above), 2 / (9 * below)
+    return 0.5 * erfc(((1 - v) * root - (1 - u)) / sqrt(2 * (v * root**2 + u)))

@@ -1,0 +1,62 @@
+"""From bootstrap rounds to intervals, and the options every fit shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxscale.errors import MisuseError
+from jaxscale.fit.cells import Cells
+from jaxscale.fit.resample import RESAMPLERS
+from jaxscale.runs import Observations
+
+__all__ = ["check_options", "describe_rule", "percentile_interval", "summarize_draws"]
+
+
+def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
+    """MisuseError naming the option that is out of its range."""
+    if bootstrap < 0:
+        raise MisuseError(f"bootstrap {bootstrap} must be 0 or more; 1000 is the default")
+    if resample not in RESAMPLERS:
+        raise MisuseError(f"resample {resample!r} is unknown; use one of {', '.join(RESAMPLERS)}")
+    if not 0 < confidence < 1:
+        raise MisuseError(f"confidence {confidence:g} must lie between 0 and 1; 0.95 is the default")
+
+
+def percentile_interval(draws: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
+    """Central percentile interval of rounds (rounds,); (None, None) with fewer than two.
+
+    >>> percentile_interval(np.arange(101.0), 0.9)
+    (5.0, 95.0)
+    """
+    finite = draws[np.isfinite(draws)]
+    if len(finite) < 2:
+        return None, None
+    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def summarize_draws(
+    draws: Mapping[str, np.ndarray], confidence: float
+) -> tuple[dict[str, tuple[float | None, float | None]], dict[str, float | None]]:
+    """Interval and standard error of each quantity."""
+    intervals = {name: percentile_interval(values, confidence) for name, values in draws.items()}
+    errors = {name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in draws.items()}
+    return intervals, errors
+
+
+def describe_rule(obs: Observations, cells: Cells) -> dict[str, Any]:
+    """What C means: 6 N D, or k N^p D by least squares of log(C / D) on log N along the study's own sizes.
+
+    `misfit` is the largest relative error of the rule on the cells. Beyond the sizes trained k N^p is an
+    assumption: exact counts approach 6 N D as the width grows.
+    """
+    C, N, D = cells.C, cells.N, cells.D
+    k, p = 6.0, 1.0
+    if obs.rule == "exact" and len(np.unique(N)) > 1:
+        p, log_k = np.polyfit(np.log(N), np.log(C / D), 1)
+        k, p = float(np.exp(log_k)), float(p)
+    misfit = float(np.abs(k * N**p * D / C - 1).max())
+    return {"rule": obs.rule, "k": k, "p": p, "misfit": misfit}

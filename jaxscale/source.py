@@ -1,0 +1,177 @@
+"""Tables from anywhere -> Observations: which rows are evidence, and why the others are not.
+
+A source is a study folder (its observations.csv), a CSV (also .gz, .xz, .zst), Parquet, or a DataFrame.
+Canonical columns: N (parameters), D (tokens), C (training FLOPs), loss (nats per token); optional budget,
+U, run_id, seed, weight, group, parent, role. A given C always wins; 6 N D is computed only where the
+column is absent. The filter `where` is applied first, on the file's own names, then rows are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.runs import Observations
+from jaxscale.where import column_of, select_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["CANONICAL", "as_observations", "read_observations"]
+
+REQUIRED = ("N", "D", "loss")
+CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
+             "N_non_embedding", "N_total")  # fmt: skip
+
+
+def read_observations(
+    source: str | Path | pd.DataFrame, *, columns: Mapping[str, str] | None = None, where: str | None = None
+) -> Observations:
+    """Read a study folder, CSV, Parquet or DataFrame; every row that is no evidence is listed.
+
+    `columns` maps canonical names to the table's own. MisuseError: no such file, column or expression;
+    VerdictError: no row is left.
+
+    >>> import pandas as pd
+    >>> obs = read_observations(pd.DataFrame({"N": [1e6, -1.0], "D": [2e7, 2e7], "loss": [3.1, 3.0]}))
+    >>> len(obs), float(obs.frame.C[0]), obs.refused
+    (1, 120000000000000.0, ({'row': 1, 'reason': 'N is -1, must be above 0'},))
+    """
+    raw, path, rule = _load(source)
+    table = _rename(raw, dict(columns or {}))
+    chosen = select_rows(raw, where) if where else np.ones(len(raw), bool)
+    frame, refused = _refuse(table, chosen)
+    record = _describe(path, raw, columns, where, chosen, frame, refused)
+    if frame.empty:
+        raise VerdictError(
+            f"{record['path']}: none of {len(raw)} rows is usable: {_why_none(chosen, refused)}"
+        )
+    return Observations(frame=frame, refused=tuple(refused), source=record, rule=rule)
+
+
+def as_observations(source: Observations | pd.DataFrame | str | Path) -> Observations:
+    """What every fit accepts, as Observations."""
+    return source if isinstance(source, Observations) else read_observations(source)
+
+
+def _load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, Path | None, Literal["6ND", "exact"]]:
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        return source.reset_index(drop=True), None, "6ND"
+    path = Path(source)
+    if path.is_dir():
+        path = path / "observations.csv"
+        if not path.is_file():
+            raise MisuseError(f"{path}: no such file; `jaxscale collect {path.parent}` writes it")
+    if not path.is_file():
+        raise MisuseError(f"{path}: no such file or study folder")
+    own = (path.parent / "plan.json").is_file()
+    return _read_table(path), path, "exact" if own else "6ND"
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if ".csv" in path.suffixes[-2:]:
+            return pd.read_csv(path, float_precision="round_trip")
+    except Exception as error:  # pandas, pyarrow and the decompressors each raise their own kinds
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MisuseError(f"{path}: not a readable table ({detail})") from error
+    raise MisuseError(
+        f"{path}: unknown kind of table {path.suffix!r}; use .csv, .csv.gz, .csv.xz or .parquet"
+    )
+
+
+def _rename(raw: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """The canonical columns of the table; MisuseError when a mapping or a required column is wrong."""
+    import pandas as pd
+
+    for name in columns:
+        if name not in CANONICAL:
+            raise MisuseError(f"columns: {name!r} is no canonical column; they are {', '.join(CANONICAL)}")
+    own = {name: columns.get(name, name) for name in CANONICAL}
+    for name in REQUIRED:
+        if own[name] not in raw.columns and name not in columns:
+            raise MisuseError(f"columns: {name} is missing; map it as {name}=NAME, "
+                              f"the table has {', '.join(map(str, raw.columns))}")  # fmt: skip
+    present = {
+        name: column_of(raw, theirs, "columns")
+        for name, theirs in own.items()
+        if name in columns or theirs in raw.columns
+    }
+    return pd.DataFrame(present)
+
+
+def _refuse(table: pd.DataFrame, chosen: np.ndarray) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Numbers where numbers belong; rows without them become refusals with their 0-based row number."""
+    import pandas as pd
+
+    frame = table.copy()
+    needed = [name for name in ("N", "D", "C", "loss") if name in frame]
+    reasons: dict[int, str] = {}
+    for name in needed:
+        frame[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+        for row in np.flatnonzero(chosen & ~(np.isfinite(frame[name]) & (frame[name] > 0))):
+            reasons.setdefault(int(row), _reason(name, table[name].iloc[row], frame[name].iloc[row]))
+    if "weight" in frame:
+        frame["weight"] = pd.to_numeric(table["weight"], errors="coerce").fillna(1.0).astype(float)
+        for row in np.flatnonzero(chosen & ~(np.isfinite(frame["weight"]) & (frame["weight"] >= 0))):
+            reasons.setdefault(int(row), f"weight is {frame['weight'].iloc[row]:g}, must be at least 0")
+    if "C" not in frame:
+        frame["C"] = 6.0 * frame["N"] * frame["D"]
+    kept = chosen & ~np.isin(np.arange(len(frame)), list(reasons))
+    frame.insert(0, "row", np.arange(len(frame)))
+    refused = [{"row": row, "reason": reasons[row]} for row in sorted(reasons)]
+    return frame[kept].reset_index(drop=True), refused
+
+
+def _reason(name: str, given: Any, number: float) -> str:
+    import pandas as pd
+
+    if pd.isna(given):
+        return f"{name} is missing"
+    if np.isnan(number):
+        return f"{name} is {given!r}, not a number"
+    return f"{name} is not finite" if np.isinf(number) else f"{name} is {number:g}, must be above 0"
+
+
+def _describe(
+    path: Path | None,
+    raw: pd.DataFrame,
+    columns: Mapping[str, str] | None,
+    where: str | None,
+    chosen: np.ndarray,
+    frame: pd.DataFrame,
+    refused: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The provenance record that every fit carries on as `source`."""
+    return {
+        "path": str(path) if path else "DataFrame",
+        "sha256": _sha256(path, raw),
+        "rows_total": len(raw),
+        "rows_used": len(frame),
+        "rows_refused": refused,
+        "rows_filtered": int((~chosen).sum()),
+        "columns": dict(columns or {}),
+        "where": where,
+    }
+
+
+def _sha256(path: Path | None, raw: pd.DataFrame) -> str:
+    content = path.read_bytes() if path else raw.to_csv(index=False).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _why_none(chosen: np.ndarray, refused: list[dict[str, Any]]) -> str:
+    if refused:
+        return f"row {refused[0]['row']}: {refused[0]['reason']}" + (", ..." if len(refused) > 1 else "")
+    return "`where` selects none" if len(chosen) else "the table is empty"
