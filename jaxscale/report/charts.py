@@ -7,7 +7,7 @@ so the page can follow the reader's light or dark setting and print in light.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,25 +112,31 @@ def log_axis(
     return channel(name, type="quantitative", axis=axis, scale=_log_scale(domain))
 
 
-def linear_y(name: str, title: str, domain: tuple[float, float] | None = None, style: str = "~r") -> alt.Y:
+def linear_y(name: str, title: str, domain: tuple[float, float] | None = None) -> alt.Y:
     """A linear vertical position that does not start at zero."""
     scale = (
         alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain), nice=False, clamp=False)
     )
-    return alt.Y(
-        name, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=6, format=style)
+    return alt.Y(name, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=6))
+
+
+def budget_color(labels: list[str], shown: Iterable[str]) -> alt.Color:
+    """Darker to lighter with compute, a budget's colour the same in every figure; the legend names `shown`."""
+    named = set(shown)
+    key = (
+        alt.Legend(title="C, FLOPs", values=[label for label in labels if label in named]) if named else None
     )
-
-
-def budget_color(labels: list[str], legend: bool = True) -> alt.Color:
-    """Darker to lighter with compute, the same colour for a budget in every figure."""
-    key = alt.Legend(title="training FLOPs C") if legend else None
     return alt.Color("budget", type="ordinal", scale=alt.Scale(domain=labels), legend=key)
 
 
 def fit_color(names: list[str]) -> alt.Color:
     """One colour a fit, the same in every figure."""
-    return alt.Color("fit", type="nominal", scale=alt.Scale(domain=names), legend=alt.Legend(title=None))
+    return alt.Color(
+        "fit",
+        type="nominal",
+        scale=alt.Scale(domain=names),
+        legend=alt.Legend(title=None, symbolType="circle"),
+    )
 
 
 def tips(**titles: str) -> list[alt.Tooltip]:
@@ -138,7 +144,7 @@ def tips(**titles: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
 
 
-def finish(chart: alt.Chart | alt.LayerChart) -> dict[str, Any]:
+def finish(chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
     """The chart as Vega-Lite, validated; its theme and width are added where it is shown."""
     plain: dict[str, Any] = chart.properties(height=HEIGHT).to_dict()
     plain.pop("config", None)
@@ -162,11 +168,12 @@ def theme(*, dark: bool, ground: str = "transparent") -> dict[str, Any]:
                  "labelPadding": 6, "titlePadding": 10, "labelOverlap": True},
         "axisY": {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -36, "titleY": -10},
         "legend": {**text, "labelColor": ink, "titleFontWeight": "normal", "titleColor": muted, "orient": "top",
-                   "direction": "horizontal", "columns": 5, "symbolStrokeWidth": 3, "symbolSize": 90},
+                   "direction": "horizontal", "columns": 5, "symbolStrokeWidth": 3, "symbolSize": 90,
+                   "symbolOpacity": 1, "titleOrient": "left", "offset": 26},
         "range": {"ordinal": {"scheme": "viridis", "extent": [0.28, 1.0] if dark else [0.0, 0.86]},
                   "category": [*fits, "#cc79a7", "#8c8c8c"]},
         "text": {"fontSize": 12.5, "color": ink},
-        "style": {"ink": {"stroke": ink, "color": ink}, "inkfill": {"fill": ink, "stroke": ground},
+        "style": {"ink": {"color": ink},
                   "muted": {"color": muted}, "note": {"color": muted, "fontSize": 12},
                   "alarm": {"color": alarm}},
     }  # fmt: skip

@@ -17,7 +17,7 @@ from jaxscale.fit.result import Fit
 from jaxscale.format import format_flops
 from jaxscale.runs import Observations, Plan, RunResult
 
-__all__ = ["Evidence", "HasRows", "collect_evidence"]
+__all__ = ["METHOD_NAMES", "Evidence", "HasRows", "collect_evidence", "records"]
 
 MAX_BUDGETS = 12
 """More distinct budgets than this are no IsoFLOP design; they are grouped by decades of compute."""
@@ -76,6 +76,11 @@ class Evidence:
         """Fitted points of the budget nearest to C FLOPs, within 10%."""
         near = np.abs(np.log(self.fitted["budget_C"] / C)) < 0.1
         return self.fitted[near]
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a frame as plain dicts."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def collect_evidence(

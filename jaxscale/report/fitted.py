@@ -76,7 +76,7 @@ def _draw_optimum(evidence: Evidence, quantity: Quantity) -> Figure | None:
 
 def _layer_law(
     evidence: Evidence, quantity: Quantity, lines: Records, behind: list[alt.Chart]
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     """Points, bands, lines (dashed beyond the data), minima and forecasts over one C axis."""
     x = log_axis(alt.X, "C", "training FLOPs C", log_domain(compute_range(evidence), 0.07), "flops")
     minima, forecast = _minimum_rows(evidence, quantity), _forecast_rows(evidence, quantity)
@@ -89,9 +89,17 @@ def _layer_law(
         _points(minima, LAW_TIPS, filled=True, shape="diamond", size=110, opacity=1).encode(y=y("value")),
         _chart([row for row in forecast if row["low"]]).mark_rule(strokeWidth=2).encode(y=y("low"), y2="high"),
         _points(forecast, LAW_TIPS, filled=True, shape="circle", size=110, opacity=1).encode(y=y("value")),
-        _chart(forecast).mark_text(align="right", dx=-9, dy=-8, fontWeight="bold").encode(y=y("value"), text="shown:N"),
+        _forecast_label(quantity, forecast).encode(y=y("value")),
     )]  # fmt: skip
     return alt.layer(*layers)
+
+
+def _forecast_label(quantity: Quantity, forecast: Records) -> alt.Chart:
+    """Numbers for the first method forecast, on the empty side of the line; the others are in the table."""
+    first = [row for row in forecast if row["fit"] == forecast[0]["fit"]]
+    below = quantity == "loss"
+    mark = _chart(first).mark_text(align="right", dx=-9, dy=16 if below else -10, fontWeight="bold")
+    return mark.encode(text="shown:N")
 
 
 def _line_layers(lines: Records, y: Callable[[str], Any]) -> list[alt.Chart]:

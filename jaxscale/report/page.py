@@ -22,7 +22,7 @@ from jaxscale.fit.result import Fit
 from jaxscale.report.charts import Figure, theme
 from jaxscale.report.evidence import Evidence, HasRows, collect_evidence
 from jaxscale.report.fitted import draw_loss_law, draw_optima
-from jaxscale.report.measured import draw_isoflop, draw_training
+from jaxscale.report.measured import draw_isoflop
 from jaxscale.report.surface import draw_contour, draw_residuals
 from jaxscale.report.tables import (
     list_dropped,
@@ -32,6 +32,7 @@ from jaxscale.report.tables import (
     list_runs,
     summarize_fits,
 )
+from jaxscale.report.training import draw_training
 from jaxscale.report.verdict import find_cautions, list_answers, list_tests
 from jaxscale.runs import Observations, Plan, RunResult, write_json
 
@@ -97,7 +98,7 @@ def _draw_sections(evidence: Evidence) -> list[tuple[str, list[Figure]]]:
     """The figures in reading order under their headings; a heading without a figure is left out."""
     if not len(evidence.points):
         return []
-    drawn = [
+    drawn: list[tuple[str, Sequence[Figure | None]]] = [
         ("IsoFLOP curves", [draw_isoflop(evidence)]),
         ("How size and tokens should grow", draw_optima(evidence)),
         ("What loss to expect", [draw_loss_law(evidence)]),
@@ -141,4 +142,4 @@ def _asset(name: str) -> str:
 @cache
 def _vega() -> str:
     """Vega, Vega-Lite and vegaEmbed as one script that cannot close its own tag."""
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

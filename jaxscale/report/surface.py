@@ -79,9 +79,12 @@ def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.Data
     zero = alt.Chart(inline([{"residual": 0.0}])).mark_rule(style="ink", strokeWidth=1).encode(y=y)
     dots = alt.Chart(inline(rows)).mark_point(filled=True, size=55, opacity=0.9)
     dots = dots.encode(
-        x=x, y=y, color=budget_color(evidence.budget_labels), tooltip=[*POINT_TIPS, *tips(shown="residual")]
+        x=x,
+        y=y,
+        color=budget_color(evidence.budget_labels, points["budget"]),
+        tooltip=[*POINT_TIPS, *tips(shown="residual")],
     )
-    title = f"What the {fit_name} leaves unexplained: {100 * rms:.2g}% rms"
+    title = f"{fit_name[0].upper()}{fit_name[1:]}: {100 * rms:.2g}% rms left unexplained"
     caption = f"{_rms_by_budget(points)} Noise scatters; a bow or a tilt within one colour is a law that does not fit."
     return Figure(name, title, caption, finish(alt.layer(zero, dots)), wide=False)
 
@@ -147,4 +150,4 @@ def _frontier(sizes: Array, tokens: Array, C: Array) -> alt.Chart:
 
 def _measured(evidence: Evidence) -> alt.Chart:
     dots = alt.Chart(inline(point_rows(evidence.points))).mark_point(filled=True, size=50, opacity=0.9)
-    return dots.encode(color=budget_color(evidence.budget_labels), tooltip=POINT_TIPS)
+    return dots.encode(color=budget_color(evidence.budget_labels, evidence.budget_labels), tooltip=POINT_TIPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxscale.format import (
     format_loss,
     format_seconds,
 )
-from jaxscale.report.evidence import Evidence
+from jaxscale.report.evidence import Evidence, records
 from jaxscale.runs import Cell, Plan
 
 __all__ = [
@@ -36,10 +37,10 @@ MAX_ROWS = 400
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, rows of text, and a note below; `numeric` columns are right-aligned."""
+    """Headings, rows of text, and a note below."""
 
     headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = ""
     words: int = 1
     """How many columns on the left hold words; the rest hold numbers."""
@@ -65,7 +66,7 @@ def list_runs(evidence: Evidence) -> Table:
     """Every measured run, by compute and then size."""
     headings = ("run", "role", "budget C", "N", "D", "D/N", "loss", "std error", "seed", "time", "tokens/s")
     results = {result.run_id: result for result in evidence.results}
-    ordered = evidence.points.sort_values(["C", "N"], kind="stable").to_dict("records")
+    ordered = records(evidence.points.sort_values(["C", "N"], kind="stable"))
     rows = [_run_row(row, results.get(row["run_id"])) for row in ordered[:MAX_ROWS]]
     left = len(ordered) - len(rows)
     note = f"{left} more runs are in the source, and in every fit that uses them." if left else ""
