@@ -64,7 +64,7 @@ class Figure:
         return {
             **self.spec,
             "width": STATIC_WIDTH if self.wide else NARROW_WIDTH,
-            "config": theme(dark=False, ground="white"),
+            "config": {**theme(dark=False, ground="white"), "aria": False},
         }
 
     def page_spec(self) -> dict[str, Any]:

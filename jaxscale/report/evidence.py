@@ -130,7 +130,7 @@ def _find_budgets(points: pd.DataFrame) -> pd.Series:
         budgets = points["budget"].astype(float)
     else:
         C = points["C"].sort_values()
-        cluster = (C > CLUSTER_SPREAD * C.shift()).cumsum()
+        cluster = (CLUSTER_SPREAD * C.shift() < C).cumsum()
         budgets = np.exp(np.log(C).groupby(cluster).transform("mean")).reindex(points.index)
     too_many = budgets.nunique() > MAX_BUDGETS
     return budgets.where(~pd.Series(too_many, index=budgets.index))

@@ -63,11 +63,11 @@ def _draw_optimum(evidence: Evidence, quantity: Quantity) -> Figure | None:
     lines = _line_rows(evidence, quantity)
     if not lines:
         return None
-    title = f"{quantity}_opt: the best {'size' if quantity == 'N' else 'number of tokens'} for a budget"
+    title = f"{quantity}_opt, the best {'size' if quantity == 'N' else 'token count'}"
     exponents = [fit.exponents[quantity] for fit in evidence.fits.values() if fit.exponents]
     if exponents:
         interval = format_interval(exponents[0].interval, _two_digits)
-        title = f"{title} grows as C^{exponents[0].value:.2f} {interval if interval != UNKNOWN else ''}"
+        title = f"{title}, grows as C^{exponents[0].value:.2f} {interval if interval != UNKNOWN else ''}"
     chart = _layer_law(evidence, quantity, lines, [])
     return Figure(
         f"optimum_{quantity}", title.strip(), _law_caption(evidence, lines), finish(chart), wide=False
@@ -80,7 +80,8 @@ def _layer_law(
     """Points, bands, lines (dashed beyond the data), minima and forecasts over one C axis."""
     x = log_axis(alt.X, "C", "training FLOPs C", log_domain(compute_range(evidence), 0.07), "flops")
     minima, forecast = _minimum_rows(evidence, quantity), _forecast_rows(evidence, quantity)
-    y = _value_axis(quantity, [*lines, *minima, *forecast])
+    drawn = [{"value": row["loss"]} for layer in behind for row in layer.data.values]
+    y = _value_axis(quantity, [*lines, *minima, *forecast, *drawn])
     color = fit_color(list(evidence.fits))
     layers = [layer.encode(x=x, y=y("loss")) for layer in behind]
     layers += [layer.encode(x=x, color=color) for layer in (
@@ -91,12 +92,12 @@ def _layer_law(
         _points(forecast, LAW_TIPS, filled=True, shape="circle", size=110, opacity=1).encode(y=y("value")),
         _forecast_label(quantity, forecast).encode(y=y("value")),
     )]  # fmt: skip
-    return alt.layer(*layers)
+    return alt.layer(*(layer for layer in layers if layer.data.values))
 
 
 def _forecast_label(quantity: Quantity, forecast: Records) -> alt.Chart:
     """Numbers for the first method forecast, on the empty side of the line; the others are in the table."""
-    first = [row for row in forecast if row["fit"] == forecast[0]["fit"]]
+    first = [row for row in forecast if row["fit"] == forecast[0]["fit"]] if forecast else []
     below = quantity == "loss"
     mark = _chart(first).mark_text(align="right", dx=-9, dy=16 if below else -10, fontWeight="bold")
     return mark.encode(text="shown:N")
@@ -115,9 +116,10 @@ def _line_layers(lines: Records, y: Callable[[str], Any]) -> list[alt.Chart]:
 
 def _value_axis(quantity: Quantity, rows: Records) -> Callable[[str], Any]:
     """A maker of vertical channels that share one scale and one title."""
-    if quantity == "loss":
-        return lambda name: linear_y(name, TITLES[quantity])
     values = [row[key] for row in rows for key in ("value", "low", "high") if row.get(key)]
+    if quantity == "loss":
+        room = 0.07 * (max(values) - min(values))
+        return lambda name: linear_y(name, TITLES[quantity], (min(values) - room, max(values) + room))
     middle = [row["value"] for row in rows]
     domain = log_domain([max(min(values), min(middle) / 10), min(max(values), max(middle) * 10)])
     return lambda name: log_axis(alt.Y, name, TITLES[quantity], domain, "count")

@@ -77,6 +77,7 @@ def write_report(
         answers=list_answers(evidence),
         tests=list_tests(evidence),
         cautions=find_cautions(evidence),
+        confidence=" and ".join(sorted({f"{fit.confidence:.0%}" for fit in fits if fit.bootstrap})),
         sections=sections,
         stills=stills,
         specs={figure.name: figure.page_spec() for _, drawn in sections for figure in drawn},
@@ -142,4 +143,6 @@ def _asset(name: str) -> str:
 @cache
 def _vega() -> str:
     """Vega, Vega-Lite and vegaEmbed as one script that cannot close its own tag."""
-    return vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace(
+        "</script", "<\\/script"
+    )

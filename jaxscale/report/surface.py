@@ -103,7 +103,7 @@ def _iso_rows(
     rows = []
     for level in _round_levels(float(frontier.min()), float(frontier.max())):
         D = iso_loss(fit.params, level, N)
-        shown = np.isfinite(D) & (D >= D_domain[0]) & (D <= D_domain[1])
+        shown = np.isfinite(D) & (D_domain[0] <= D) & (D_domain[1] >= D)
         rows += [
             {"N": float(n), "D": float(d), "level": f"{level:.4g}"}
             for n, d in zip(N[shown], D[shown], strict=True)

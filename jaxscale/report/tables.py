@@ -57,7 +57,7 @@ def summarize_fits(evidence: Evidence) -> Table:
     return Table(
         headings,
         rows,
-        "N_opt = G C^a and D_opt = G' C^b, fitted separately; 6ND with equal splits gives a + b = 1.",
+        "N_opt = G C^a and D_opt = G' C^b, fitted separately; under C = 6ND their sum is 1.",
         2,
     )
 

@@ -5,6 +5,7 @@ A caution is raised by a stated rule on the evidence, never by taste: the limits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,14 @@ class Test:
 
 
 def list_answers(evidence: Evidence) -> list[Answer]:
-    """Every forecast row as words."""
-    return [_answer(row) for row in evidence.forecast]
+    """Every forecast row as words, the method that missed the backtest least first."""
+    errors: dict[str, list[float]] = {}
+    for row in evidence.backtest:
+        if row["quantity"] == "loss" and row["predicted"] and row["measured"]:
+            errors.setdefault(row["method"], []).append(abs(math.log(row["predicted"] / row["measured"])))
+    worst = {method: max(values) for method, values in errors.items()}
+    ordered = sorted(evidence.forecast, key=lambda row: worst.get(row["method"], math.inf))
+    return [_answer(row) for row in ordered]
 
 
 def list_tests(evidence: Evidence) -> list[Test]:
@@ -93,17 +100,15 @@ def find_cautions(evidence: Evidence) -> list[str]:
 
 def _answer(row: dict[str, Any]) -> Answer:
     intervals = row.get("intervals") or {}
-    beyond = row.get("extrapolation")
-    ratio = row.get("tokens_per_param")
     return Answer(
-        method=METHOD_NAMES.get(row["method"], row["method"] or ""),
+        method=_method(row),
         C=format_flops(row["C"]),
-        extrapolation=format_factor(beyond),
+        extrapolation=format_factor(row.get("extrapolation")),
         N=format_count(row.get("N_opt")),
         N_interval=format_interval(intervals.get("N_opt"), format_count),
         D=format_count(row.get("D_opt")),
         D_interval=format_interval(intervals.get("D_opt"), format_count),
-        ratio=format_count(ratio),
+        ratio=format_count(row.get("tokens_per_param")),
         loss=format_loss(row.get("loss")),
         loss_interval=format_interval(intervals.get("loss_future_run") or intervals.get("loss"), format_loss),
     )
@@ -114,10 +119,10 @@ def _test(row: dict[str, Any]) -> Test:
     predicted, measured = row["predicted"], row["measured"]
     known = predicted is not None and measured
     return Test(
-        method=METHOD_NAMES.get(row["method"], row["method"]),
+        method=_method(row),
         trained_to=format_flops(row["trained_to_C"]),
         target=format_flops(row["target_C"]),
-        quantity={"N_opt": "N_opt", "D_opt": "D_opt"}.get(row["quantity"], row["quantity"]),
+        quantity=row["quantity"],
         predicted=style(predicted),
         interval=format_interval(row.get("interval"), style),
         measured=style(measured),
@@ -162,40 +167,39 @@ def _lost_budgets(evidence: Evidence) -> Iterator[str]:
 
 def _missed_backtest(evidence: Evidence) -> Iterator[str]:
     if evidence.fits and not evidence.backtest:
-        yield "No backtest: nothing larger than the fitted budgets was held out, so the error of extrapolating is unknown."
-    missed = [row for row in evidence.backtest if row.get("inside") is False]
-    for method in dict.fromkeys(row["method"] for row in missed):
+        yield "No backtest: nothing larger was held out, so the error of extrapolating is unknown."
+    for method in dict.fromkeys(row["method"] for row in evidence.backtest):
         tests = [row for row in evidence.backtest if row["method"] == method]
-        count = sum(row["method"] == method for row in missed)
-        yield (
-            f"{METHOD_NAMES.get(method, method)}: {count} of {len(tests)} backtest measurements fell outside the "
-            f"interval, so its intervals are too narrow."
-        )
+        missed = sum(row.get("inside") is False for row in tests)
+        if missed:
+            yield (
+                f"{_method(tests[0])}: {missed} of {len(tests)} backtest measurements fell outside the interval, "
+                f"so its intervals are too narrow."
+            )
 
 
 def _disagreements(evidence: Evidence) -> Iterator[str]:
     for C in dict.fromkeys(row["C"] for row in evidence.forecast):
-        rows = [row for row in evidence.forecast if row["C"] == C and row.get("N_opt")]
-        low, high = min(rows, key=_size, default=None), max(rows, key=_size, default=None)
-        if low and high and _size(high) > DISAGREE_N * _size(low):
+        rows = sorted((row for row in evidence.forecast if row["C"] == C and row.get("N_opt")), key=_size)
+        if rows and _size(rows[-1]) > DISAGREE_N * _size(rows[0]):
+            low, high = rows[0], rows[-1]
             yield (
-                f"At {format_flops(C)} FLOPs the methods disagree on the size by {format_factor(_size(high) / _size(low))}: "
-                f"{format_count(_size(low))} ({METHOD_NAMES.get(low['method'], low['method'])}) against "
-                f"{format_count(_size(high))} ({METHOD_NAMES.get(high['method'], high['method'])})."
+                f"At {format_flops(C)} FLOPs the methods disagree on the size by a factor of "
+                f"{_size(high) / _size(low):.2g}: {format_count(_size(low))} ({_method(low)}) against "
+                f"{format_count(_size(high))} ({_method(high)})."
             )
             return
 
 
 def _wide_intervals(evidence: Evidence) -> Iterator[str]:
     for row in evidence.forecast:
-        intervals = row.get("intervals") or {}
-        sizes, losses = intervals.get("N_opt"), intervals.get("loss")
-        where = f"{METHOD_NAMES.get(row['method'], row['method'])} at {format_flops(row['C'])}"
-        if _known(sizes) and sizes[1] > WIDE_N * sizes[0]:
-            yield f"{where}: the interval for the size spans {format_factor(sizes[1] / sizes[0])}, so it hardly chooses a size."
-        if _known(losses) and losses[1] - losses[0] > WIDE_LOSS * row["loss"]:
-            share = (losses[1] - losses[0]) / row["loss"]
-            yield f"{where}: the interval for the loss is {share:.0%} of it wide."
+        where = f"{_method(row)} at {format_flops(row['C'])}"
+        low, high = _ends(row, "N_opt")
+        if high > WIDE_N * low:
+            yield f"{where}: the interval for the size spans {format_factor(high / low)}; it hardly chooses one."
+        low, high = _ends(row, "loss")
+        if high - low > WIDE_LOSS * row["loss"]:
+            yield f"{where}: the interval for the loss is {(high - low) / row['loss']:.0%} of it wide."
 
 
 def _far(evidence: Evidence) -> Iterator[str]:
@@ -203,8 +207,8 @@ def _far(evidence: Evidence) -> Iterator[str]:
     if far:
         row = min(far, key=lambda row: row["C"])
         yield (
-            f"From {format_flops(row['C'])} FLOPs on, the forecast reaches {format_factor(row['extrapolation'])} or more "
-            f"beyond the largest budget fitted; the intervals assume that the same law holds there."
+            f"{format_flops(row['C'])} FLOPs is {format_factor(row['extrapolation'])} the largest budget fitted: the "
+            f"intervals assume that the same law holds that far."
         )
 
 
@@ -226,5 +230,12 @@ def _size(row: dict[str, Any]) -> float:
     return float(row["N_opt"])
 
 
-def _known(interval: Any) -> bool:
-    return interval is not None and None not in interval
+def _ends(row: dict[str, Any], quantity: str) -> tuple[float, float]:
+    """An interval's ends; (0, 0), which no rule calls wide, where it is not known."""
+    interval = (row.get("intervals") or {}).get(quantity) or (None, None)
+    return (0.0, 0.0) if None in interval else (interval[0], interval[1])
+
+
+def _method(row: dict[str, Any]) -> str:
+    """The name of a row's method in the report's words."""
+    return METHOD_NAMES.get(row["method"], row["method"] or "fit")
