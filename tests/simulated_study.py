@@ -85,8 +85,8 @@ def isoflop_fit(frame: pd.DataFrame, column: str = "budget") -> Fit:
     draws |= {"E": list(LAW["E"] + 0.02 * rng.standard_normal(DRAWS)), "A": [float(np.exp(log_A))] * DRAWS,
               "alpha": [float(-alpha)] * DRAWS}  # fmt: skip
     return Fit(
-        method="isoflop", law="power", source={"rows_used": len(frame)}, params={}, confidence=0.95, bootstrap=DRAWS,
-        resample="residual", seed=0, intervals={}, std_errors={},
+        method="isoflop", law="power", source={"rows_used": len(frame)}, params={}, confidence=0.95,
+        bootstrap=DRAWS, resample="residual", seed=0, intervals={}, std_errors={},
         exponents={key: Estimate(slope, tuple(interval)) for key, (_, slope, interval) in estimates.items()},
         coefficients={key: Estimate(level, (None, None)) for key, (level, _, _) in estimates.items()},
         loss_law={"E": LAW["E"], "A": float(np.exp(log_A)), "alpha": float(-alpha)}, objective={},
@@ -110,9 +110,10 @@ def parametric_fit(params: dict[str, float], spread: float = 0.01) -> Fit:
     }
     return Fit(
         method="parametric", law="chinchilla", source={"rows_used": 21}, params=params, confidence=0.95,
-        bootstrap=DRAWS, resample="wild", seed=0, intervals={"E": (1.15, 1.26)}, std_errors={}, exponents=exponents,
-        coefficients=coefficients, loss_law=None,
-        objective={"name": "huber", "delta": 1e-3, "value": 1e-3, "gradient_norm": 1e-10}, noise={}, draws=draws,
+        bootstrap=DRAWS, resample="wild", seed=0, intervals={"E": (1.15, 1.26)}, std_errors={},
+        exponents=exponents, coefficients=coefficients, loss_law=None,
+        objective={"name": "huber", "delta": 1e-3, "value": 1e-3, "gradient_norm": 1e-10}, noise={},
+        draws=draws,
     )  # fmt: skip
 
 
@@ -124,7 +125,8 @@ def forecast_of(fit: Fit, flops: list[float], largest: float) -> SimpleNamespace
         loss = law["E"] + law["A"] / C ** law["alpha"] if law else loss_of(N, D)
         width = 1.05 + 0.1 * np.log10(C / largest)
         rows.append({
-            "C": C, "extrapolation": C / largest, "N_opt": N, "D_opt": D, "loss": loss, "tokens_per_param": D / N,
+            "C": C, "extrapolation": C / largest, "N_opt": N, "D_opt": D, "loss": loss,
+            "tokens_per_param": D / N,
             "intervals": {"N_opt": [N / width, N * width], "D_opt": [D / width, D * width],
                           "loss": [loss - 0.02 * width, loss + 0.02 * width]},
         })  # fmt: skip
@@ -139,10 +141,10 @@ def _cell(C: float, width: int, seed: int, role: str) -> Cell:
     N = int(6000 * (width / 8) ** 1.45)
     tokens = int(C / (6 * N))
     spec = RunSpec(
-        model=ModelConfig(d_model=width), data=DataConfig(), budget_flops=C, tokens=tokens, steps=tokens // 512,
-        batch_seqs=8, microbatch_seqs=4, optimizer="adamw", lr=0.02, embed_lr=2.0, head_lr=3.0, b1=0.9, b2=0.95,
-        eps=1e-12, weight_decay=0.1, clip_norm=1.0, z_loss=0.0, schedule="cosine", warmup_steps=30, decay_steps=0,
-        final_fraction=0.1, seed=seed,
+        model=ModelConfig(d_model=width), data=DataConfig(), budget_flops=C, tokens=tokens,
+        steps=tokens // 512, batch_seqs=8, microbatch_seqs=4, optimizer="adamw", lr=0.02, embed_lr=2.0, head_lr=3.0, b1=0.9,
+        b2=0.95, eps=1e-12, weight_decay=0.1, clip_norm=1.0, z_loss=0.0, schedule="cosine", warmup_steps=30,
+        decay_steps=0, final_fraction=0.1, seed=seed,
     )  # fmt: skip
     return Cell(spec, role, N, N // 2, C, 6.0 * N * tokens, None, C / 2e10)  # type: ignore[arg-type]
 
@@ -150,7 +152,8 @@ def _cell(C: float, width: int, seed: int, role: str) -> Cell:
 def _result(cell: Cell, noise: float) -> RunResult:
     loss = float(loss_of(cell.n_params, cell.spec.tokens) * (1 + noise))
     return RunResult(
-        run_id=cell.run_id, state="done", reason="", loss=loss, loss_std_error=0.009, bits_per_byte=loss / np.log(2),
+        run_id=cell.run_id, state="done", reason="", loss=loss, loss_std_error=0.009,
+        bits_per_byte=loss / np.log(2),
         train_loss=loss, n_params=cell.n_params, n_params_non_embedding=cell.n_params_non_embedding,
         tokens=cell.spec.tokens, flops=cell.flops, steps_done=cell.spec.steps, seconds=cell.seconds,
         tokens_per_s=cell.spec.tokens / cell.seconds, flops_per_s=2e10, restarts=0,
@@ -165,7 +168,8 @@ def _diverged(result: RunResult) -> RunResult:
 
 def _row(cell: Cell, result: RunResult) -> dict:
     return {"N": float(cell.n_params), "D": float(cell.spec.tokens), "C": cell.flops, "loss": result.loss,
-            "budget": cell.spec.budget_flops, "run_id": cell.run_id, "seed": cell.spec.seed, "role": cell.role}  # fmt: skip
+            "budget": cell.spec.budget_flops, "run_id": cell.run_id, "seed": cell.spec.seed,
+            "role": cell.role}  # fmt: skip
 
 
 def _minimum(C: float, group: pd.DataFrame) -> Budget:
@@ -193,10 +197,11 @@ def _backtest(frame: pd.DataFrame, fits: list[Fit]) -> SimpleNamespace:
     held = frame[frame["role"] == "holdout"]
     measured = float(held["loss"].min())
     rows = [
-        {"method": fit.method, "law": fit.law, "trained_to_C": max(BUDGETS), "target_C": HOLDOUT, "quantity": "loss",
+        {"method": fit.method, "law": fit.law, "trained_to_C": max(BUDGETS), "target_C": HOLDOUT,
+         "quantity": "loss",
          "predicted": measured * factor, "interval": [measured * (factor - 0.02), measured * (factor + 0.02)],
          "measured": measured, "error": factor - 1, "compute_error": compute, "inside": inside}
-        for fit, factor, compute, inside in zip(fits, (1.008, 0.969), (1.09, 0.72), (True, False), strict=False)
+        for fit, factor, compute, inside in zip(fits, (1.008, 0.969), (1.09, 0.72), (True, False), strict=True)
     ]  # fmt: skip
     return SimpleNamespace(rows=rows, summary=[])
 
@@ -209,5 +214,6 @@ def _curve(cell: Cell, result: RunResult, rng: np.random.Generator) -> pd.DataFr
     if result.state == "diverged":
         loss[-15:] *= np.geomspace(1, 2.2, 15)
     flops = tokens * cell.flops / cell.spec.tokens
-    return pd.DataFrame({"run_id": cell.run_id, "step": (tokens / 512).astype(int), "tokens": tokens, "flops": flops,
+    return pd.DataFrame({"run_id": cell.run_id, "step": (tokens / 512).astype(int), "tokens": tokens,
+                         "flops": flops,
                          "train_loss": loss, "lr": 0.01})  # fmt: skip

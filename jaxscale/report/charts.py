@@ -121,7 +121,7 @@ def linear_y(name: str, title: str, domain: tuple[float, float] | None = None) -
 
 
 def budget_color(labels: list[str], shown: Iterable[str]) -> alt.Color:
-    """Darker to lighter with compute, a budget's colour the same in every figure; the legend names `shown`."""
+    """Darker to lighter with compute, the same for a budget in every figure; the legend names `shown`."""
     named = set(shown)
     key = (
         alt.Legend(title="C, FLOPs", values=[label for label in labels if label in named]) if named else None
@@ -162,14 +162,15 @@ def theme(*, dark: bool, ground: str = "transparent") -> dict[str, Any]:
         "font": FONT,
         "padding": 12 if ground == "white" else 4,
         "view": {"stroke": None},
-        "title": {"anchor": "start", "color": ink, "subtitleColor": muted, "fontSize": 16, "subtitleFontSize": 12.5,
-                  "subtitleLineHeight": 16, "subtitlePadding": 6, "offset": 14},
+        "title": {"anchor": "start", "color": ink, "subtitleColor": muted, "fontSize": 16, "offset": 14,
+                  "subtitleFontSize": 12.5, "subtitleLineHeight": 16, "subtitlePadding": 6},
         "axis": {**text, "titleFontWeight": "normal", "gridColor": grid, "domain": False, "ticks": False,
                  "labelPadding": 6, "titlePadding": 10, "labelOverlap": True},
-        "axisY": {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -36, "titleY": -10},
-        "legend": {**text, "labelColor": ink, "titleFontWeight": "normal", "titleColor": muted, "orient": "top",
-                   "direction": "horizontal", "columns": 5, "symbolStrokeWidth": 3, "symbolSize": 90,
-                   "symbolOpacity": 1, "titleOrient": "left", "offset": 26},
+        "axisY": {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -36,
+                  "titleY": -10},
+        "legend": {**text, "labelColor": ink, "titleFontWeight": "normal", "titleColor": muted,
+                   "orient": "top", "direction": "horizontal", "columns": 5, "offset": 26,
+                   "titleOrient": "left", "symbolStrokeWidth": 3, "symbolSize": 90, "symbolOpacity": 1},
         "range": {"ordinal": {"scheme": "viridis", "extent": [0.28, 1.0] if dark else [0.0, 0.86]},
                   "category": [*fits, "#cc79a7", "#8c8c8c"]},
         "text": {"fontSize": 12.5, "color": ink},

@@ -1,7 +1,7 @@
 """The lines that figures draw, computed from a Fit alone: valleys, power laws, bands, residuals, iso-loss.
 
-    valley    L(N | C) = L_opt + c log(N / N_opt)^2             one IsoFLOP budget (Hoffmann et al., approach 2)
-    surface   L(N, D)  = E + A / N^alpha + B / D^beta           the Chinchilla law (approach 3)
+    valley    L(N | C) = L_opt + c log(N / N_opt)^2        one IsoFLOP budget (Hoffmann et al., approach 2)
+    surface   L(N, D)  = E + A / N^alpha + B / D^beta      the Chinchilla law (approach 3)
     optimum   N_opt(C) = G (C/6)^(beta/(alpha+beta)),  D_opt = C / (6 N_opt)     its closed form under C = 6ND
 
 Bands are percentiles over the bootstrap draws at each C, at the fit's own confidence.

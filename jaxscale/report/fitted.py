@@ -84,11 +84,12 @@ def _layer_law(
     y = _value_axis(quantity, [*lines, *minima, *forecast, *drawn])
     color = fit_color(list(evidence.fits))
     layers = [layer.encode(x=x, y=y("loss")) for layer in behind]
+    bands, bars = ([row for row in rows if row["low"]] for rows in (lines, forecast))
     layers += [layer.encode(x=x, color=color) for layer in (
-        _chart([row for row in lines if row["low"]]).mark_area(opacity=0.16, clip=True).encode(y=y("low"), y2="high"),
+        _chart(bands).mark_area(opacity=0.16, clip=True).encode(y=y("low"), y2="high"),
         *_line_layers(lines, y),
         _points(minima, LAW_TIPS, filled=True, shape="diamond", size=110, opacity=1).encode(y=y("value")),
-        _chart([row for row in forecast if row["low"]]).mark_rule(strokeWidth=2).encode(y=y("low"), y2="high"),
+        _chart(bars).mark_rule(strokeWidth=2).encode(y=y("low"), y2="high"),
         _points(forecast, LAW_TIPS, filled=True, shape="circle", size=110, opacity=1).encode(y=y("value")),
         _forecast_label(quantity, forecast).encode(y=y("value")),
     )]  # fmt: skip
@@ -152,8 +153,8 @@ def _minimum_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any]
         for budget in fit.budgets or ():
             value = _value_of(budget, quantity)
             if budget.status == "ok" and value is not None:
-                rows.append({"fit": name, "C": budget.C, "value": value, "kind": "minimum of one budget",
-                             "compute": format_flops(budget.C), "shown": STYLES[quantity](value)})  # fmt: skip
+                row = {"fit": name, "C": budget.C, "value": value, "kind": "minimum of one budget"}
+                rows.append({**row, "compute": format_flops(budget.C), "shown": STYLES[quantity](value)})
     return rows
 
 
@@ -166,9 +167,11 @@ def _forecast_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any
             continue
         low, high = (row.get("intervals") or {}).get(KEYS[quantity]) or (None, None)
         style = STYLES[quantity]
-        rows.append({"fit": names.get(row["method"], row["method"]), "C": row["C"], "value": value, "low": low,
-                     "high": high, "kind": "forecast", "compute": format_flops(row["C"]), "shown": style(value),
-                     "interval": format_interval((low, high), style)})  # fmt: skip
+        rows.append({
+            "fit": names.get(row["method"], row["method"]), "C": row["C"], "value": value, "low": low,
+            "high": high, "kind": "forecast", "compute": format_flops(row["C"]), "shown": style(value),
+            "interval": format_interval((low, high), style),
+        })  # fmt: skip
     return rows
 
 

@@ -8,6 +8,7 @@ Vega with hover, which takes its place where scripts run. Equal input gives equa
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+CLIP_ID = re.compile(r"\bclip\d+\b")
 PNG_SCALE = 2.0
 """Pixels per unit in PNG files: sharp on a dense screen and in a document."""
 
@@ -114,11 +116,18 @@ def _draw_sections(evidence: Evidence) -> list[tuple[str, list[Figure]]]:
 def _write_still(figure: Figure, folder: Path) -> str:
     """Save a figure as SVG and PNG; the SVG as a data URL for the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    svg = vl_convert.vegalite_to_svg(figure.static_spec())
+    svg = _to_svg(figure.static_spec())
     (folder / f"{figure.name}.svg").write_text(svg)
     (folder / f"{figure.name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=PNG_SCALE))
-    still = vl_convert.vegalite_to_svg(figure.still_spec())
+    still = _to_svg(figure.still_spec())
     return "data:image/svg+xml;base64," + base64.b64encode(still.encode()).decode()
+
+
+def _to_svg(spec: dict[str, Any]) -> str:
+    """The picture, with clip paths numbered from one: the converter counts on through a whole process."""
+    svg = vl_convert.vegalite_to_svg(spec)
+    ids = {name: f"clip_{number}" for number, name in enumerate(dict.fromkeys(CLIP_ID.findall(svg)), start=1)}
+    return CLIP_ID.sub(lambda found: ids[found[0]], svg)
 
 
 def _render(**values: Any) -> str:

@@ -85,7 +85,7 @@ def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.Data
         tooltip=[*POINT_TIPS, *tips(shown="residual")],
     )
     title = f"{fit_name[0].upper()}{fit_name[1:]}: {100 * rms:.2g}% rms left unexplained"
-    caption = f"{_rms_by_budget(points)} Noise scatters; a bow or a tilt within one colour is a law that does not fit."
+    caption = f"{_rms_by_budget(points)} Noise scatters; a bow or a tilt in one colour is a law that misfits."
     return Figure(name, title, caption, finish(alt.layer(zero, dots)), wide=False)
 
 

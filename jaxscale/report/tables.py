@@ -19,7 +19,7 @@ from jaxscale.format import (
     format_seconds,
 )
 from jaxscale.report.evidence import Evidence, records
-from jaxscale.runs import Cell, Plan
+from jaxscale.runs import Cell, Plan, RunResult
 
 __all__ = [
     "Table",
@@ -104,8 +104,8 @@ def list_plan(plan: Plan) -> Table:
         groups.setdefault((cell.spec.budget_flops, cell.role), []).append(cell)
     rows = [_plan_row(C, role, cells) for (C, role), cells in sorted(groups.items())]
     note = (
-        f"{len(plan.cells)} runs, {format_flops(plan.total_flops)} FLOPs and {format_seconds(plan.total_seconds)} "
-        f"in all on {plan.hardware}."
+        f"{len(plan.cells)} runs, {format_flops(plan.total_flops)} FLOPs and "
+        f"{format_seconds(plan.total_seconds)} in all on {plan.hardware}."
     )
     return Table(headings, rows, note, 2)
 
@@ -127,22 +127,25 @@ def list_provenance(source: dict[str, Any], provenance: dict[str, Any]) -> Table
     return Table(("what", "value"), rows, words=2)
 
 
-def _run_row(row: dict[str, Any], result: Any) -> tuple[str, ...]:
-    seed = row.get("seed")
+def _run_row(row: dict[str, Any], result: RunResult | None) -> tuple[str, ...]:
+    seed, C = row.get("seed"), row["C"] if pd.isna(row["budget_C"]) else row["budget_C"]
     return (
-        str(row["run_id"]), row["role"], format_flops(row["C"] if pd.isna(row["budget_C"]) else row["budget_C"]),
-        format_count(row["N"]), format_count(row["D"]), format_count(row["D"] / row["N"]), format_loss(row["loss"]),
-        format_loss(result.loss_std_error) if result else UNKNOWN, UNKNOWN if pd.isna(seed) else f"{seed:.0f}",
-        format_seconds(result.seconds) if result else UNKNOWN, format_count(result.tokens_per_s) if result else UNKNOWN,
+        str(row["run_id"]), row["role"], format_flops(C), format_count(row["N"]), format_count(row["D"]),
+        format_count(row["D"] / row["N"]), format_loss(row["loss"]),
+        format_loss(result.loss_std_error if result else None), UNKNOWN if pd.isna(seed) else f"{seed:.0f}",
+        format_seconds(result.seconds if result else None),
+        format_count(result.tokens_per_s if result else None),
     )  # fmt: skip
 
 
 def _plan_row(C: float, role: str, cells: list[Cell]) -> tuple[str, ...]:
+    specs = [cell.spec for cell in cells]
     return (
         format_flops(C), role, str(len(cells)),
-        _span([cell.n_params for cell in cells]), _span([cell.spec.tokens for cell in cells]),
-        _span([cell.spec.tokens / cell.n_params for cell in cells]), _span([cell.spec.batch_seqs for cell in cells]),
-        _span([cell.spec.steps for cell in cells]), format_seconds(sum(cell.seconds for cell in cells)),
+        _span([cell.n_params for cell in cells]), _span([spec.tokens for spec in specs]),
+        _span([cell.spec.tokens / cell.n_params for cell in cells]),
+        _span([spec.batch_seqs for spec in specs]), _span([spec.steps for spec in specs]),
+        format_seconds(sum(cell.seconds for cell in cells)),
     )  # fmt: skip
 
 

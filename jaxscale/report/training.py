@@ -18,8 +18,8 @@ SAMPLES = 60
 """Points kept of a curve, means over bins of equal log width."""
 CURVE_TIPS = tips(run="run", state="state", size="parameters N", final="final loss, nats/token", seed="seed")
 CAPTION = (
-    "One line a run, ending at its own budget; the lower envelope is the best loss that compute has bought so "
-    "far. Means over bins of equal log width."
+    "One line a run, ending at its own budget; the lower envelope is the best loss that compute has "
+    "bought so far. Means over bins of equal log width."
 )
 
 

@@ -127,7 +127,7 @@ def _test(row: dict[str, Any]) -> Test:
         interval=format_interval(row.get("interval"), style),
         measured=style(measured),
         error=format_percent(predicted / measured - 1 if known else None),
-        compute=format_factor(row.get("compute_error")),
+        compute=format_factor(_at_least_one(row.get("compute_error"))),
         inside=row.get("inside"),
     )
 
@@ -145,11 +145,11 @@ def _thin_budgets(evidence: Evidence) -> Iterator[str]:
         if fit.budgets is None or usable > UNTESTABLE_BUDGETS:
             continue
         if usable < 2:
-            yield f"{name}: {usable} of {len(fit.budgets)} budgets has a usable minimum; a power law needs two."
+            yield f"{name}: {usable} of {len(fit.budgets)} budgets have a usable minimum; a law needs two."
         else:
             yield (
-                f"{name}: the power laws stand on {usable} minima, so whether a power law holds at all cannot "
-                f"be tested here. A fourth budget would."
+                f"{name}: the power laws stand on {usable} minima, which is too few to test whether a power "
+                f"law holds at all. {'One more budget' if usable == 3 else 'More budgets'} would."
             )
 
 
@@ -173,8 +173,8 @@ def _missed_backtest(evidence: Evidence) -> Iterator[str]:
         missed = sum(row.get("inside") is False for row in tests)
         if missed:
             yield (
-                f"{_method(tests[0])}: {missed} of {len(tests)} backtest measurements fell outside the interval, "
-                f"so its intervals are too narrow."
+                f"{_method(tests[0])}: {missed} of {len(tests)} backtest measurements fell outside the "
+                f"interval, so its intervals look too narrow."
             )
 
 
@@ -196,7 +196,7 @@ def _wide_intervals(evidence: Evidence) -> Iterator[str]:
         where = f"{_method(row)} at {format_flops(row['C'])}"
         low, high = _ends(row, "N_opt")
         if high > WIDE_N * low:
-            yield f"{where}: the interval for the size spans {format_factor(high / low)}; it hardly chooses one."
+            yield f"{where}: the interval for the size spans {format_factor(high / low)}, too wide to choose."
         low, high = _ends(row, "loss")
         if high - low > WIDE_LOSS * row["loss"]:
             yield f"{where}: the interval for the loss is {(high - low) / row['loss']:.0%} of it wide."
@@ -206,9 +206,10 @@ def _far(evidence: Evidence) -> Iterator[str]:
     far = [row for row in evidence.forecast if (row.get("extrapolation") or 0) > FAR]
     if far:
         row = min(far, key=lambda row: row["C"])
+        beyond = format_factor(row["extrapolation"])
         yield (
-            f"{format_flops(row['C'])} FLOPs is {format_factor(row['extrapolation'])} the largest budget fitted: the "
-            f"intervals assume that the same law holds that far."
+            f"{format_flops(row['C'])} FLOPs is {beyond} the largest budget fitted: the intervals "
+            f"assume that the same law holds that far."
         )
 
 
@@ -219,7 +220,8 @@ def _lost_runs(evidence: Evidence) -> Iterator[str]:
     done |= set(evidence.points["run_id"])
     missing = sum(cell.run_id not in done for cell in evidence.plan.cells)
     if missing:
-        yield f"{missing} of {len(evidence.plan.cells)} planned runs are no evidence (below, with reasons)."
+        planned = len(evidence.plan.cells)
+        yield f"Of {planned} planned runs {missing} gave no evidence; the table of runs says why."
 
 
 def _usable(fit: Fit) -> int:
@@ -232,8 +234,13 @@ def _size(row: dict[str, Any]) -> float:
 
 def _ends(row: dict[str, Any], quantity: str) -> tuple[float, float]:
     """An interval's ends; (0, 0), which no rule calls wide, where it is not known."""
-    interval = (row.get("intervals") or {}).get(quantity) or (None, None)
-    return (0.0, 0.0) if None in interval else (interval[0], interval[1])
+    low, high = (row.get("intervals") or {}).get(quantity) or (None, None)
+    return (0.0, 0.0) if low is None or high is None else (low, high)
+
+
+def _at_least_one(factor: float | None) -> float | None:
+    """A factor in compute without its direction, which the sign of the error already tells."""
+    return max(factor, 1 / factor) if factor else None
 
 
 def _method(row: dict[str, Any]) -> str:
