@@ -101,14 +101,14 @@ def format_percent(value: float | None) -> str:
 def format_factor(value: float | None) -> str:
     """A ratio, as in "12x the largest budget".
 
-    >>> [format_factor(x) for x in (0.92, 3.3333, 3800, 5e7)]
-    ['0.92x', '3.3x', '3800x', '5e7x']
+    >>> [format_factor(x) for x in (0.9216, 1.0945, 10, 3812, 5e7)]
+    ['0.922x', '1.09x', '10x', '3810x', '5e7x']
     """
     if not _is_known(value):
         return UNKNOWN
     if value >= 1e5:
         return f"{format_flops(value, 2)}x"
-    return f"{float(f'{value:.2g}'):g}x" if value < 1000 else f"{float(f'{value:.3g}'):.0f}x"
+    return f"{float(f'{value:.3g}'):g}x"
 
 
 def format_interval(interval: Sequence[float | None] | None, style: Callable[[float | None], str] = format_loss) -> str:

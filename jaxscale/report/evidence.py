@@ -1,0 +1,157 @@
+"""What the report is drawn from: measured points with their budget named, the fits, and what ended badly.
+
+Figures, tables and words all read this one value, so that they cannot disagree about which points belong
+to which budget or what a fit is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from jaxscale.fit.result import Fit
+from jaxscale.format import format_flops
+from jaxscale.runs import Observations, Plan, RunResult
+
+__all__ = ["METHOD_NAMES", "Evidence", "HasRows", "collect_evidence", "records"]
+
+MAX_BUDGETS = 12
+"""More distinct budgets than this are no IsoFLOP design; they are grouped by decades of compute."""
+CLUSTER_SPREAD = 1.05
+"""Runs whose FLOPs differ by less than 5% share a budget (ARCHITECTURE.md, Observations)."""
+METHOD_NAMES = {"isoflop": "IsoFLOP minima", "parametric": "parametric law", "envelope": "envelope"}
+
+
+class HasRows(Protocol):
+    """A forecast or a backtest: a list of flat records."""
+
+    @property
+    def rows(self) -> Sequence[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One study as the report sees it.
+
+    `points`: N, D, C, loss, run_id, seed, role ("grid" or "holdout"), budget_C (FLOPs, NaN outside an
+    IsoFLOP design), budget (its label). `fits` are keyed by the name a reader sees.
+    """
+
+    points: pd.DataFrame
+    fits: dict[str, Fit]
+    forecast: tuple[dict[str, Any], ...]
+    backtest: tuple[dict[str, Any], ...]
+    refused: tuple[dict[str, Any], ...]
+    results: tuple[RunResult, ...]
+    plan: Plan | None
+    curves: pd.DataFrame | None
+    rule: str
+
+    @property
+    def budget_labels(self) -> list[str]:
+        """Labels of all budgets, smallest first: the domain of the colour scale in every figure."""
+        ordered = self.points.sort_values("C")["budget"]
+        return list(dict.fromkeys(ordered))
+
+    @property
+    def fitted(self) -> pd.DataFrame:
+        """The points that fits may use: all but the held-out ones."""
+        return self.points[self.points["role"] != "holdout"]
+
+    @property
+    def holdout(self) -> pd.DataFrame:
+        """The points kept from the fits."""
+        return self.points[self.points["role"] == "holdout"]
+
+    @property
+    def largest_fitted_C(self) -> float | None:
+        """FLOPs of the largest budget that was fitted; extrapolation starts there."""
+        return float(self.fitted["C"].max()) if len(self.fitted) else None
+
+    def points_of(self, C: float) -> pd.DataFrame:
+        """Fitted points of the budget nearest to C FLOPs, within 10%."""
+        near = np.abs(np.log(self.fitted["budget_C"] / C)) < 0.1
+        return self.fitted[near]
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a frame as plain dicts."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def collect_evidence(
+    observations: Observations,
+    fits: Sequence[Fit],
+    forecast: HasRows | Sequence[HasRows] | None,
+    backtest: HasRows | None,
+    results: Sequence[RunResult],
+    plan: Plan | None,
+    curves: pd.DataFrame | None,
+) -> Evidence:
+    """Name the budgets and the fits, and flatten the forecasts to rows that know their method."""
+    return Evidence(
+        points=_name_points(observations.frame),
+        fits=_name_fits(fits),
+        forecast=tuple(_forecast_rows(forecast)),
+        backtest=tuple(backtest.rows) if backtest is not None else (),
+        refused=observations.refused,
+        results=tuple(results),
+        plan=plan,
+        curves=curves if curves is not None and len(curves) else None,
+        rule=observations.rule,
+    )
+
+
+def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
+    points = frame.reset_index(drop=True).copy()
+    if "role" not in points:
+        points["role"] = "grid"
+    if "run_id" not in points:
+        points["run_id"] = [f"row {row}" for row in points.index]
+    if "seed" not in points:
+        points["seed"] = None
+    points["budget_C"] = _find_budgets(points)
+    known = points["budget_C"].notna()
+    decades = np.floor(np.log10(points["C"]))
+    points["budget"] = [
+        format_flops(budget) if is_known else f"1e{decade:.0f} to 1e{decade + 1:.0f}"
+        for budget, is_known, decade in zip(points["budget_C"], known, decades, strict=True)
+    ]
+    return points
+
+
+def _find_budgets(points: pd.DataFrame) -> pd.Series:
+    """The nominal FLOPs of each point: its `budget`, else the geometric mean of its cluster, else NaN."""
+    if "budget" in points and points["budget"].notna().all():
+        budgets = points["budget"].astype(float)
+    else:
+        C = points["C"].sort_values()
+        cluster = (CLUSTER_SPREAD * C.shift() < C).cumsum()
+        budgets = np.exp(np.log(C).groupby(cluster).transform("mean")).reindex(points.index)
+    too_many = budgets.nunique() > MAX_BUDGETS
+    return budgets.where(~pd.Series(too_many, index=budgets.index))
+
+
+def _name_fits(fits: Sequence[Fit]) -> dict[str, Fit]:
+    names = [METHOD_NAMES[fit.method] for fit in fits]
+    return {
+        name if names.count(name) == 1 else f"{name}, {fit.law} ({number})": fit
+        for number, (name, fit) in enumerate(zip(names, fits, strict=True), start=1)
+    }
+
+
+def _forecast_rows(forecast: HasRows | Sequence[HasRows] | None) -> list[dict[str, Any]]:
+    if forecast is None:
+        return []
+    several = forecast if isinstance(forecast, Sequence) else [forecast]
+    return [{"method": _method_of(one), **row} for one in several for row in one.rows]
+
+
+def _method_of(forecast: HasRows) -> str | None:
+    """The method of the fit behind a forecast, where it carries one (as a Fit or as plain data)."""
+    fit = getattr(forecast, "fit", None)
+    return fit.get("method") if isinstance(fit, dict) else getattr(fit, "method", None)

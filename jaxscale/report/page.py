@@ -1,0 +1,157 @@
+"""One self-contained page: evidence in, `report.html` and `figures/*.{svg,png}` out.
+
+The page carries Vega once for all figures and never reaches for the network (a content security policy
+enforces it). Every figure is there twice: as a still picture, shown at once and in print, and as live
+Vega with hover, which takes its place where scripts run. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vl_convert
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from jaxscale.fit.result import Fit
+from jaxscale.report.charts import Figure, theme
+from jaxscale.report.evidence import Evidence, HasRows, collect_evidence
+from jaxscale.report.fitted import draw_loss_law, draw_optima
+from jaxscale.report.measured import draw_isoflop
+from jaxscale.report.surface import draw_contour, draw_residuals
+from jaxscale.report.tables import (
+    list_dropped,
+    list_plan,
+    list_provenance,
+    list_refused,
+    list_runs,
+    summarize_fits,
+)
+from jaxscale.report.training import draw_training
+from jaxscale.report.verdict import find_cautions, list_answers, list_tests
+from jaxscale.runs import Observations, Plan, RunResult, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["write_report"]
+
+CLIP_ID = re.compile(r"\bclip\d+\b")
+PNG_SCALE = 2.0
+"""Pixels per unit in PNG files: sharp on a dense screen and in a document."""
+
+
+def write_report(
+    out_dir: str | Path,
+    *,
+    title: str,
+    plan: Plan | None,
+    observations: Observations,
+    fits: Sequence[Fit],
+    forecast: HasRows | Sequence[HasRows] | None = None,
+    backtest: HasRows | None = None,
+    results: Sequence[RunResult] = (),
+    curves: pd.DataFrame | None = None,
+    provenance: dict[str, Any],
+    commands: Sequence[str] = (),
+) -> Path:
+    """Write `report.html` and `figures/` under `out_dir`; the path of the page.
+
+    `forecast` and `backtest` have `.rows` in the shape of FORECAST.json and the backtest schema; a sequence
+    of forecasts (one a method) is shown side by side. `curves`: run_id, train_loss, and flops or tokens.
+    Everything but `observations` and `provenance` may be missing; the page says what that leaves open.
+    """
+    evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves)
+    sections = _draw_sections(evidence)
+    stills = {
+        figure.name: _write_still(figure, Path(out_dir) / "figures")
+        for _, drawn in sections
+        for figure in drawn
+    }
+    html = _render(
+        title=title,
+        answers=list_answers(evidence),
+        tests=list_tests(evidence),
+        cautions=find_cautions(evidence),
+        confidence=" and ".join(sorted({f"{fit.confidence:.0%}" for fit in fits if fit.bootstrap})),
+        sections=sections,
+        stills=stills,
+        specs={figure.name: figure.page_spec() for _, drawn in sections for figure in drawn},
+        fits=summarize_fits(evidence),
+        refused=list_refused(evidence),
+        runs=list_runs(evidence),
+        plan=list_plan(plan) if plan else None,
+        dropped=list_dropped(plan) if plan else None,
+        assumptions=plan.assumptions if plan else (),
+        provenance=list_provenance(observations.source, provenance),
+        commands=commands,
+    )
+    path = Path(out_dir) / "report.html"
+    write_json(path, html)
+    return path
+
+
+def _draw_sections(evidence: Evidence) -> list[tuple[str, list[Figure]]]:
+    """The figures in reading order under their headings; a heading without a figure is left out."""
+    if not len(evidence.points):
+        return []
+    drawn: list[tuple[str, Sequence[Figure | None]]] = [
+        ("IsoFLOP curves", [draw_isoflop(evidence)]),
+        ("How size and tokens should grow", draw_optima(evidence)),
+        ("What loss to expect", [draw_loss_law(evidence)]),
+        ("Training", [draw_training(evidence)]),
+        ("Residuals", draw_residuals(evidence)),
+        ("Loss surface", [draw_contour(evidence)]),
+    ]
+    kept = [(heading, [figure for figure in figures if figure is not None]) for heading, figures in drawn]
+    return [(heading, figures) for heading, figures in kept if figures]
+
+
+def _write_still(figure: Figure, folder: Path) -> str:
+    """Save a figure as SVG and PNG; the SVG as a data URL for the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    svg = _to_svg(figure.static_spec())
+    (folder / f"{figure.name}.svg").write_text(svg)
+    (folder / f"{figure.name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=PNG_SCALE))
+    still = _to_svg(figure.still_spec())
+    return "data:image/svg+xml;base64," + base64.b64encode(still.encode()).decode()
+
+
+def _to_svg(spec: dict[str, Any]) -> str:
+    """The picture, with clip paths numbered from one: the converter counts on through a whole process."""
+    svg = vl_convert.vegalite_to_svg(spec)
+    ids = {name: f"clip_{number}" for number, name in enumerate(dict.fromkeys(CLIP_ID.findall(svg)), start=1)}
+    return CLIP_ID.sub(lambda found: ids[found[0]], svg)
+
+
+def _render(**values: Any) -> str:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_asset("page.html.j2"))
+    themes = {"light": theme(dark=False), "dark": theme(dark=True)}
+    return template.render(
+        **values,
+        themes=themes,
+        css=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        vega=Markup(_vega()),
+    )
+
+
+def _asset(name: str) -> str:
+    return files("jaxscale.report").joinpath(name).read_text()
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and vegaEmbed as one script that cannot close its own tag."""
+    return vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace(
+        "</script", "<\\/script"
+    )

@@ -1,0 +1,153 @@
+"""Figures of one law over the plane of N and D: what it leaves unexplained, and its efficient frontier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from jaxscale.fit.result import Fit
+from jaxscale.format import format_count, format_flops, format_percent
+from jaxscale.report.charts import (
+    Figure,
+    Records,
+    budget_color,
+    finish,
+    inline,
+    linear_y,
+    log_axis,
+    log_domain,
+    tips,
+)
+from jaxscale.report.curves import Array, fit_residuals, has_surface, iso_loss, loss_at, optimum_at
+from jaxscale.report.evidence import Evidence
+from jaxscale.report.fitted import compute_range
+from jaxscale.report.measured import POINT_TIPS, point_rows
+
+__all__ = ["draw_contour", "draw_residuals"]
+
+SAMPLES = 80
+MAX_LINES = 9
+
+
+def draw_residuals(evidence: Evidence) -> list[Figure]:
+    """Measured over predicted loss for each fit: a good law leaves noise, a bad one leaves a shape."""
+    residuals = [(name, fit, fit_residuals(evidence, fit)) for name, fit in evidence.fits.items()]
+    return [
+        _draw_residual(evidence, f"residuals_{number}_{fit.method}", name, points)
+        for number, (name, fit, points) in enumerate(residuals, start=1)
+        if len(points)
+    ]
+
+
+def draw_contour(evidence: Evidence) -> Figure | None:
+    """Lines of equal loss in the plane of tokens and parameters, the frontier, and the measured points."""
+    fit = next((fit for fit in evidence.fits.values() if has_surface(fit)), None)
+    if fit is None:
+        return None
+    C = np.geomspace(*compute_range(evidence), SAMPLES)
+    sizes, tokens = optimum_at(fit, "N", C), optimum_at(fit, "D", C)
+    if sizes is None or tokens is None:
+        return None
+    N_domain, D_domain = (
+        log_domain([*evidence.points["N"], *sizes]),
+        log_domain([*evidence.points["D"], *tokens]),
+    )
+    lines = _iso_rows(fit, N_domain, D_domain, loss_at(fit.params, sizes, tokens))
+    x = log_axis(alt.X, "D", "training tokens D", D_domain, "count")
+    y = log_axis(alt.Y, "N", "parameters N", N_domain, "count")
+    layers = [*_iso_layers(lines), _frontier(sizes, tokens, C), _measured(evidence)]
+    caption = (
+        "Thin lines join sizes and token counts of equal loss (nats/token) under the parametric law. "
+        "Thick line: the efficient frontier, the best split of compute. Points: measured runs."
+    )
+    chart = alt.layer(*(layer.encode(x=x, y=y) for layer in layers))
+    return Figure("contour", "The loss surface and its efficient frontier", caption, finish(chart))
+
+
+def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.DataFrame) -> Figure:
+    rms = float(np.sqrt(np.mean(points["residual"] ** 2)))
+    rows = [
+        {**row, "residual": 100 * row["residual"], "shown": format_percent(row["residual"])}
+        for row in point_rows(points)
+    ]
+    x = log_axis(alt.X, "N", "parameters N", log_domain(list(points["N"])), "count")
+    reach = 1.1 * max(abs(row["residual"]) for row in rows) + 1e-6
+    y = linear_y("residual", "measured above the fit (%)", (-reach, reach))
+    zero = alt.Chart(inline([{"residual": 0.0}])).mark_rule(style="ink", strokeWidth=1).encode(y=y)
+    dots = alt.Chart(inline(rows)).mark_point(filled=True, size=55, opacity=0.9)
+    dots = dots.encode(
+        x=x,
+        y=y,
+        color=budget_color(evidence.budget_labels, points["budget"]),
+        tooltip=[*POINT_TIPS, *tips(shown="residual")],
+    )
+    title = f"{fit_name[0].upper()}{fit_name[1:]}: {100 * rms:.2g}% rms left unexplained"
+    caption = f"{_rms_by_budget(points)} Noise scatters; a bow or a tilt in one colour is a law that misfits."
+    return Figure(name, title, caption, finish(alt.layer(zero, dots)), wide=False)
+
+
+def _rms_by_budget(points: pd.DataFrame) -> str:
+    rms = points.groupby("budget", sort=False)["residual"].apply(lambda values: np.sqrt(np.mean(values**2)))
+    order = points.sort_values("C")["budget"].drop_duplicates()
+    return "rms by budget: " + ", ".join(f"{budget}: {100 * rms[budget]:.2g}%" for budget in order) + "."
+
+
+def _iso_rows(
+    fit: Fit, N_domain: tuple[float, float], D_domain: tuple[float, float], frontier: Array
+) -> list[dict[str, Any]]:
+    """Round losses along the frontier, each solved for D over the sizes shown."""
+    N = np.geomspace(*N_domain, SAMPLES)
+    rows = []
+    for level in _round_levels(float(frontier.min()), float(frontier.max())):
+        D = iso_loss(fit.params, level, N)
+        shown = np.isfinite(D) & (D_domain[0] <= D) & (D_domain[1] >= D)
+        rows += [
+            {"N": float(n), "D": float(d), "level": f"{level:.4g}"}
+            for n, d in zip(N[shown], D[shown], strict=True)
+        ]
+    return rows
+
+
+def _round_levels(low: float, high: float) -> list[float]:
+    """At most MAX_LINES round losses from low to high.
+
+    >>> _round_levels(1.42, 2.07)
+    [1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
+    """
+    rough = max(high - low, 1e-6) / MAX_LINES
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    return [round(float(k * step), 6) for k in range(int(np.ceil(low / step)), int(high / step) + 1)]
+
+
+def _iso_layers(lines: Records) -> list[alt.Chart]:
+    """The contours, each named at its largest size."""
+    ends = {row["level"]: row for row in lines}
+    line = (
+        alt.Chart(inline(lines)).mark_line(strokeWidth=1, style="muted").encode(detail="level:N", order="N:Q")
+    )
+    name = alt.Chart(inline(list(ends.values()))).mark_text(style="note", align="left", dx=3, dy=-5)
+    return [line, name.encode(text="level:N")]
+
+
+def _frontier(sizes: Array, tokens: Array, C: Array) -> alt.Chart:
+    rows = [
+        {
+            "N": float(n),
+            "D": float(d),
+            "compute": format_flops(c),
+            "size": format_count(n),
+            "tokens": format_count(d),
+        }
+        for n, d, c in zip(sizes, tokens, C, strict=True)
+    ]
+    line = alt.Chart(inline(rows)).mark_line(style="ink", strokeWidth=3)
+    return line.encode(order="D:Q", tooltip=tips(compute="FLOPs C", size="N_opt", tokens="D_opt"))
+
+
+def _measured(evidence: Evidence) -> alt.Chart:
+    dots = alt.Chart(inline(point_rows(evidence.points))).mark_point(filled=True, size=50, opacity=0.9)
+    return dots.encode(color=budget_color(evidence.budget_labels, evidence.budget_labels), tooltip=POINT_TIPS)
