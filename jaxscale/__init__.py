@@ -29,7 +29,7 @@ _HOMES = {
     "fit_isoflop": "fit",
     "fit_parametric": "fit",
     "forecast_optimum": "forecast",
-    "backtest_fit": "forecast",
+    "backtest_fit": "backtest",
     "write_report": "report",
 }
 

@@ -105,9 +105,7 @@ def _hold_out(obs: Observations) -> tuple[pd.DataFrame, pd.DataFrame]:
     cells = gather_cells(obs)
     if len(cells.budget_C) < 2:
         what = "one budget only" if len(cells.budget_C) else f"no budgets (C spreads over {cells.spread:.0%})"
-        raise VerdictError(
-            f"backtest: {what}, nothing can be held out; give rows of role holdout or 3 budgets"
-        )
+        raise VerdictError(f"backtest: {what}, nothing can be held out; give rows of role holdout or 3 budgets")
     last = cells.C[cells.budget == cells.budget.max()]
     largest = grid_rows(frame) & frame["C"].between(last.min() * 0.999, last.max() * 1.001)
     return frame[grid_rows(frame) & ~largest], frame[largest]
@@ -155,9 +153,7 @@ def _score_cell(fit: Fit, C: float, part: Cells, i: int) -> dict[str, Any]:
     return _row(fit, C, "loss_at", fit.predict_loss(N, D), drawn, float(part.loss[i])) | {"N": N, "D": D}
 
 
-def _row(
-    fit: Fit, C: float, quantity: str, predicted: Any, drawn: np.ndarray, measured: Any
-) -> dict[str, Any]:
+def _row(fit: Fit, C: float, quantity: str, predicted: Any, drawn: np.ndarray, measured: Any) -> dict[str, Any]:
     low, high = percentile_interval(drawn, fit.confidence)
     inside = None if low is None or high is None else bool(low <= measured <= high)
     factor = None if quantity == "N_opt" else _compute_factor(fit, C, measured - predicted)

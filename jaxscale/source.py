@@ -48,9 +48,7 @@ def read_observations(
     frame, refused = _refuse(table, chosen)
     record = _describe(path, raw, columns, where, chosen, frame, refused)
     if frame.empty:
-        raise VerdictError(
-            f"{record['path']}: none of {len(raw)} rows is usable: {_why_none(chosen, refused)}"
-        )
+        raise VerdictError(f"{record['path']}: none of {len(raw)} rows is usable: {_why_none(chosen, refused)}")
     return Observations(frame=frame, refused=tuple(refused), source=record, rule=rule)
 
 
@@ -86,9 +84,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     except Exception as error:  # pandas, pyarrow and the decompressors each raise their own kinds
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MisuseError(f"{path}: not a readable table ({detail})") from error
-    raise MisuseError(
-        f"{path}: unknown kind of table {path.suffix!r}; use .csv, .csv.gz, .csv.xz or .parquet"
-    )
+    raise MisuseError(f"{path}: unknown kind of table {path.suffix!r}; use .csv, .csv.gz, .csv.xz or .parquet")
 
 
 def _rename(raw: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:

@@ -97,9 +97,7 @@ def isoflop_fit(frame: pd.DataFrame, column: str = "budget") -> Fit:
 def parametric_fit(params: dict[str, float], spread: float = 0.01) -> Fit:
     """A Chinchilla law with given parameters and jittered draws."""
     rng = np.random.default_rng(2)
-    draws = {
-        name: list(value * np.exp(spread * rng.standard_normal(DRAWS))) for name, value in params.items()
-    }
+    draws = {name: list(value * np.exp(spread * rng.standard_normal(DRAWS))) for name, value in params.items()}
     alpha, beta = params["alpha"], params["beta"]
     G = (alpha * params["A"] / (beta * params["B"])) ** (1 / (alpha + beta))
     a = beta / (alpha + beta)
@@ -142,8 +140,8 @@ def _cell(C: float, width: int, seed: int, role: str) -> Cell:
     tokens = int(C / (6 * N))
     spec = RunSpec(
         model=ModelConfig(d_model=width), data=DataConfig(), budget_flops=C, tokens=tokens,
-        steps=tokens // 512, batch_seqs=8, microbatch_seqs=4, optimizer="adamw", lr=0.02, embed_lr=2.0, head_lr=3.0, b1=0.9,
-        b2=0.95, eps=1e-12, weight_decay=0.1, clip_norm=1.0, z_loss=0.0, schedule="cosine", warmup_steps=30,
+        steps=tokens // 512, batch_seqs=8, microbatch_seqs=4, optimizer="adamw", lr=0.02, embed_lr=2.0, head_lr=3.0,
+        b1=0.9, b2=0.95, eps=1e-12, weight_decay=0.1, clip_norm=1.0, z_loss=0.0, schedule="cosine", warmup_steps=30,
         decay_steps=0, final_fraction=0.1, seed=seed,
     )  # fmt: skip
     return Cell(spec, role, N, N // 2, C, 6.0 * N * tokens, None, C / 2e10)  # type: ignore[arg-type]
@@ -161,9 +159,7 @@ def _result(cell: Cell, noise: float) -> RunResult:
 
 
 def _diverged(result: RunResult) -> RunResult:
-    return RunResult(
-        **{**vars(result), "state": "diverged", "reason": "loss is nan at step 120", "loss": None}
-    )
+    return RunResult(**{**vars(result), "state": "diverged", "reason": "loss is nan at step 120", "loss": None})
 
 
 def _row(cell: Cell, result: RunResult) -> dict:
@@ -179,18 +175,14 @@ def _minimum(C: float, group: pd.DataFrame) -> Budget:
     inside = mean["N"].min() < N < mean["N"].max() and c2 > 0
     loss = float(c0 - c1**2 / (4 * c2))
     status = "ok" if inside else "edge"
-    return Budget(
-        C, N, C / (6 * N), loss, status, len(mean), "" if inside else "minimum at the smallest size"
-    )
+    return Budget(C, N, C / (6 * N), loss, status, len(mean), "" if inside else "minimum at the smallest size")
 
 
 def _plan(cells: list[Cell]) -> Plan:
     dropped = (Dropped(3e10, 96, 2, 221_000, 22_600.0, "44 steps, fewer than min_steps = 100"),)
     assumptions = ("the optimum is expected near 20 tokens per parameter", "speeds are those of one CPU core")
     seconds = sum(cell.seconds for cell in cells)
-    return Plan(
-        "simulated", tuple(cells), dropped, assumptions, {}, "cpu:2", sum(c.flops for c in cells), seconds
-    )
+    return Plan("simulated", tuple(cells), dropped, assumptions, {}, "cpu:2", sum(c.flops for c in cells), seconds)
 
 
 def _backtest(frame: pd.DataFrame, fits: list[Fit]) -> SimpleNamespace:

@@ -29,9 +29,7 @@ def test_the_permutation_is_a_bijection(size: int) -> None:
 
 def test_the_permutation_differs_by_seed_and_epoch() -> None:
     orders = {
-        tuple(permute_indices(np.arange(100), 100, seed, epoch).tolist())
-        for seed in range(5)
-        for epoch in range(5)
+        tuple(permute_indices(np.arange(100), 100, seed, epoch).tolist()) for seed in range(5) for epoch in range(5)
     }
     assert len(orders) == 25
 

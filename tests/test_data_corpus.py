@@ -78,9 +78,7 @@ def test_a_long_file_is_cut_into_documents_of_about_the_size(tmp_path: Path) -> 
     assert all(text.startswith("paragraph") and 2048 <= len(text) <= 4096 for text in texts[:-1])
 
 
-def test_patterns_recurse_are_sorted_and_name_each_file_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patterns_recurse_are_sorted_and_name_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("b/z.txt", "a.txt", "b/c/y.md"):
         path = tmp_path / name

@@ -162,9 +162,7 @@ def test_bytes_of_a_cut_document_are_counted_in_utf8(tmp_path: Path) -> None:
     assert counts[-2:] == [len(text), len(text) + 2]
 
 
-def test_a_second_call_opens_what_the_first_one_built(
-    config: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_call_opens_what_the_first_one_built(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_tokens(config)
     monkeypatch.setattr("jaxscale.data.tokens.write_tokens", None)
     same = build_tokens(replace(config, max_epochs=4.0, declared_train_tokens=1000.0))
@@ -200,9 +198,7 @@ def test_the_data_hash_does_not_depend_on_where_the_text_lies(config: DataConfig
         lambda folder: (folder / "meta.json").write_text('{"schema": "another"}'),
     ],
 )
-def test_a_damaged_cache_is_refused_and_built_again(
-    config: DataConfig, damage: Callable[[Path], object]
-) -> None:
+def test_a_damaged_cache_is_refused_and_built_again(config: DataConfig, damage: Callable[[Path], object]) -> None:
     whole = build_tokens(config)
     damage(whole.folder)
     with pytest.raises(MisuseError, match="have it built again"):
@@ -302,9 +298,7 @@ def test_building_again_gives_the_same_data_hash(config: DataConfig, tokenizer: 
     assert again.info == first.info
 
 
-def test_batches_of_documents_do_not_show_in_the_tokens(
-    config: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_of_documents_do_not_show_in_the_tokens(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build_tokens(config)
     monkeypatch.setattr(encode, "BATCH_BYTES", 1)
     single = build_tokens(replace(config, cache=config.cache + "2"))

@@ -56,10 +56,10 @@ def _count_dots(jaxpr: jax.extend.core.Jaxpr) -> int:
     return total
 
 
-def _gradient_of_loss(model: ModelConfig, batch: int):  # noqa: ANN202
+def _gradient_of_loss(model: ModelConfig, batch: int):
     graphdef, params = nnx.split(make_decoder(model, 0), nnx.Param)
 
-    def loss(params, windows):  # noqa: ANN001, ANN202
+    def loss(params, windows):
         logits = nnx.merge(graphdef, params)(windows[:, :-1], unroll=True)
         return jnp.mean(token_losses(logits, windows[:, 1:])[0])
 

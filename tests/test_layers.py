@@ -16,9 +16,11 @@ ORDER = [
     {"flops", "hardware"},
     {"runs", "laws", "study"},
     {"plan", "sweep", "data", "model"},
-    {"tables", "where", "source", "collect"},
+    {"tables", "where"},
+    {"source", "collect"},
     {"fit"},
     {"forecast"},
+    {"backtest"},
     {"train", "report"},
     {"cli"},
     {"__init__", "__main__"},
@@ -61,7 +63,9 @@ def _loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("room", ["plan", "laws", "fit", "forecast", "collect", "source", "report", "sweep"])
+@pytest.mark.parametrize(
+    "room", ["plan", "laws", "fit", "forecast", "collect", "source", "report", "sweep", "backtest"]
+)
 def test_the_analysis_side_loads_neither_flax_nor_orbax(room: str) -> None:
     assert not {"flax", "orbax", "grain"} & _loaded_by(f"import jaxscale.{room}")
 

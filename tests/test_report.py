@@ -35,17 +35,13 @@ def study():
 @pytest.fixture(scope="module")
 def page(study, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return write_report(
-        folder, title="Simulated", provenance=PROVENANCE, commands=["jaxscale run x.py"], **vars(study)
-    )
+    return write_report(folder, title="Simulated", provenance=PROVENANCE, commands=["jaxscale run x.py"], **vars(study))
 
 
 def write_outside(folder, frame, fits, **more) -> str:
     """The page for data that came without a plan."""
     observations = more.pop("observations", Observations(frame, (), {"path": "outside.csv"}))
-    path = write_report(
-        folder, title="Outside", plan=None, observations=observations, fits=fits, provenance={}, **more
-    )
+    path = write_report(folder, title="Outside", plan=None, observations=observations, fits=fits, provenance={}, **more)
     return path.read_text()
 
 
@@ -176,9 +172,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert HOSTILE in json.dumps(specs_of(html)["isoflop"])
 
 
-def law_frame(
-    scale: float = 1.0, budgets=(3e10, 1e11, 3e11), sizes=(0.2, 0.45, 1.0, 2.2, 5.0)
-) -> pd.DataFrame:
+def law_frame(scale: float = 1.0, budgets=(3e10, 1e11, 3e11), sizes=(0.2, 0.45, 1.0, 2.2, 5.0)) -> pd.DataFrame:
     """Noise-free IsoFLOP points of the planted law; `scale` moves the sizes off its optimum."""
     fit = parametric_fit(LAW)
     rows = [
@@ -202,9 +196,7 @@ def test_data_from_outside_needs_no_plan_and_may_be_large(tmp_path):
 def test_budgets_without_a_minimum_are_dashed_and_said(tmp_path):
     frame = law_frame(scale=30.0)
     fit = isoflop_fit(law_frame(), "C")
-    edges = tuple(
-        replace(budget, status="edge", N_opt=None, D_opt=None, loss_opt=None) for budget in fit.budgets
-    )
+    edges = tuple(replace(budget, status="edge", N_opt=None, D_opt=None, loss_opt=None) for budget in fit.budgets)
     lost = replace(fit, budgets=edges, exponents=None, coefficients=None, loss_law=None, draws={})
     html = write_outside(tmp_path, frame, [lost])
     assert "0 of 3 budgets have a usable minimum" in words_of(html)
@@ -223,9 +215,7 @@ def test_a_parametric_fit_alone_gives_laws_residuals_and_contour(tmp_path):
 
 def test_a_study_with_nothing_finished_still_has_a_page(study, tmp_path):
     empty = Observations(study.observations.frame.head(0), ({"run_id": "abc", "reason": "killed"},), {})
-    html = write_report(
-        tmp_path, title="t", plan=study.plan, observations=empty, fits=[], provenance={}
-    ).read_text()
+    html = write_report(tmp_path, title="t", plan=study.plan, observations=empty, fits=[], provenance={}).read_text()
     assert "No law was fitted" in words_of(html)
     assert "Of 30 planned runs 30 gave no evidence" in words_of(html)
     assert "killed" in words_of(html)
@@ -247,9 +237,7 @@ def test_methods_that_disagree_and_wide_intervals_are_said():
         SimpleNamespace(rows=[{**row, "N_opt": 4e5}], fit=other),
     ]
     words = " ".join(find_cautions(evidence_of(Observations(law_frame()), [one, other], forecasts)))
-    assert (
-        "disagree on the size by a factor of 4: 100k (IsoFLOP minima) against 400k (parametric law)" in words
-    )
+    assert "disagree on the size by a factor of 4: 100k (IsoFLOP minima) against 400k (parametric law)" in words
     assert "the interval for the size spans 6x" in words
     assert "the interval for the loss is 13% of it wide" in words
 
@@ -259,9 +247,7 @@ def test_the_surface_optimum_is_the_minimum_over_sizes():
     C, N = 1e12, np.geomspace(1e3, 1e7, 20_001)
     best = N[np.argmin(loss_at(LAW, N, C / (6 * N)))]
     assert optimum_at(fit, "N", np.array([C]))[0] == pytest.approx(best, rel=1e-3)
-    assert optimum_at(fit, "loss", np.array([C]))[0] == pytest.approx(
-        loss_at(LAW, best, C / (6 * best)), rel=1e-6
-    )
+    assert optimum_at(fit, "loss", np.array([C]))[0] == pytest.approx(loss_at(LAW, best, C / (6 * best)), rel=1e-6)
 
 
 def test_iso_loss_lines_have_that_loss():

@@ -181,9 +181,7 @@ def _options(args: FitOptions) -> dict[str, Any]:
             if args.method in (method, "all"):
                 options[name] = getattr(args, name)
             elif getattr(args, name) != defaults[name]:
-                raise MisuseError(
-                    f"--{name} belongs to --method {method}, not to {args.method}; leave it out"
-                )
+                raise MisuseError(f"--{name} belongs to --method {method}, not to {args.method}; leave it out")
     return {name: _typed(name, value) for name, value in options.items()}
 
 
@@ -229,9 +227,7 @@ def _load_fit(args: ForecastArguments) -> Fit | Fits:
     schema = plain.get("schema") if isinstance(plain, dict) else None
     kinds: dict[Any, type[Fit] | type[Fits]] = {"jaxscale.fit/1": Fit, "jaxscale.fits/1": Fits}
     if schema not in kinds:
-        raise MisuseError(
-            f"{args.source}: schema {schema!r} is no fit; `jaxscale fit SOURCE --out` writes one"
-        )
+        raise MisuseError(f"{args.source}: schema {schema!r} is no fit; `jaxscale fit SOURCE --out` writes one")
     return kinds[schema].from_json(args.source)
 
 

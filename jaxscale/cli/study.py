@@ -360,8 +360,9 @@ def _targets(asked: Sequence[float], observations: Observations) -> list[float]:
 
 def _analyse(folder: Path, planned: Plan, console: Console, command: str, *, out: Path | None = None) -> int:
     """Collect, fit, forecast, backtest, report: 0 when the report stands."""
+    from jaxscale.backtest import backtest_fit
     from jaxscale.fit import fit_isoflop, fit_parametric
-    from jaxscale.forecast import backtest_fit, forecast_optimum
+    from jaxscale.forecast import forecast_optimum
 
     study = from_plain(planned.config, Study)
     observations = _collect(folder, console)

@@ -202,9 +202,7 @@ def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
                       f"(now {config.document_bytes}) so that long files give more documents")  # fmt: skip
 
 
-def _summarize(
-    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str
-) -> DataInfo:
+def _summarize(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str) -> DataInfo:
     val_tokens = sum(tally.val_tokens.values())
     return DataInfo(
         source=corpus.description,

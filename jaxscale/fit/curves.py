@@ -43,9 +43,7 @@ def split_curves(cells: Cells) -> list[Curve]:
         inside = inside[np.argsort(cells.N[inside], kind="stable")]
         inside = inside[np.append(True, np.diff(cells.N[inside]) > 0)]
         log_D = np.log(cells.D[inside])
-        curves.append(
-            Curve(C, np.log(cells.N[inside]), log_D, cells.loss[inside], cells.weight[inside], inside)
-        )
+        curves.append(Curve(C, np.log(cells.N[inside]), log_D, cells.loss[inside], cells.weight[inside], inside))
     return curves
 
 

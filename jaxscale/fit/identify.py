@@ -31,9 +31,7 @@ def find_obstacle(cells: Cells, design: Design) -> str | None:
         needed = 1 + sum(parameter in design.free for parameter in pair)
         sizes = len(np.unique(values))
         if sizes < needed:
-            return (
-                f"{sizes} values of {name} cannot determine {pair[0]} and {pair[1]}; train {needed} or more"
-            )
+            return f"{sizes} values of {name} cannot determine {pair[0]} and {pair[1]}; train {needed} or more"
     return None
 
 

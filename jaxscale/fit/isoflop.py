@@ -68,9 +68,7 @@ def fit_isoflop(
     usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
         verdict = f"{len(usable)} usable budgets of {len(curves)}, at least 2 are needed: " + "; ".join(
-            f"{budget.C:.3g} FLOPs is {budget.status} ({budget.reason})"
-            for budget in budgets
-            if budget.reason
+            f"{budget.C:.3g} FLOPs is {budget.status} ({budget.reason})" for budget in budgets if budget.reason
         )
         return refused_fit("isoflop", "power", obs.source, options, verdict, budgets)
     return _fit_usable(obs, cells, usable, budgets, reading, options)
@@ -172,20 +170,14 @@ def _sees_E(C: np.ndarray, loss: np.ndarray, variance: float) -> bool:
     return gain[0] - gain[1] > frontier.CHI2_1 * variance + 1e-16
 
 
-def _notes(
-    budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, free_E: bool
-) -> list[str]:
+def _notes(budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, free_E: bool) -> list[str]:
     notes = [f"budget {b.C:.3g} left out: {b.status}, {b.reason}" for b in budgets if b.status != "ok"]
     if len(found) == 2:
         notes.append("two usable budgets: a line through two points cannot be tested")
     if len(found) == 3:
-        notes.append(
-            "three usable budgets: one degree of freedom, lack of fit of the line is hardly testable"
-        )
+        notes.append("three usable budgets: one degree of freedom, lack of fit of the line is hardly testable")
     if factor > 1:
-        notes.append(
-            f"a line misses the minima by more than their noise: intervals widened {factor:.2g} times"
-        )
+        notes.append(f"a line misses the minima by more than their noise: intervals widened {factor:.2g} times")
     if not free_E:
         varies = "; the intervals let it vary" if len(found) > 2 else ""
         notes.append(f"the budgets do not show an irreducible loss, E is fixed at 0 in the loss law{varies}")

@@ -14,9 +14,7 @@ from jaxscale.fit.design import Design, residuals
 __all__ = ["finish_lad"]
 
 
-def finish_lad(
-    design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray
-) -> tuple[np.ndarray, float, float]:
+def finish_lad(design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, float, float]:
     """theta (P,) moved onto its vertex, the sum of w |r|, and the subgradient residual (uncentred)."""
     through = np.argsort(np.abs(residuals(design.problem, theta, y)))[: len(theta)]
     vertex = _solve_vertex(design, theta, y, through)
@@ -38,9 +36,7 @@ def _solve_vertex(design: Design, theta: np.ndarray, y: np.ndarray, through: np.
     return theta
 
 
-def _subgradient(
-    design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray, through: np.ndarray
-) -> float:
+def _subgradient(design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray, through: np.ndarray) -> float:
     r, J = residuals(design.problem, theta, y), design.uncentre(design.jacobian(theta))
     pull = w * np.sign(r)
     pull[through] = 0.0

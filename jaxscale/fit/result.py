@@ -129,9 +129,7 @@ class Fit:
         if self.method == "parametric":
             return Chinchilla(**values).optimum(C, self.rule)
         loss = LossLaw(values["E"], values["A"], values["alpha"]).loss(C)
-        return Optimum(
-            PowerLaw(values["G"], values["a"]).at(C), PowerLaw(values["H"], values["b"]).at(C), loss
-        )
+        return Optimum(PowerLaw(values["G"], values["a"]).at(C), PowerLaw(values["H"], values["b"]).at(C), loss)
 
     def to_json(self) -> str:
         """The fit as JSON, schema jaxscale.fit/1; NaN and infinities become null."""
@@ -162,15 +160,11 @@ class Fit:
         ]
         if self.method == "parametric" and self.exponents and self.coefficients:
             rows += [(f"{n}_opt exponent", e.value, e.interval, None) for n, e in self.exponents.items()]
-            rows += [
-                (f"{n}_opt coefficient", e.value, e.interval, None) for n, e in self.coefficients.items()
-            ]
+            rows += [(f"{n}_opt coefficient", e.value, e.interval, None) for n, e in self.coefficients.items()]
         return rows
 
     def __str__(self) -> str:
-        title = (
-            f"{self.method} fit, {self.source.get('rows_used', '?')} rows of {self.source.get('path', '?')}"
-        )
+        title = f"{self.method} fit, {self.source.get('rows_used', '?')} rows of {self.source.get('path', '?')}"
         rows: list[tuple[Any, ...]] = [
             (name, value, format_interval(i), error) for name, value, i, error in self._quantities()
         ]
@@ -178,9 +172,7 @@ class Fit:
         parts = [render_table(title, header, rows) if rows else title]
         if self.budgets:
             rows = [(b.C, b.N_opt, b.D_opt, b.loss_opt, b.points, b.status, b.reason) for b in self.budgets]
-            parts.append(
-                render_table("budgets", ("C", "N_opt", "D_opt", "loss", "sizes", "status", ""), rows)
-            )
+            parts.append(render_table("budgets", ("C", "N_opt", "D_opt", "loss", "sizes", "status", ""), rows))
         if self.loss_law:
             law = {name: format_number(value) for name, value in self.loss_law.items()}
             parts.append(f"L_opt(C) = {law['E']} + {law['A']} / C^{law['alpha']}")
@@ -225,9 +217,7 @@ class Fits:
         rows = []
         for fit in self.fits:
             a, b = (fit.exponents or {}).get("N"), (fit.exponents or {}).get("D")
-            cells = [
-                x for e in (a, b) for x in ((e.value, format_interval(e.interval)) if e else (None, None))
-            ]
+            cells = [x for e in (a, b) for x in ((e.value, format_interval(e.interval)) if e else (None, None))]
             rows.append((fit.method, *cells))
         table = render_table("N_opt ~ C^a, D_opt ~ C^b", ("method", "a", "interval", "b", "interval"), rows)
         return "\n\n".join([*(str(fit) for fit in self.fits), table])

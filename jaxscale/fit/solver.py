@@ -128,9 +128,7 @@ def _searcher() -> Any:
         def step(carry: Any, _: None) -> tuple[Any, None]:
             theta, state = carry
             value, gradient = optax.value_and_grad_from_state(objective)(theta, state=state)
-            update, state = optimizer.update(
-                gradient, state, theta, value=value, grad=gradient, value_fn=objective
-            )
+            update, state = optimizer.update(gradient, state, theta, value=value, grad=gradient, value_fn=objective)
             return (optax.apply_updates(theta, update), state), None
 
         unit = jnp.minimum(delta, 1.0) ** 2  # brings the objective to the size of a count

@@ -20,9 +20,7 @@ FLOOR = 1e-3
 """Least share of the loss a coefficient starts from: log of zero has no gradient."""
 
 
-def project_starts(
-    N: np.ndarray, D: np.ndarray, loss: np.ndarray, weight: np.ndarray
-) -> dict[str, np.ndarray]:
+def project_starts(N: np.ndarray, D: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
     """E, A, B, alpha, beta (16,): the best beta of each alpha."""
     alpha, beta = (np.geomspace(*EXPONENTS, count) for count in (ALPHAS, BETAS))
     x, y = np.log(N) - np.log(N).mean(), np.log(D) - np.log(D).mean()

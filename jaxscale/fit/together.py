@@ -32,16 +32,13 @@ def fit_all(
     known = {*SHARED, *(name for names in OWN.values() for name in names)}
     for name in options:
         if name not in known:
-            raise MisuseError(
-                f"option {name!r} is unknown to every method; they take {', '.join(sorted(known))}"
-            )
+            raise MisuseError(f"option {name!r} is unknown to every method; they take {', '.join(sorted(known))}")
     for method in methods:
         if method not in METHODS:
             raise MisuseError(f"method {method!r} is unknown; use {', '.join(METHODS)}")
     obs = as_observations(source)
     fits = tuple(
-        METHODS[method](obs, **{k: v for k, v in options.items() if k in (*SHARED, *OWN[method])})
-        for method in methods
+        METHODS[method](obs, **{k: v for k, v in options.items() if k in (*SHARED, *OWN[method])}) for method in methods
     )
     answers = sum(fit.verdict is None for fit in fits)
     return Fits(fits, tuple(0.0 if fit.verdict else 1.0 / answers for fit in fits))

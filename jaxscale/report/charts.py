@@ -104,9 +104,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [tick for tick in steps if low <= tick <= high]
 
 
-def log_axis(
-    channel: type[alt.X] | type[alt.Y], name: str, title: str, domain: tuple[float, float], unit: str
-) -> Any:
+def log_axis(channel: type[alt.X] | type[alt.Y], name: str, title: str, domain: tuple[float, float], unit: str) -> Any:
     """A log position channel over `domain` with few, round, readable ticks; `unit` is a key of LABELS."""
     axis = alt.Axis(values=log_ticks(*domain), labelExpr=LABELS[unit], title=title)
     return channel(name, type="quantitative", axis=axis, scale=_log_scale(domain))
@@ -114,18 +112,14 @@ def log_axis(
 
 def linear_y(name: str, title: str, domain: tuple[float, float] | None = None) -> alt.Y:
     """A linear vertical position that does not start at zero."""
-    scale = (
-        alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain), nice=False, clamp=False)
-    )
+    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain), nice=False, clamp=False)
     return alt.Y(name, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=6))
 
 
 def budget_color(labels: list[str], shown: Iterable[str]) -> alt.Color:
     """Darker to lighter with compute, the same for a budget in every figure; the legend names `shown`."""
     named = set(shown)
-    key = (
-        alt.Legend(title="C, FLOPs", values=[label for label in labels if label in named]) if named else None
-    )
+    key = alt.Legend(title="C, FLOPs", values=[label for label in labels if label in named]) if named else None
     return alt.Color("budget", type="ordinal", scale=alt.Scale(domain=labels), legend=key)
 
 

@@ -69,9 +69,7 @@ def _draw_optimum(evidence: Evidence, quantity: Quantity) -> Figure | None:
         interval = format_interval(exponents[0].interval, _two_digits)
         title = f"{title}, grows as C^{exponents[0].value:.2f} {interval if interval != UNKNOWN else ''}"
     chart = _layer_law(evidence, quantity, lines, [])
-    return Figure(
-        f"optimum_{quantity}", title.strip(), _law_caption(evidence, lines), finish(chart), wide=False
-    )
+    return Figure(f"optimum_{quantity}", title.strip(), _law_caption(evidence, lines), finish(chart), wide=False)
 
 
 def _layer_law(

@@ -69,11 +69,7 @@ def write_report(
     """
     evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves)
     sections = _draw_sections(evidence)
-    stills = {
-        figure.name: _write_still(figure, Path(out_dir) / "figures")
-        for _, drawn in sections
-        for figure in drawn
-    }
+    stills = {figure.name: _write_still(figure, Path(out_dir) / "figures") for _, drawn in sections for figure in drawn}
     html = _render(
         title=title,
         answers=list_answers(evidence),
@@ -131,9 +127,7 @@ def _to_svg(spec: dict[str, Any]) -> str:
 
 
 def _render(**values: Any) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_asset("page.html.j2"))
     themes = {"light": theme(dark=False), "dark": theme(dark=True)}
     return template.render(
@@ -152,6 +146,4 @@ def _asset(name: str) -> str:
 @cache
 def _vega() -> str:
     """Vega, Vega-Lite and vegaEmbed as one script that cannot close its own tag."""
-    return vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace(
-        "</script", "<\\/script"
-    )
+    return vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

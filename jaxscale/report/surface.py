@@ -105,8 +105,7 @@ def _iso_rows(
         D = iso_loss(fit.params, level, N)
         shown = np.isfinite(D) & (D_domain[0] <= D) & (D_domain[1] >= D)
         rows += [
-            {"N": float(n), "D": float(d), "level": f"{level:.4g}"}
-            for n, d in zip(N[shown], D[shown], strict=True)
+            {"N": float(n), "D": float(d), "level": f"{level:.4g}"} for n, d in zip(N[shown], D[shown], strict=True)
         ]
     return rows
 
@@ -126,9 +125,7 @@ def _round_levels(low: float, high: float) -> list[float]:
 def _iso_layers(lines: Records) -> list[alt.Chart]:
     """The contours, each named at its largest size."""
     ends = {row["level"]: row for row in lines}
-    line = (
-        alt.Chart(inline(lines)).mark_line(strokeWidth=1, style="muted").encode(detail="level:N", order="N:Q")
-    )
+    line = alt.Chart(inline(lines)).mark_line(strokeWidth=1, style="muted").encode(detail="level:N", order="N:Q")
     name = alt.Chart(inline(list(ends.values()))).mark_text(style="note", align="left", dx=3, dy=-5)
     return [line, name.encode(text="level:N")]
 

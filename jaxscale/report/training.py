@@ -39,9 +39,7 @@ def draw_training(evidence: Evidence) -> Figure | None:
     y = linear_y("loss", "training loss (nats/token)", (low - 0.03 * (high - low), high))
     color = budget_color(evidence.budget_labels, [row["budget"] for row in good if "budget" in row])
     layers = (
-        [_lines(good).encode(color=color), _lines(bad, style="alarm")]
-        if bad
-        else [_lines(good).encode(color=color)]
+        [_lines(good).encode(color=color), _lines(bad, style="alarm")] if bad else [_lines(good).encode(color=color)]
     )
     chart = alt.layer(*(layer.encode(x=x, y=y) for layer in layers))
     caption = f"{CAPTION} Red: diverged or failed, and no evidence." if bad else CAPTION
