@@ -1,0 +1,136 @@
+"""The compiled step: devices, accumulation, schedules and the optimizer against references."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxscale.config import MeshConfig, ModelConfig
+from jaxscale.errors import MisuseError
+from jaxscale.model.decoder import make_decoder
+from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
+from jaxscale.train.sharding import check_batch, make_mesh
+from jaxscale.train.step import Program, token_losses
+
+MODEL = ModelConfig(d_model=32, n_layers=2, seq_len=16, vocab_size=64, head_dim=8)
+HYPER = Hyper(*(jnp.float32(x) for x in (0.02, 2, 3, 0.9, 0.95, 1e-12, 0.1, 1.0, 1e-4, 20, 2, 4, 0.1)))
+WINDOWS = np.random.default_rng(0).integers(0, 64, (16, 8, 17)).astype(np.int32)
+
+
+def train(mesh: MeshConfig, count: int, *, model: ModelConfig = MODEL, windows: np.ndarray = WINDOWS,
+          accumulate: int = 2) -> tuple[np.ndarray, Program, object]:  # fmt: skip
+    """Losses of the first steps on the first `count` devices."""
+    program = Program(model, "cosine", len(windows), make_mesh(mesh, jax.devices()[:count]), jnp.float32)
+    steps = len(windows) // accumulate
+    state, metrics = program.train(
+        program.init(jnp.uint32(0)), program.put_batch(windows), jnp.int32(steps), jnp.int32(accumulate), HYPER
+    )
+    return np.asarray(metrics.loss)[:steps], program, state
+
+
+@pytest.fixture(scope="module")
+def reference() -> np.ndarray:
+    return train(MeshConfig(), 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "count"),
+    [(MeshConfig(), 2), (MeshConfig(), 8), (MeshConfig(fsdp=4), 8), (MeshConfig(fsdp=2, tensor=2), 8),
+     (MeshConfig(tensor=4), 4)],
+    ids=["data2", "data8", "data2-fsdp4", "data2-fsdp2-tensor2", "tensor4"],
+)  # fmt: skip
+def test_losses_do_not_depend_on_the_mesh(mesh: MeshConfig, count: int, reference: np.ndarray) -> None:
+    np.testing.assert_allclose(train(mesh, count)[0], reference, rtol=2e-5)
+
+
+def test_parameters_and_moments_are_split_over_fsdp() -> None:
+    _, program, state = train(MeshConfig(fsdp=8), 8)
+    sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim > 1]
+    head_dim_gains = [size for size in sizes if size == 1.0]
+    assert sizes.count(1 / 8) > len(sizes) * 0.7
+    assert len(head_dim_gains) <= 6  # the QK-norm gains [layers, head_dim] and their moments
+
+
+def test_accumulated_microbatches_equal_one_large_batch() -> None:
+    whole = WINDOWS[:8].reshape(4, 16, 17)
+    small = train(MeshConfig(), 1, windows=WINDOWS[:8], accumulate=2)[0]
+    large = train(MeshConfig(), 1, windows=whole, accumulate=1)[0]
+    np.testing.assert_allclose(small, large, rtol=2e-5)
+
+
+def test_many_steps_in_a_dispatch_equal_one_at_a_time() -> None:
+    together, program, _ = train(MeshConfig(), 1, accumulate=1)
+    state, alone = program.init(jnp.uint32(0)), []
+    for i in range(len(WINDOWS)):
+        padded = np.zeros_like(WINDOWS)
+        padded[0] = WINDOWS[i]
+        state, metrics = program.train(state, program.put_batch(padded), jnp.int32(1), jnp.int32(1), HYPER)
+        alone.append(float(metrics.loss[0]))
+    assert np.array_equal(np.float32(alone), together)
+
+
+def test_step_equals_a_reference_built_from_plain_optax() -> None:
+    """At base width, one rate for all and no clipping, the step is optax.adamw with a mask on the gains."""
+    model = replace(MODEL, d_model=32, base_d_model=32)
+    plain = HYPER._replace(embed_lr=jnp.float32(1), head_lr=jnp.float32(1), clip_norm=jnp.float32(0),
+                           z_loss=jnp.float32(0))  # fmt: skip
+    program = Program(model, "cosine", 6, make_mesh(MeshConfig(), jax.devices()[:1]), jnp.float32)
+    state, metrics = program.train(
+        program.init(jnp.uint32(0)), program.put_batch(WINDOWS[:6]), jnp.int32(6), jnp.int32(1), plain
+    )
+    graphdef, params = nnx.split(make_decoder(model, 0), nnx.Param)
+    mask = jax.tree.map(lambda _: True, params)
+    mask = jax.tree.map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
+    tx = optax.adamw(lambda n: learning_rate(n, plain, "cosine"), 0.9, 0.95, 1e-12, weight_decay=0.1, mask=mask)
+    moments, losses = tx.init(params), []
+
+    def loss_of(params, windows):  # noqa: ANN001, ANN202
+        return jnp.mean(token_losses(nnx.merge(graphdef, params)(windows[:, :-1]), windows[:, 1:])[0])
+
+    for i in range(6):
+        value, grads = jax.value_and_grad(loss_of)(params, jnp.asarray(WINDOWS[i]))
+        updates, moments = tx.update(grads, moments, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(value))
+    np.testing.assert_allclose(np.asarray(metrics.loss), losses, rtol=3e-5)
+
+
+def test_every_parameter_belongs_to_exactly_one_group() -> None:
+    _, params = nnx.split(make_decoder(MODEL, 0), nnx.Param)
+    optimizer = make_optimizer(MODEL, params, HYPER)
+    state = optimizer.init(params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_schedule_warms_up_peaks_and_ends_where_it_says(schedule: str) -> None:
+    hyper = HYPER._replace(steps=jnp.float32(100), warmup_steps=jnp.float32(10), decay_steps=jnp.float32(20))
+    rates = np.array([float(learning_rate(jnp.float32(i), hyper, schedule)) for i in range(100)])
+    assert rates[0] == pytest.approx(0.002) and rates[9] == pytest.approx(0.02)
+    assert rates[-1] == pytest.approx(0.002, rel=1e-4)
+    assert np.all(np.diff(rates[:10]) > 0) and np.all(np.diff(rates[10:]) <= 1e-9)
+    if schedule == "wsd":
+        assert np.ptp(rates[10:80]) < 1e-9 and rates[89] == pytest.approx(0.011, rel=1e-3)
+    else:
+        assert rates[54] == pytest.approx(0.011, rel=1e-3)  # halfway through the cosine
+
+
+def test_token_losses_equal_the_closed_form_of_uniform_logits() -> None:
+    losses, log_z = token_losses(jnp.zeros((1, 3, 7)), jnp.array([[0, 3, 6]]))
+    np.testing.assert_allclose(losses, np.log(7), rtol=1e-6)
+    np.testing.assert_allclose(log_z, np.log(7), rtol=1e-6)
+
+
+def test_mesh_that_does_not_fit_the_devices_is_refused() -> None:
+    with pytest.raises(MisuseError, match="fsdp=3"):
+        make_mesh(MeshConfig(fsdp=3), jax.devices()[:8])
+
+
+def test_batch_that_does_not_divide_names_the_way_out() -> None:
+    with pytest.raises(MisuseError, match="6 does not divide over 4 devices; use 4 or 8"):
+        check_batch(6, make_mesh(MeshConfig(), jax.devices()[:4]))
