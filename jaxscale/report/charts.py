@@ -169,7 +169,7 @@ def theme(*, dark: bool, ground: str = "transparent") -> dict[str, Any]:
         "axisY": {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -36,
                   "titleY": -10},
         "legend": {**text, "labelColor": ink, "titleFontWeight": "normal", "titleColor": muted,
-                   "orient": "top", "direction": "horizontal", "columns": 5, "offset": 26,
+                   "orient": "top", "direction": "horizontal", "columns": 4, "offset": 26,
                    "titleOrient": "left", "symbolStrokeWidth": 3, "symbolSize": 90, "symbolOpacity": 1},
         "range": {"ordinal": {"scheme": "viridis", "extent": [0.28, 1.0] if dark else [0.0, 0.86]},
                   "category": [*fits, "#cc79a7", "#8c8c8c"]},

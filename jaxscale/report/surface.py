@@ -101,12 +101,14 @@ def _iso_rows(
     """Round losses along the frontier, each solved for D over the sizes shown."""
     N = np.geomspace(*N_domain, SAMPLES)
     rows = []
-    for level in _round_levels(float(frontier.min()), float(frontier.max())):
+    levels = _round_levels(float(frontier.min()), float(frontier.max()))
+    digits = max(len(f"{level:g}".partition(".")[2]) for level in levels) if levels else 0
+    for level in levels:
+        name = f"{level:.{digits}f}"
         D = iso_loss(fit.params, level, N)
         shown = np.isfinite(D) & (D_domain[0] <= D) & (D_domain[1] >= D)
         rows += [
-            {"N": float(n), "D": float(d), "level": f"{level:.4g}"}
-            for n, d in zip(N[shown], D[shown], strict=True)
+            {"N": float(n), "D": float(d), "level": name} for n, d in zip(N[shown], D[shown], strict=True)
         ]
     return rows
 

@@ -85,16 +85,8 @@ def list_tests(evidence: Evidence) -> list[Test]:
 
 def find_cautions(evidence: Evidence) -> list[str]:
     """Why this answer may be wrong, gravest first; an empty list is a claim too."""
-    rules = (
-        _no_law,
-        _thin_budgets,
-        _lost_budgets,
-        _missed_backtest,
-        _disagreements,
-        _wide_intervals,
-        _far,
-        _lost_runs,
-    )
+    rules = (_no_law, _own_words, _thin_budgets, _lost_budgets, _missed_backtest, _disagreements,
+             _wide_intervals, _far, _lost_runs)  # fmt: skip
     return [caution for rule in rules for caution in rule(evidence)]
 
 
@@ -139,10 +131,19 @@ def _no_law(evidence: Evidence) -> Iterator[str]:
         yield "No forecast was made from these fits."
 
 
+def _own_words(evidence: Evidence) -> Iterator[str]:
+    """What the fits say of themselves: why there is no answer, and what to know before trusting one."""
+    for name, fit in evidence.fits.items():
+        if fit.diagnostics.get("verdict"):
+            yield f"{name}: no answer; {fit.diagnostics['verdict']}."
+        for note in fit.diagnostics.get("notes") or ():
+            yield f"{name}: {note}."
+
+
 def _thin_budgets(evidence: Evidence) -> Iterator[str]:
     for name, fit in evidence.fits.items():
         usable = _usable(fit)
-        if fit.budgets is None or usable > UNTESTABLE_BUDGETS:
+        if _speaks(fit) or fit.budgets is None or usable > UNTESTABLE_BUDGETS:
             continue
         if usable < 2:
             yield f"{name}: {usable} of {len(fit.budgets)} budgets have a usable minimum; a law needs two."
@@ -160,7 +161,7 @@ def _lost_budgets(evidence: Evidence) -> Iterator[str]:
         "too_few": "too few sizes were measured",
     }
     for name, fit in evidence.fits.items():
-        for budget in fit.budgets or ():
+        for budget in () if _speaks(fit) else fit.budgets or ():
             if budget.status != "ok":
                 yield f"{name}: budget {format_flops(budget.C)} is left out; {words[budget.status]}."
 
@@ -222,6 +223,11 @@ def _lost_runs(evidence: Evidence) -> Iterator[str]:
     if missing:
         planned = len(evidence.plan.cells)
         yield f"Of {planned} planned runs {missing} gave no evidence; the table of runs says why."
+
+
+def _speaks(fit: Fit) -> bool:
+    """Whether the fit judges its own budgets, so that the report need not."""
+    return "notes" in fit.diagnostics or "verdict" in fit.diagnostics
 
 
 def _usable(fit: Fit) -> int:
