@@ -5,7 +5,8 @@
     optimum   N_opt(C) = [alpha A / (p beta B) (C/k)^beta]^(1/(alpha + p beta)),  D_opt = C / (k N_opt^p)
 
 The optimum is the surface's closed form under C = k N^p D, where k = 6 and p = 1 unless the fit measured
-them (diagnostics["flops"]). Bands are percentiles over the bootstrap draws at each C, at the fit's own confidence.
+them (diagnostics["flops"]). Bands are percentiles over the bootstrap draws at each C, at the fit's own
+confidence.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ def fit_residuals(evidence: Evidence, fit: Fit) -> pd.DataFrame:
     if has_surface(fit):
         predicted = loss_at(fit.params, points["N"], points["D"])
         return points.assign(residual=points["loss"] / predicted - 1)
+    if fit.diagnostics.get("interpolant") == "akima":  # passes through its points: residuals say nothing
+        return points.head(0).assign(residual=0.0)
     kept = [_valley_residuals(evidence, fit, budget) for budget in fit.budgets or ()]
     return pd.concat(kept) if kept else points.head(0).assign(residual=0.0)
 

@@ -5,7 +5,6 @@ A caution is raised by a stated rule on the evidence, never by taste: the limits
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,8 @@ WIDE_LOSS = 0.05
 """An interval for the loss wider than this share of it is called wide."""
 DISAGREE_N = 1.5
 """Fits whose N_opt at one target differ by more than this factor disagree."""
+DISAGREE_LOSS = 1.03
+"""The same for the loss."""
 FAR = 30.0
 """Forecasts further than this factor beyond the largest budget are called far."""
 UNTESTABLE_BUDGETS = 3
@@ -68,14 +69,8 @@ class Test:
 
 
 def list_answers(evidence: Evidence) -> list[Answer]:
-    """Every forecast row as words, the method that missed the backtest least first."""
-    errors: dict[str, list[float]] = {}
-    for row in evidence.backtest:
-        if row["quantity"] == "loss" and row["predicted"] and row["measured"]:
-            errors.setdefault(row["method"], []).append(abs(math.log(row["predicted"] / row["measured"])))
-    worst = {method: max(values) for method, values in errors.items()}
-    ordered = sorted(evidence.forecast, key=lambda row: worst.get(row["method"], math.inf))
-    return [_answer(row) for row in ordered]
+    """Every forecast row as words, in the evidence's order: the first is the headline."""
+    return [_answer(row) for row in evidence.forecast]
 
 
 def list_tests(evidence: Evidence) -> list[Test]:
@@ -107,7 +102,7 @@ def _answer(row: dict[str, Any]) -> Answer:
 
 
 def _test(row: dict[str, Any]) -> Test:
-    style = format_loss if row["quantity"] == "loss" else format_count
+    style = format_loss if row["quantity"].startswith("loss") else format_count
     predicted, measured = row["predicted"], row["measured"]
     known = predicted is not None and measured
     return Test(
@@ -180,27 +175,34 @@ def _missed_backtest(evidence: Evidence) -> Iterator[str]:
 
 
 def _disagreements(evidence: Evidence) -> Iterator[str]:
-    for C in dict.fromkeys(row["C"] for row in evidence.forecast):
-        rows = sorted((row for row in evidence.forecast if row["C"] == C and row.get("N_opt")), key=_size)
-        if rows and _size(rows[-1]) > DISAGREE_N * _size(rows[0]):
-            low, high = rows[0], rows[-1]
-            yield (
-                f"At {format_flops(C)} FLOPs the methods disagree on the size by a factor of "
-                f"{_size(high) / _size(low):.2g}: {format_count(_size(low))} ({_method(low)}) against "
-                f"{format_count(_size(high))} ({_method(high)})."
-            )
-            return
+    for name, key, style, limit in (
+        ("size", "N_opt", format_count, DISAGREE_N),
+        ("loss", "loss", format_loss, DISAGREE_LOSS),
+    ):
+        for C in dict.fromkeys(row["C"] for row in evidence.forecast):
+            rows = [row for row in evidence.forecast if row["C"] == C and row.get(key)]
+            low, high = (end(rows, key=lambda row: row[key], default=None) for end in (min, max))
+            if low and high and high[key] > limit * low[key]:
+                yield (
+                    f"At {format_flops(C)} FLOPs the methods disagree on the {name}: {style(low[key])} "
+                    f"({_method(low)}) against {style(high[key])} ({_method(high)})."
+                )
+                break
 
 
 def _wide_intervals(evidence: Evidence) -> Iterator[str]:
-    for row in evidence.forecast:
-        where = f"{_method(row)} at {format_flops(row['C'])}"
-        low, high = _ends(row, "N_opt")
-        if high > WIDE_N * low:
-            yield f"{where}: the interval for the size spans {format_factor(high / low)}, too wide to choose."
+    """The first target of each method whose interval is wide: later ones are wider."""
+    told = set()
+    for row in sorted(evidence.forecast, key=lambda row: row["C"]):
+        low_N, high_N = _ends(row, "N_opt")
         low, high = _ends(row, "loss")
+        words = [f"the size spans {format_factor(high_N / low_N)}"] if high_N > WIDE_N * low_N else []
         if high - low > WIDE_LOSS * row["loss"]:
-            yield f"{where}: the interval for the loss is {(high - low) / row['loss']:.0%} of it wide."
+            words.append(f"the loss is {(high - low) / row['loss']:.0%} of it wide")
+        if words and row["method"] not in told:
+            told.add(row["method"])
+            where = f"{_method(row)} at {format_flops(row['C'])} FLOPs"
+            yield f"{where}: the interval for {' and that for '.join(words)}."
 
 
 def _far(evidence: Evidence) -> Iterator[str]:
@@ -232,10 +234,6 @@ def _speaks(fit: Fit) -> bool:
 
 def _usable(fit: Fit) -> int:
     return sum(budget.status == "ok" for budget in fit.budgets or ())
-
-
-def _size(row: dict[str, Any]) -> float:
-    return float(row["N_opt"])
 
 
 def _ends(row: dict[str, Any], quantity: str) -> tuple[float, float]:
