@@ -129,14 +129,11 @@ def budget_color(labels: list[str], shown: Iterable[str]) -> alt.Color:
     return alt.Color("budget", type="ordinal", scale=alt.Scale(domain=labels), legend=key)
 
 
-def fit_color(names: list[str]) -> alt.Color:
-    """One colour a fit, the same in every figure."""
-    return alt.Color(
-        "fit",
-        type="nominal",
-        scale=alt.Scale(domain=names),
-        legend=alt.Legend(title=None, symbolType="circle"),
-    )
+def fit_color(names: list[str], shown: Iterable[str]) -> alt.Color:
+    """One colour a fit, the same in every figure; the legend names `shown`."""
+    drawn = set(shown)
+    key = alt.Legend(title=None, symbolType="circle", values=[name for name in names if name in drawn])
+    return alt.Color("fit", type="nominal", scale=alt.Scale(domain=names), legend=key)
 
 
 def tips(**titles: str) -> list[alt.Tooltip]:

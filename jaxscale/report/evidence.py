@@ -121,7 +121,7 @@ def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
     known = points["budget_C"].notna()
     decades = np.floor(np.log10(points["C"]))
     points["budget"] = [
-        format_flops(budget) if is_known else f"1e{decade:.0f} to 1e{decade + 1:.0f}"
+        format_flops(budget) if is_known else f"≥1e{decade:.0f}"
         for budget, is_known, decade in zip(points["budget_C"], known, decades, strict=True)
     ]
     return points

@@ -51,7 +51,7 @@ def summarize_fits(evidence: Evidence) -> Table:
     headings = ("fit", "law", "N_opt exponent a", "D_opt exponent b", "E", "points", "resampling")
     rows = [
         (name, fit.law, *(_estimate(fit, key) for key in ("N", "D")), _irreducible(fit), _points_used(fit),
-         f"{fit.resample}, {fit.bootstrap} draws, {fit.confidence:.0%}" if fit.bootstrap else "none")
+         f"{fit.resample}, {fit.bootstrap} draws, {fit.confidence:.0%}" if fit.bootstrap and fit.exponents else "none")
         for name, fit in evidence.fits.items()
     ]  # fmt: skip
     return Table(
