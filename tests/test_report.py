@@ -18,7 +18,7 @@ from simulated_study import LAW, forecast_of, isoflop_fit, loss_of, parametric_f
 from jaxscale.format import format_count, format_loss
 from jaxscale.report import write_report
 from jaxscale.report.charts import theme
-from jaxscale.report.curves import band_at, iso_loss, loss_at, optimum_at
+from jaxscale.report.curves import band_at, draw_valley, iso_loss, loss_at, optimum_at
 from jaxscale.report.evidence import Evidence, collect_evidence
 from jaxscale.report.verdict import find_cautions, list_answers
 from jaxscale.runs import Observations
@@ -237,9 +237,9 @@ def test_methods_that_disagree_and_wide_intervals_are_said():
         SimpleNamespace(rows=[{**row, "N_opt": 4e5}], fit=other),
     ]
     words = " ".join(find_cautions(evidence_of(Observations(law_frame()), [one, other], forecasts)))
-    assert "disagree on the size by a factor of 4: 100k (IsoFLOP minima) against 400k (parametric law)" in words
-    assert "the interval for the size spans 6x" in words
-    assert "the interval for the loss is 13% of it wide" in words
+    assert "disagree on the size: 100k (IsoFLOP minima) against 400k (parametric law)" in words
+    assert "disagree on the loss" not in words
+    assert "IsoFLOP minima at 1e13 FLOPs: the interval for the size spans 6x and that for the loss is 13%" in words
 
 
 def test_the_surface_optimum_is_the_minimum_over_sizes():
@@ -248,6 +248,33 @@ def test_the_surface_optimum_is_the_minimum_over_sizes():
     best = N[np.argmin(loss_at(LAW, N, C / (6 * N)))]
     assert optimum_at(fit, "N", np.array([C]))[0] == pytest.approx(best, rel=1e-3)
     assert optimum_at(fit, "loss", np.array([C]))[0] == pytest.approx(loss_at(LAW, best, C / (6 * best)), rel=1e-6)
+
+
+def test_the_optimum_follows_the_fits_own_count_of_flops():
+    fit = replace(parametric_fit(LAW), exponents=None, coefficients=None, diagnostics={"flops": {"k": 9.0, "p": 0.9}})
+    C, N = 1e12, np.geomspace(1e3, 1e7, 20_001)
+    best = N[np.argmin(loss_at(LAW, N, C / (9 * N**0.9)))]
+    assert optimum_at(fit, "N", np.array([C]))[0] == pytest.approx(best, rel=1e-3)
+
+
+def test_a_fit_that_judges_itself_is_quoted():
+    fit = isoflop_fit(law_frame(), "C")
+    noted = replace(fit, diagnostics={"notes": ["three usable budgets: hardly testable"]})
+    refused = replace(fit, exponents=None, coefficients=None, loss_law=None, diagnostics={"verdict": "no budgets"})
+    words = " ".join(find_cautions(evidence_of(Observations(law_frame()), [noted])))
+    assert "IsoFLOP minima: three usable budgets: hardly testable." in words
+    assert "stand on 3 minima" not in words
+    words = " ".join(find_cautions(evidence_of(Observations(law_frame()), [refused])))
+    assert "no answer; no budgets." in words
+
+
+def test_the_fits_own_curve_is_the_one_drawn():
+    fit = isoflop_fit(law_frame(), "C")
+    line = {"N": [1e4, 2e4, 4e4], "loss": [2.2, 2.0, 2.1]}
+    own = replace(fit, diagnostics={"curves": [{"C": 3e10, "line": line}]})
+    evidence = evidence_of(Observations(law_frame()), [own])
+    assert draw_valley(evidence, own, own.budgets[0])["loss"].tolist() == line["loss"]
+    assert len(draw_valley(evidence, own, own.budgets[1])) > 10
 
 
 def test_iso_loss_lines_have_that_loss():

@@ -123,14 +123,11 @@ def budget_color(labels: list[str], shown: Iterable[str]) -> alt.Color:
     return alt.Color("budget", type="ordinal", scale=alt.Scale(domain=labels), legend=key)
 
 
-def fit_color(names: list[str]) -> alt.Color:
-    """One colour a fit, the same in every figure."""
-    return alt.Color(
-        "fit",
-        type="nominal",
-        scale=alt.Scale(domain=names),
-        legend=alt.Legend(title=None, symbolType="circle"),
-    )
+def fit_color(names: list[str], shown: Iterable[str]) -> alt.Color:
+    """One colour a fit, the same in every figure; the legend names `shown`."""
+    drawn = set(shown)
+    key = alt.Legend(title=None, symbolType="circle", values=[name for name in names if name in drawn])
+    return alt.Color("fit", type="nominal", scale=alt.Scale(domain=names), legend=key)
 
 
 def tips(**titles: str) -> list[alt.Tooltip]:
@@ -163,7 +160,7 @@ def theme(*, dark: bool, ground: str = "transparent") -> dict[str, Any]:
         "axisY": {"titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -36,
                   "titleY": -10},
         "legend": {**text, "labelColor": ink, "titleFontWeight": "normal", "titleColor": muted,
-                   "orient": "top", "direction": "horizontal", "columns": 5, "offset": 26,
+                   "orient": "top", "direction": "horizontal", "columns": 4, "offset": 26,
                    "titleOrient": "left", "symbolStrokeWidth": 3, "symbolSize": 90, "symbolOpacity": 1},
         "range": {"ordinal": {"scheme": "viridis", "extent": [0.28, 1.0] if dark else [0.0, 0.86]},
                   "category": [*fits, "#cc79a7", "#8c8c8c"]},

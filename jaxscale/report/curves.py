@@ -2,9 +2,11 @@
 
     valley    L(N | C) = L_opt + c log(N / N_opt)^2        one IsoFLOP budget (Hoffmann et al., approach 2)
     surface   L(N, D)  = E + A / N^alpha + B / D^beta      the Chinchilla law (approach 3)
-    optimum   N_opt(C) = G (C/6)^(beta/(alpha+beta)),  D_opt = C / (6 N_opt)     its closed form under C = 6ND
+    optimum   N_opt(C) = [alpha A / (p beta B) (C/k)^beta]^(1/(alpha + p beta)),  D_opt = C / (k N_opt^p)
 
-Bands are percentiles over the bootstrap draws at each C, at the fit's own confidence.
+The optimum is the surface's closed form under C = k N^p D, where k = 6 and p = 1 unless the fit measured
+them (diagnostics["flops"]). Bands are percentiles over the bootstrap draws at each C, at the fit's own
+confidence.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ Array = NDArray[np.float64]
 Band = tuple[Array, Array]
 Quantity = Literal["N", "D", "loss"]
 SURFACE = ("E", "A", "B", "alpha", "beta")
+LAW_DRAWS = {"N": ("G", "a"), "D": ("H", "b"), "loss": ("E", "A", "alpha")}
+"""Names of the bootstrap draws behind N_opt = G C^a, D_opt = H C^b and L_opt = E + A / C^alpha."""
 
 
 def has_surface(fit: Fit) -> bool:
@@ -52,34 +56,36 @@ def optimum_at(fit: Fit, quantity: Quantity, C: Array) -> Array | None:
             return _saturating(fit.loss_law, C)
     elif fit.coefficients is not None and fit.exponents is not None:
         return fit.coefficients[quantity].value * C ** fit.exponents[quantity].value
-    return _surface_optimum(fit.params, quantity, C) if has_surface(fit) else None
+    return _surface_optimum(fit, fit.params, quantity, C) if has_surface(fit) else None
 
 
 def band_at(fit: Fit, quantity: Quantity, C: Array) -> Band | None:
     """The fit's interval around `optimum_at`, point by point; None where it was not bootstrapped."""
-    law = {"loss": ("E", "A", "alpha")}.get(quantity, (f"coefficient_{quantity}", f"exponent_{quantity}"))
-    if has_surface(fit) and (params := _draws(fit, SURFACE)):
-        values = _surface_optimum(params, quantity, C)
-    elif not (params := _draws(fit, law)):
+    names = SURFACE if has_surface(fit) else LAW_DRAWS[quantity]
+    draws = _draws(fit, names)
+    if not draws:
         return None
+    if has_surface(fit):
+        values = _surface_optimum(fit, draws, quantity, C)
     elif quantity == "loss":
-        values = _saturating(params, C)
+        values = _saturating(draws, C)
     else:
-        values = params[law[0]] * C ** params[law[1]]
+        values = draws[names[0]] * C ** draws[names[1]]
     tail = (1 - fit.confidence) / 2
     low, high = np.nanquantile(values, [tail, 1 - tail], axis=0)
     return low, high
 
 
 def draw_valley(evidence: Evidence, fit: Fit, budget: Budget, samples: int = 40) -> pd.DataFrame | None:
-    """A budget's parabola over the sizes it was fitted on: columns N, loss; None if it has too few points.
+    """A budget's curve over the sizes it was fitted on: columns N, loss; None if it has too few points.
 
-    An "ok" minimum is kept as the vertex, so the curve passes through the number the fit reports.
+    The curve that the fit itself reports (diagnostics["curves"]), else a parabola through the points; an
+    "ok" minimum is kept as its vertex, so that it passes through the number the fit reports.
     """
+    for curve in fit.diagnostics.get("curves") or ():
+        if np.isclose(curve["C"], budget.C, rtol=0.01):
+            return pd.DataFrame(curve["line"])
     points = evidence.points_of(budget.C)
-    window = _window(fit, budget.C)
-    if window is not None:
-        points = points[points["N"].between(window[0] * 0.999, window[1] * 1.001)]
     if points["N"].nunique() < 3:
         return None
     x = np.log(np.geomspace(points["N"].min(), points["N"].max(), samples))
@@ -93,6 +99,8 @@ def fit_residuals(evidence: Evidence, fit: Fit) -> pd.DataFrame:
     if has_surface(fit):
         predicted = loss_at(fit.params, points["N"], points["D"])
         return points.assign(residual=points["loss"] / predicted - 1)
+    if fit.diagnostics.get("interpolant") == "akima":  # passes through its points: residuals say nothing
+        return points.head(0).assign(residual=0.0)
     kept = [_valley_residuals(evidence, fit, budget) for budget in fit.budgets or ()]
     return pd.concat(kept) if kept else points.head(0).assign(residual=0.0)
 
@@ -105,11 +113,12 @@ def iso_loss(params: dict[str, float], loss: float, N: Array) -> Array:
     return tokens
 
 
-def _surface_optimum(params: dict[str, Any], quantity: Quantity, C: Array) -> Array:
-    alpha, beta = params["alpha"], params["beta"]
-    G = (alpha * params["A"] / (beta * params["B"])) ** (1 / (alpha + beta))
-    N = G * (C / 6) ** (beta / (alpha + beta))
-    D = C / (6 * N)
+def _surface_optimum(fit: Fit, params: dict[str, Any], quantity: Quantity, C: Array) -> Array:
+    rule = fit.diagnostics.get("flops") or {"k": 6.0, "p": 1.0}
+    k, p, alpha, beta = rule["k"], rule["p"], params["alpha"], params["beta"]
+    G = (alpha * params["A"] / (p * beta * params["B"])) ** (1 / (alpha + p * beta))
+    N = G * (C / k) ** (beta / (alpha + p * beta))
+    D = C / (k * N**p)
     chosen: Array = {"N": N, "D": D}[quantity] if quantity != "loss" else loss_at(params, N, D)
     return chosen
 
@@ -124,14 +133,6 @@ def _draws(fit: Fit, names: tuple[str, ...]) -> dict[str, Array]:
     if not all(fit.draws.get(name) for name in names):
         return {}
     return {name: np.array(fit.draws[name], dtype=float)[:, None] for name in names}
-
-
-def _window(fit: Fit, C: float) -> tuple[float, float] | None:
-    """Smallest and largest N of the points behind a budget's parabola, where the fit says so."""
-    for curve in fit.diagnostics.get("curves") or ():
-        if np.isclose(curve["C"], C, rtol=0.05) and curve.get("window"):
-            return min(curve["window"]), max(curve["window"])
-    return None
 
 
 def _valley_polynomial(budget: Budget, x: Array, loss: Array) -> Array:

@@ -6,6 +6,7 @@ to which budget or what a fit is called.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -92,12 +93,14 @@ def collect_evidence(
     plan: Plan | None,
     curves: pd.DataFrame | None,
 ) -> Evidence:
-    """Name the budgets and the fits, and flatten the forecasts to rows that know their method."""
+    """Name the budgets and the fits; rows of the method that missed the backtest least come first."""
+    tests = backtest.rows if backtest is not None else ()
+    rank = _rank_methods(tests)
     return Evidence(
         points=_name_points(observations.frame),
         fits=_name_fits(fits),
-        forecast=tuple(_forecast_rows(forecast)),
-        backtest=tuple(backtest.rows) if backtest is not None else (),
+        forecast=tuple(sorted(_forecast_rows(forecast), key=lambda row: rank.get(row["method"], math.inf))),
+        backtest=tuple(sorted(tests, key=lambda row: rank.get(row["method"], math.inf))),
         refused=observations.refused,
         results=tuple(results),
         plan=plan,
@@ -118,7 +121,7 @@ def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
     known = points["budget_C"].notna()
     decades = np.floor(np.log10(points["C"]))
     points["budget"] = [
-        format_flops(budget) if is_known else f"1e{decade:.0f} to 1e{decade + 1:.0f}"
+        format_flops(budget) if is_known else f"≥1e{decade:.0f}"
         for budget, is_known, decade in zip(points["budget_C"], known, decades, strict=True)
     ]
     return points
@@ -142,6 +145,16 @@ def _name_fits(fits: Sequence[Fit]) -> dict[str, Fit]:
         name if names.count(name) == 1 else f"{name}, {fit.law} ({number})": fit
         for number, (name, fit) in enumerate(zip(names, fits, strict=True), start=1)
     }
+
+
+def _rank_methods(tests: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The worst miss of each method's loss in the backtest, in log loss."""
+    worst: dict[str, float] = {}
+    for row in tests:
+        if row["quantity"] == "loss" and row["predicted"] and row["measured"]:
+            miss = abs(math.log(row["predicted"] / row["measured"]))
+            worst[row["method"]] = max(miss, worst.get(row["method"], 0.0))
+    return worst
 
 
 def _forecast_rows(forecast: HasRows | Sequence[HasRows] | None) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def _layer_law(
     minima, forecast = _minimum_rows(evidence, quantity), _forecast_rows(evidence, quantity)
     drawn = [{"value": row["loss"]} for layer in behind for row in layer.data.values]
     y = _value_axis(quantity, [*lines, *minima, *forecast, *drawn])
-    color = fit_color(list(evidence.fits))
+    color = fit_color(list(evidence.fits), (row["fit"] for row in lines))
     layers = [layer.encode(x=x, y=y("loss")) for layer in behind]
     bands, bars = ([row for row in rows if row["low"]] for rows in (lines, forecast))
     layers += [layer.encode(x=x, color=color) for layer in (

@@ -30,6 +30,8 @@ __all__ = ["draw_contour", "draw_residuals"]
 
 SAMPLES = 80
 MAX_LINES = 9
+LEAST_PERCENT = 0.01
+"""Smaller residuals than this are rounding, not evidence."""
 
 
 def draw_residuals(evidence: Evidence) -> list[Figure]:
@@ -74,7 +76,7 @@ def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.Data
         for row in point_rows(points)
     ]
     x = log_axis(alt.X, "N", "parameters N", log_domain(list(points["N"])), "count")
-    reach = 1.1 * max(abs(row["residual"]) for row in rows) + 1e-6
+    reach = max(1.1 * max(abs(row["residual"]) for row in rows), LEAST_PERCENT)
     y = linear_y("residual", "measured above the fit (%)", (-reach, reach))
     zero = alt.Chart(inline([{"residual": 0.0}])).mark_rule(style="ink", strokeWidth=1).encode(y=y)
     dots = alt.Chart(inline(rows)).mark_point(filled=True, size=55, opacity=0.9)
@@ -84,7 +86,7 @@ def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.Data
         color=budget_color(evidence.budget_labels, points["budget"]),
         tooltip=[*POINT_TIPS, *tips(shown="residual")],
     )
-    title = f"{fit_name[0].upper()}{fit_name[1:]}: {100 * rms:.2g}% rms left unexplained"
+    title = f"{fit_name[0].upper()}{fit_name[1:]}: {_percent(rms)} rms left unexplained"
     caption = f"{_rms_by_budget(points)} Noise scatters; a bow or a tilt in one colour is a law that misfits."
     return Figure(name, title, caption, finish(alt.layer(zero, dots)), wide=False)
 
@@ -92,7 +94,12 @@ def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.Data
 def _rms_by_budget(points: pd.DataFrame) -> str:
     rms = points.groupby("budget", sort=False)["residual"].apply(lambda values: np.sqrt(np.mean(values**2)))
     order = points.sort_values("C")["budget"].drop_duplicates()
-    return "rms by budget: " + ", ".join(f"{budget}: {100 * rms[budget]:.2g}%" for budget in order) + "."
+    return "rms by budget: " + ", ".join(f"{budget}: {_percent(rms[budget])}" for budget in order) + "."
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.2g}%" if percent >= LEAST_PERCENT else f"under {LEAST_PERCENT}%"
 
 
 def _iso_rows(
@@ -101,12 +108,13 @@ def _iso_rows(
     """Round losses along the frontier, each solved for D over the sizes shown."""
     N = np.geomspace(*N_domain, SAMPLES)
     rows = []
-    for level in _round_levels(float(frontier.min()), float(frontier.max())):
+    levels = _round_levels(float(frontier.min()), float(frontier.max()))
+    digits = max(len(f"{level:g}".partition(".")[2]) for level in levels) if levels else 0
+    for level in levels:
+        name = f"{level:.{digits}f}"
         D = iso_loss(fit.params, level, N)
         shown = np.isfinite(D) & (D_domain[0] <= D) & (D_domain[1] >= D)
-        rows += [
-            {"N": float(n), "D": float(d), "level": f"{level:.4g}"} for n, d in zip(N[shown], D[shown], strict=True)
-        ]
+        rows += [{"N": float(n), "D": float(d), "level": name} for n, d in zip(N[shown], D[shown], strict=True)]
     return rows
 
 

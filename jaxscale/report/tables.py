@@ -50,16 +50,19 @@ def summarize_fits(evidence: Evidence) -> Table:
     """One row a fit: its law, exponents, irreducible loss, noise and how it was resampled."""
     headings = ("fit", "law", "N_opt exponent a", "D_opt exponent b", "E", "points", "resampling")
     rows = [
-        (name, fit.law, *(_estimate(fit, key) for key in ("N", "D")), _irreducible(fit), _points_used(fit),
-         f"{fit.resample}, {fit.bootstrap} draws, {fit.confidence:.0%}" if fit.bootstrap else "none")
+        (
+            name,
+            fit.law,
+            _estimate(fit, "N"),
+            _estimate(fit, "D"),
+            _irreducible(fit),
+            _points_used(fit),
+            _rounds(fit),
+        )
         for name, fit in evidence.fits.items()
-    ]  # fmt: skip
-    return Table(
-        headings,
-        rows,
-        "N_opt = G C^a and D_opt = G' C^b, fitted separately; under C = 6ND their sum is 1.",
-        2,
-    )
+    ]
+    note = "N_opt = G C^a and D_opt = H C^b; under C = 6ND the exponents sum to 1. E: irreducible loss."
+    return Table(headings, rows, note, 2)
 
 
 def list_runs(evidence: Evidence) -> Table:
@@ -168,6 +171,12 @@ def _estimate(fit: Fit, key: str) -> str:
         return UNKNOWN
     interval = format_interval(estimate.interval, lambda end: UNKNOWN if end is None else f"{end:.3f}")
     return f"{estimate.value:.3f} {interval}"
+
+
+def _rounds(fit: Fit) -> str:
+    if not fit.bootstrap or fit.exponents is None:
+        return "none"
+    return f"{fit.resample}, {fit.bootstrap} draws, {fit.confidence:.0%}"
 
 
 def _irreducible(fit: Fit) -> str:

@@ -5,7 +5,6 @@ A caution is raised by a stated rule on the evidence, never by taste: the limits
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,8 @@ WIDE_LOSS = 0.05
 """An interval for the loss wider than this share of it is called wide."""
 DISAGREE_N = 1.5
 """Fits whose N_opt at one target differ by more than this factor disagree."""
+DISAGREE_LOSS = 1.03
+"""The same for the loss."""
 FAR = 30.0
 """Forecasts further than this factor beyond the largest budget are called far."""
 UNTESTABLE_BUDGETS = 3
@@ -68,14 +69,8 @@ class Test:
 
 
 def list_answers(evidence: Evidence) -> list[Answer]:
-    """Every forecast row as words, the method that missed the backtest least first."""
-    errors: dict[str, list[float]] = {}
-    for row in evidence.backtest:
-        if row["quantity"] == "loss" and row["predicted"] and row["measured"]:
-            errors.setdefault(row["method"], []).append(abs(math.log(row["predicted"] / row["measured"])))
-    worst = {method: max(values) for method, values in errors.items()}
-    ordered = sorted(evidence.forecast, key=lambda row: worst.get(row["method"], math.inf))
-    return [_answer(row) for row in ordered]
+    """Every forecast row as words, in the evidence's order: the first is the headline."""
+    return [_answer(row) for row in evidence.forecast]
 
 
 def list_tests(evidence: Evidence) -> list[Test]:
@@ -85,16 +80,8 @@ def list_tests(evidence: Evidence) -> list[Test]:
 
 def find_cautions(evidence: Evidence) -> list[str]:
     """Why this answer may be wrong, gravest first; an empty list is a claim too."""
-    rules = (
-        _no_law,
-        _thin_budgets,
-        _lost_budgets,
-        _missed_backtest,
-        _disagreements,
-        _wide_intervals,
-        _far,
-        _lost_runs,
-    )
+    rules = (_no_law, _own_words, _thin_budgets, _lost_budgets, _missed_backtest, _disagreements,
+             _wide_intervals, _far, _lost_runs)  # fmt: skip
     return [caution for rule in rules for caution in rule(evidence)]
 
 
@@ -115,7 +102,7 @@ def _answer(row: dict[str, Any]) -> Answer:
 
 
 def _test(row: dict[str, Any]) -> Test:
-    style = format_loss if row["quantity"] == "loss" else format_count
+    style = format_loss if row["quantity"].startswith("loss") else format_count
     predicted, measured = row["predicted"], row["measured"]
     known = predicted is not None and measured
     return Test(
@@ -139,10 +126,19 @@ def _no_law(evidence: Evidence) -> Iterator[str]:
         yield "No forecast was made from these fits."
 
 
+def _own_words(evidence: Evidence) -> Iterator[str]:
+    """What the fits say of themselves: why there is no answer, and what to know before trusting one."""
+    for name, fit in evidence.fits.items():
+        if fit.diagnostics.get("verdict"):
+            yield f"{name}: no answer; {fit.diagnostics['verdict']}."
+        for note in fit.diagnostics.get("notes") or ():
+            yield f"{name}: {note}."
+
+
 def _thin_budgets(evidence: Evidence) -> Iterator[str]:
     for name, fit in evidence.fits.items():
         usable = _usable(fit)
-        if fit.budgets is None or usable > UNTESTABLE_BUDGETS:
+        if _speaks(fit) or fit.budgets is None or usable > UNTESTABLE_BUDGETS:
             continue
         if usable < 2:
             yield f"{name}: {usable} of {len(fit.budgets)} budgets have a usable minimum; a law needs two."
@@ -160,7 +156,7 @@ def _lost_budgets(evidence: Evidence) -> Iterator[str]:
         "too_few": "too few sizes were measured",
     }
     for name, fit in evidence.fits.items():
-        for budget in fit.budgets or ():
+        for budget in () if _speaks(fit) else fit.budgets or ():
             if budget.status != "ok":
                 yield f"{name}: budget {format_flops(budget.C)} is left out; {words[budget.status]}."
 
@@ -179,27 +175,34 @@ def _missed_backtest(evidence: Evidence) -> Iterator[str]:
 
 
 def _disagreements(evidence: Evidence) -> Iterator[str]:
-    for C in dict.fromkeys(row["C"] for row in evidence.forecast):
-        rows = sorted((row for row in evidence.forecast if row["C"] == C and row.get("N_opt")), key=_size)
-        if rows and _size(rows[-1]) > DISAGREE_N * _size(rows[0]):
-            low, high = rows[0], rows[-1]
-            yield (
-                f"At {format_flops(C)} FLOPs the methods disagree on the size by a factor of "
-                f"{_size(high) / _size(low):.2g}: {format_count(_size(low))} ({_method(low)}) against "
-                f"{format_count(_size(high))} ({_method(high)})."
-            )
-            return
+    for name, key, style, limit in (
+        ("size", "N_opt", format_count, DISAGREE_N),
+        ("loss", "loss", format_loss, DISAGREE_LOSS),
+    ):
+        for C in dict.fromkeys(row["C"] for row in evidence.forecast):
+            rows = [row for row in evidence.forecast if row["C"] == C and row.get(key)]
+            low, high = (end(rows, key=lambda row: row[key], default=None) for end in (min, max))
+            if low and high and high[key] > limit * low[key]:
+                yield (
+                    f"At {format_flops(C)} FLOPs the methods disagree on the {name}: {style(low[key])} "
+                    f"({_method(low)}) against {style(high[key])} ({_method(high)})."
+                )
+                break
 
 
 def _wide_intervals(evidence: Evidence) -> Iterator[str]:
-    for row in evidence.forecast:
-        where = f"{_method(row)} at {format_flops(row['C'])}"
-        low, high = _ends(row, "N_opt")
-        if high > WIDE_N * low:
-            yield f"{where}: the interval for the size spans {format_factor(high / low)}, too wide to choose."
+    """The first target of each method whose interval is wide: later ones are wider."""
+    told = set()
+    for row in sorted(evidence.forecast, key=lambda row: row["C"]):
+        low_N, high_N = _ends(row, "N_opt")
         low, high = _ends(row, "loss")
+        words = [f"the size spans {format_factor(high_N / low_N)}"] if high_N > WIDE_N * low_N else []
         if high - low > WIDE_LOSS * row["loss"]:
-            yield f"{where}: the interval for the loss is {(high - low) / row['loss']:.0%} of it wide."
+            words.append(f"the loss is {(high - low) / row['loss']:.0%} of it wide")
+        if words and row["method"] not in told:
+            told.add(row["method"])
+            where = f"{_method(row)} at {format_flops(row['C'])} FLOPs"
+            yield f"{where}: the interval for {' and that for '.join(words)}."
 
 
 def _far(evidence: Evidence) -> Iterator[str]:
@@ -224,12 +227,13 @@ def _lost_runs(evidence: Evidence) -> Iterator[str]:
         yield f"Of {planned} planned runs {missing} gave no evidence; the table of runs says why."
 
 
+def _speaks(fit: Fit) -> bool:
+    """Whether the fit judges its own budgets, so that the report need not."""
+    return "notes" in fit.diagnostics or "verdict" in fit.diagnostics
+
+
 def _usable(fit: Fit) -> int:
     return sum(budget.status == "ok" for budget in fit.budgets or ())
-
-
-def _size(row: dict[str, Any]) -> float:
-    return float(row["N_opt"])
 
 
 def _ends(row: dict[str, Any], quantity: str) -> tuple[float, float]:
