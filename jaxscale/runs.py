@@ -15,7 +15,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -81,7 +81,7 @@ class RunSpec:
     @cached_property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces)."""
-        plain = to_plain(self)
+        plain = to_plain(from_plain(to_plain(self), RunSpec))  # 1 and 1.0 are one number
         plain["data"].pop("cache")  # where token files lie does not change what is learned
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -227,12 +227,18 @@ def from_plain(plain: Any, kind: type[T]) -> T:
     """Plain data as a dataclass, strictly: an unknown or missing field is a MisuseError naming it."""
     import cattrs
 
-    converter = cattrs.Converter(forbid_extra_keys=True)
     try:
-        return converter.structure(plain, kind)
+        return _converter().structure(plain, kind)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
         detail = "; ".join(cattrs.transform_error(error)[:3]) if isinstance(error, Exception) else str(error)
         raise MisuseError(f"{kind.__name__}: {detail}") from error
+
+
+@lru_cache(maxsize=1)
+def _converter() -> Any:
+    import cattrs
+
+    return cattrs.Converter(forbid_extra_keys=True)
 
 
 def read_json(path: Path) -> Any:

@@ -1,7 +1,5 @@
 """The compiled step: devices, accumulation, schedules and the optimizer against references."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,20 +12,28 @@ from jaxscale.errors import MisuseError
 from jaxscale.model.decoder import make_decoder
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
 from jaxscale.train.sharding import check_batch, make_mesh
-from jaxscale.train.step import Program, token_losses
+from jaxscale.train.step import Program, make_program, token_losses
 
-MODEL = ModelConfig(d_model=32, n_layers=2, seq_len=16, vocab_size=64, head_dim=8)
+MODEL = ModelConfig(d_model=32, n_layers=1, seq_len=16, vocab_size=64, head_dim=8)
 HYPER = Hyper(*(jnp.float32(x) for x in (0.02, 2, 3, 0.9, 0.95, 1e-12, 0.1, 1.0, 1e-4, 20, 2, 4, 0.1)))
 WINDOWS = np.random.default_rng(0).integers(0, 64, (16, 8, 17)).astype(np.int32)
+
+
+SLOTS = len(WINDOWS)
+
+
+def pad(windows: np.ndarray) -> np.ndarray:
+    """Fill a dispatch's slots with zeros that no step reads."""
+    return np.concatenate([windows, np.zeros((SLOTS - len(windows), *windows.shape[1:]), np.int32)])
 
 
 def train(mesh: MeshConfig, count: int, *, model: ModelConfig = MODEL, windows: np.ndarray = WINDOWS,
           accumulate: int = 2) -> tuple[np.ndarray, Program, object]:  # fmt: skip
     """Losses of the first steps on the first `count` devices."""
-    program = Program(model, "cosine", len(windows), make_mesh(mesh, jax.devices()[:count]), jnp.float32)
+    program = make_program(model, "cosine", SLOTS, make_mesh(mesh, jax.devices()[:count]), jnp.float32)
     steps = len(windows) // accumulate
     state, metrics = program.train(
-        program.init(jnp.uint32(0)), program.put_batch(windows), jnp.int32(steps), jnp.int32(accumulate), HYPER
+        program.init(jnp.uint32(0)), program.put_batch(pad(windows)), jnp.int32(steps), jnp.int32(accumulate), HYPER
     )
     return np.asarray(metrics.loss)[:steps], program, state
 
@@ -39,19 +45,18 @@ def reference() -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("mesh", "count"),
-    [(MeshConfig(), 2), (MeshConfig(), 8), (MeshConfig(fsdp=4), 8), (MeshConfig(fsdp=2, tensor=2), 8),
-     (MeshConfig(tensor=4), 4)],
-    ids=["data2", "data8", "data2-fsdp4", "data2-fsdp2-tensor2", "tensor4"],
+    [(MeshConfig(), 8), (MeshConfig(fsdp=4), 8), (MeshConfig(fsdp=2, tensor=2), 8)],
+    ids=["data8", "data2-fsdp4", "data2-fsdp2-tensor2"],
 )  # fmt: skip
 def test_losses_do_not_depend_on_the_mesh(mesh: MeshConfig, count: int, reference: np.ndarray) -> None:
     np.testing.assert_allclose(train(mesh, count)[0], reference, rtol=2e-5)
 
 
 def test_parameters_and_moments_are_split_over_fsdp() -> None:
-    _, program, state = train(MeshConfig(fsdp=8), 8)
+    _, _, state = train(MeshConfig(fsdp=4), 8)
     sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim > 1]
     head_dim_gains = [size for size in sizes if size == 1.0]
-    assert sizes.count(1 / 8) > len(sizes) * 0.7
+    assert sizes.count(1 / 4) > len(sizes) * 0.7
     assert len(head_dim_gains) <= 6  # the QK-norm gains [layers, head_dim] and their moments
 
 
@@ -66,37 +71,38 @@ def test_many_steps_in_a_dispatch_equal_one_at_a_time() -> None:
     together, program, _ = train(MeshConfig(), 1, accumulate=1)
     state, alone = program.init(jnp.uint32(0)), []
     for i in range(len(WINDOWS)):
-        padded = np.zeros_like(WINDOWS)
-        padded[0] = WINDOWS[i]
-        state, metrics = program.train(state, program.put_batch(padded), jnp.int32(1), jnp.int32(1), HYPER)
+        batch = program.put_batch(pad(WINDOWS[i : i + 1]))
+        state, metrics = program.train(state, batch, jnp.int32(1), jnp.int32(1), HYPER)
         alone.append(float(metrics.loss[0]))
     assert np.array_equal(np.float32(alone), together)
 
 
 def test_step_equals_a_reference_built_from_plain_optax() -> None:
     """At base width, one rate for all and no clipping, the step is optax.adamw with a mask on the gains."""
-    model = replace(MODEL, d_model=32, base_d_model=32)
     plain = HYPER._replace(embed_lr=jnp.float32(1), head_lr=jnp.float32(1), clip_norm=jnp.float32(0),
                            z_loss=jnp.float32(0))  # fmt: skip
-    program = Program(model, "cosine", 6, make_mesh(MeshConfig(), jax.devices()[:1]), jnp.float32)
-    state, metrics = program.train(
-        program.init(jnp.uint32(0)), program.put_batch(WINDOWS[:6]), jnp.int32(6), jnp.int32(1), plain
+    program = make_program(MODEL, "cosine", SLOTS, make_mesh(MeshConfig(), jax.devices()[:1]), jnp.float32)
+    _, metrics = program.train(
+        program.init(jnp.uint32(0)), program.put_batch(WINDOWS), jnp.int32(6), jnp.int32(1), plain
     )
-    graphdef, params = nnx.split(make_decoder(model, 0), nnx.Param)
-    mask = jax.tree.map(lambda _: True, params)
+    graphdef, params = nnx.split(make_decoder(MODEL, 0), nnx.Param)
     mask = jax.tree.map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
     tx = optax.adamw(lambda n: learning_rate(n, plain, "cosine"), 0.9, 0.95, 1e-12, weight_decay=0.1, mask=mask)
     moments, losses = tx.init(params), []
 
-    def loss_of(params, windows):  # noqa: ANN001, ANN202
+    def loss_of(params, windows):
         return jnp.mean(token_losses(nnx.merge(graphdef, params)(windows[:, :-1]), windows[:, 1:])[0])
 
-    for i in range(6):
-        value, grads = jax.value_and_grad(loss_of)(params, jnp.asarray(WINDOWS[i]))
+    @jax.jit
+    def step(params, moments, windows):
+        value, grads = jax.value_and_grad(loss_of)(params, windows)
         updates, moments = tx.update(grads, moments, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), moments, value
+
+    for i in range(6):
+        params, moments, value = step(params, moments, jnp.asarray(WINDOWS[i]))
         losses.append(float(value))
-    np.testing.assert_allclose(np.asarray(metrics.loss), losses, rtol=3e-5)
+    np.testing.assert_allclose(np.asarray(metrics.loss)[:6], losses, rtol=3e-5)
 
 
 def test_every_parameter_belongs_to_exactly_one_group() -> None:

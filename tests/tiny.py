@@ -10,7 +10,7 @@ from jaxscale.config import DataConfig, Grid, MeshConfig, ModelConfig, Recipe, S
 
 __all__ = ["make_study", "write_study", "write_text"]
 
-WORDS = "the scaling law of small models holds for large ones when data and size grow together".split()
+WORDS = "the scaling law of small models holds for large ones when data and size grow together"
 
 
 def write_text(folder: Path, documents: int = 60, words: int = 400) -> str:
@@ -18,19 +18,19 @@ def write_text(folder: Path, documents: int = 60, words: int = 400) -> str:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(documents):
-        lines = [" ".join(rng.choice(WORDS, 9)) for _ in range(words // 9)]
+        lines = [" ".join(rng.choice(WORDS.split(), 9)) for _ in range(words // 9)]
         (folder / f"{i:03}.txt").write_text("\n".join(lines))
     return str(folder / "*.txt")
 
 
 def make_study(root: Path, **grid: object) -> Study:
     """Five sizes at one tiny budget, a few hundred steps each."""
-    fields = {"budgets": (1e8,), "widths": (4, 6, 8, 12, 16), "spread": 30.0, "min_steps": 10,
-              "tokens_per_param": 20.0}  # fmt: skip
+    fields = {"budgets": (1e9,), "widths": (4, 6, 8, 12, 16), "spread": 30.0, "min_steps": 10,
+              "tokens_per_param": 12.0}  # fmt: skip
     return Study(
         name="tiny",
         model=ModelConfig(seq_len=16, head_dim=4, n_layers=1, base_d_model=8),
-        recipe=Recipe(batch_min_tokens=64, batch_coefficient=0.5, microbatch_seqs=2),
+        recipe=Recipe(batch_min_tokens=128, batch_coefficient=0.5, microbatch_seqs=8),
         grid=Grid(**{**fields, **grid}),  # type: ignore[arg-type]
         data=DataConfig(
             files=(write_text(root / "text"),), val_tokens=2048, val_fraction=0.1, drop_repeated_lines=False,

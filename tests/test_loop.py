@@ -1,0 +1,188 @@
+"""One run to its end: exact validation, bit-identical resume, divergence, damage, refusals."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import make_study
+
+from jaxscale.config import MeshConfig
+from jaxscale.data.tokens import build_tokens
+from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.flops import training_flops
+from jaxscale.model.decoder import make_decoder
+from jaxscale.plan import plan_isoflop
+from jaxscale.runs import RunSpec
+from jaxscale.train import loop, record
+from jaxscale.train.checkpoint import Checkpoints
+from jaxscale.train.loop import Preempted, train_run
+from jaxscale.train.step import token_losses
+
+OFTEN = MeshConfig(checkpoint_every_s=0.0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("loop")
+
+
+@pytest.fixture(scope="module")
+def spec(root: Path) -> RunSpec:
+    return plan_isoflop(make_study(root), train_tokens=1e5).cells[2].spec
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, spec: RunSpec) -> Path:
+    """A study folder in which `spec` was trained undisturbed."""
+    train_run(spec, root / "quiet")
+    return root / "quiet"
+
+
+def curve(folder: Path, spec: RunSpec) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / spec.run_id / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def stop_after(count: int) -> Callable[[], bool]:
+    calls = iter(range(10**6))
+    return lambda: next(calls) >= count
+
+
+def test_result_agrees_with_the_plan(finished: Path, spec: RunSpec) -> None:
+    result = train_run(spec, finished)
+    assert result.state == "done" and result.restarts == 0
+    assert (result.tokens, result.flops) == (spec.tokens, training_flops(spec.model, spec.tokens))
+    assert result.provenance["data_sha256"] == build_tokens(spec.data).info.data_sha256
+    assert result.provenance["precision"] == "float32"
+
+
+def test_training_lowers_the_loss_below_the_unigram_entropy(finished: Path, spec: RunSpec) -> None:
+    tokens = build_tokens(spec.data)
+    counts = np.bincount(tokens.train, minlength=256) + 1
+    unigram = -np.mean(np.log(counts[tokens.val] / counts.sum()))
+    loss = train_run(spec, finished).loss
+    assert loss is not None and loss < 0.8 * unigram
+
+
+def test_validation_loss_is_the_exact_mean_over_every_validation_token(finished: Path, spec: RunSpec) -> None:
+    """Recomputed from the saved weights, one window at a time, with nothing of the trainer's evaluation."""
+    graphdef, params = nnx.split(make_decoder(spec.model, 0), nnx.Param)
+    manager = Checkpoints(finished / spec.run_id / "checkpoints")
+    step = max(manager.manager.all_steps())
+    saved = manager.manager.restore(step)
+    manager.close()
+    flat = {key.removeprefix("params/"): value for key, value in saved.items() if key.startswith("params/")}
+    restored = jax.tree.map_with_path(
+        lambda path, _: jnp.asarray(flat[jax.tree_util.keystr(path, simple=True, separator="/")]), params
+    )
+    model = nnx.merge(graphdef, restored)
+    val, length = build_tokens(spec.data).val.astype(np.int32), spec.model.seq_len
+    total = 0.0
+    for start in range(0, len(val) - 1, length):
+        window = jnp.asarray(val[start : start + length + 1])[None]
+        total += float(np.sum(np.asarray(token_losses(model(window[:, :-1]), window[:, 1:])[0], np.float64)))
+    assert train_run(spec, finished).loss == pytest.approx(total / (len(val) - 1), rel=1e-6)
+
+
+def test_ended_run_is_read_not_trained_again(finished: Path, spec: RunSpec) -> None:
+    before = (finished / spec.run_id / "result.json").stat().st_mtime_ns
+    assert train_run(spec, finished) == train_run(spec, finished)
+    assert (finished / spec.run_id / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("intervals", [1, 7])
+def test_resumed_run_continues_to_the_same_bits(root: Path, spec: RunSpec, finished: Path, intervals: int) -> None:
+    out = root / f"stopped{intervals}"
+    with pytest.raises(Preempted, match="saved at step"):
+        train_run(spec, out, should_stop=stop_after(intervals))
+    assert not (out / spec.run_id / "result.json").exists()
+    result = train_run(spec, out)
+    assert result.restarts == 1
+    assert curve(out, spec) == curve(finished, spec)
+    assert result.loss == train_run(spec, finished).loss
+
+
+def test_metrics_beyond_the_checkpoint_are_cut_and_written_again(root: Path, spec: RunSpec, finished: Path) -> None:
+    """As after kill -9: lines newer than the checkpoint, the last one torn."""
+    out = root / "torn"
+    with pytest.raises(Preempted):
+        train_run(spec, out, should_stop=stop_after(3))
+    with open(out / spec.run_id / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 99999, "loss": 0.1, "seconds": 1}\n{"step": 100')
+    train_run(spec, out)
+    assert curve(out, spec) == curve(finished, spec)
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_it_used(root: Path, spec: RunSpec, finished: Path) -> None:
+    out = root / "damaged"
+    with pytest.raises(Preempted):
+        train_run(spec, out, mesh=OFTEN, should_stop=stop_after(4))
+    steps = sorted((int(p.name), p) for p in (out / spec.run_id / "checkpoints").iterdir() if p.name.isdigit())
+    for file in steps[-1][1].rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    result = train_run(spec, out)
+    assert result.loss == train_run(spec, finished).loss
+    assert f"checkpoint {steps[-1][0]}" in result.provenance["skipped_checkpoints"][0]
+    assert (out / spec.run_id / "attempts.jsonl").read_text().count(f'"step": {steps[0][0]}') == 1
+
+
+def test_divergence_ends_the_run_with_step_and_value(root: Path, spec: RunSpec) -> None:
+    wild = replace(spec, lr=1e30, clip_norm=0.0)
+    result = train_run(wild, root / "wild")
+    assert result.state == "diverged" and result.loss is None
+    assert result.reason.startswith("training loss nan at step ") and f"of {spec.steps}" in result.reason
+    assert train_run(wild, root / "wild") == result
+
+
+def test_text_too_short_is_refused_with_the_epochs(root: Path, spec: RunSpec) -> None:
+    short = replace(spec, data=replace(spec.data, max_epochs=0.01))
+    with pytest.raises(MisuseError, match=r"epochs, and data.max_epochs allows 0.01"):
+        train_run(short, root / "short")
+
+
+def test_vocabulary_smaller_than_the_tokenizer_is_refused(root: Path, spec: RunSpec) -> None:
+    small = replace(spec, model=replace(spec.model, vocab_size=100))
+    with pytest.raises(MisuseError, match=r"model.vocab_size: 100 .* at least 256"):
+        train_run(small, root / "vocab")
+
+
+def test_foreign_run_folder_is_refused(root: Path, spec: RunSpec) -> None:
+    out = root / "foreign"
+    (out / spec.run_id).mkdir(parents=True)
+    other = replace(spec, seed=77)
+    (out / spec.run_id / "spec.json").write_text(json.dumps(record.to_plain(other)))
+    with pytest.raises(MisuseError, match=f"describes run {other.run_id}"):
+        train_run(spec, out)
+
+
+def test_run_held_by_another_process_is_refused(
+    root: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "LOCK_PATIENCE_S", 0.0)
+    folder = record.RunFolder(root / "held", spec)
+    folder.prepare()
+    with folder.lock(), pytest.raises(MisuseError, match="another process is training it"):
+        train_run(spec, root / "held")
+
+
+def test_full_disk_is_said_before_anything_is_trained(
+    root: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), {"free": 1 << 20})
+    monkeypatch.setattr(record.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(VerdictError, match="1 MiB of disk left"):
+        train_run(spec, root / "full")
+
+
+def test_dispatch_holds_a_whole_step_and_about_a_second_of_work(spec: RunSpec) -> None:
+    assert loop.count_slots(spec, 1, "cpu", 1) == 32
+    assert loop.count_slots(spec, 40, "cpu", 1) == 64
+    large = replace(spec, model=replace(spec.model, d_model=4096, n_layers=32, seq_len=2048))
+    assert loop.count_slots(large, 1, "cpu", 1) == 1

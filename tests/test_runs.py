@@ -1,0 +1,68 @@
+"""Identity and evidence: ids, strict reading, whole-or-nothing writing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxscale.config import Study
+from jaxscale.errors import MisuseError
+from jaxscale.plan import plan_isoflop
+from jaxscale.runs import RunSpec, from_plain, read_json, to_plain, write_json
+
+SPEC = plan_isoflop(Study(), train_tokens=1e7).cells[0].spec
+
+
+def test_id_changes_with_every_field_that_decides_the_loss() -> None:
+    changes = {"lr": 0.01, "seed": 9, "tokens": 1, "weight_decay": 0.0, "budget_flops": 1.0, "b2": 0.9}
+    changes = {"lr": 0.01, "seed": 9, "tokens": 1, "weight_decay": 0.0, "budget_flops": 1.0, "b2": 0.9}
+    ids = {replace(SPEC, **{name: value}).run_id for name, value in changes.items()}
+    ids |= {replace(SPEC, model=replace(SPEC.model, qk_norm=False)).run_id, SPEC.run_id}
+    ids |= {replace(SPEC, data=replace(SPEC.data, val_tokens=1024)).run_id}
+    assert len(ids) == 9
+
+
+def test_id_ignores_where_token_files_lie() -> None:
+    assert replace(SPEC, data=replace(SPEC.data, cache="/elsewhere")).run_id == SPEC.run_id
+
+
+def test_id_does_not_tell_1_from_1_point_0() -> None:
+    assert replace(SPEC, data=replace(SPEC.data, max_epochs=1)).run_id == SPEC.run_id
+
+
+def test_id_survives_json() -> None:
+    again = from_plain(json.loads(json.dumps(to_plain(SPEC))), RunSpec)
+    assert again == SPEC and again.run_id == SPEC.run_id
+
+
+@pytest.mark.parametrize("change", [{"extra": 1}, {"lr": "fast"}, {"model": {"d_model": 8, "wings": 2}}])
+def test_foreign_fields_and_types_are_named(change: dict[str, object]) -> None:
+    with pytest.raises(MisuseError, match=next(iter(change)) if "model" not in change else "wings"):
+        from_plain({**to_plain(SPEC), **change}, RunSpec)
+
+
+def test_missing_field_is_named() -> None:
+    plain = to_plain(SPEC)
+    del plain["steps"]
+    with pytest.raises(MisuseError, match="steps"):
+        from_plain(plain, RunSpec)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, "[1]")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(file, "[1, 2]")
+    assert file.read_text() == "[1]" and list(tmp_path.iterdir()) == [file]
+
+
+def test_truncated_json_says_which_file(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"a": ')
+    with pytest.raises(MisuseError, match=r"r\.json: not valid JSON"):
+        read_json(tmp_path / "r.json")
