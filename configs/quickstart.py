@@ -1,7 +1,34 @@
-"""Quick start."""
+"""Quick start: measure a scaling law on this machine's CPU in a few minutes.
 
-from jaxscale.config import Grid, Study
+Purpose:  The whole job at toy size on text that every machine has, the Python standard library's sources as
+          bytes: four IsoFLOP budgets, fits by approaches 2 and 3, a forecast, and a backtest against a fifth
+          budget that the fits never see.
+Command:  bash launch/local.sh configs/quickstart.py
+          (in an environment of your own: jaxscale run configs/quickstart.py)
+Cost:     about 4 minutes on 2 CPU cores; 45 cells of 5 thousand to 400 thousand parameters.
+Expected: runs/quickstart/report.html; N_opt ~ C^a and D_opt ~ C^b with a and b both near one half, the loss
+          of the held-out budget predicted within a few percent. Seeds differ by about half a percent of the loss.
+Your own text: add --data.files 'corpus/**/*.txt' --name mine
+"""
+
+from jaxscale.config import DataConfig, Grid, ModelConfig, Recipe, Study
 
 
 def get_study() -> Study:
-    return Study(name="quickstart", grid=Grid(budgets=(3e10, 1e11, 3e11), holdout=(1e12,)))
+    """The study; every field can be overridden on the command line."""
+    return Study(
+        name="quickstart",
+        model=ModelConfig(n_layers=2, head_dim=8, seq_len=64, vocab_size=256, base_d_model=32, base_n_layers=2),
+        recipe=Recipe(lr=0.02, weight_decay=2.0, batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=256),
+        grid=Grid(
+            budgets=(3e10, 1e11, 3e11, 1e12),
+            widths=(8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128),
+            tokens_per_param=20.0,
+            spread=4.5,
+            sizes_per_budget=7,
+            seeds=(3, 2, 1, 1),
+            holdout=(3e12,),
+            holdout_sizes=2,
+        ),
+        data=DataConfig(tokenizer="bytes", val_tokens=131_072, max_epochs=1.0),
+    )

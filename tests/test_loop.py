@@ -162,9 +162,7 @@ def test_foreign_run_folder_is_refused(root: Path, spec: RunSpec) -> None:
         train_run(spec, out)
 
 
-def test_run_held_by_another_process_is_refused(
-    root: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_held_by_another_process_is_refused(root: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "LOCK_PATIENCE_S", 0.0)
     folder = record.RunFolder(root / "held", spec)
     folder.prepare()

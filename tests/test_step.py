@@ -32,7 +32,7 @@ def train(mesh: MeshConfig, count: int, *, model: ModelConfig = MODEL, windows: 
     """Losses of the first steps on the first `count` devices."""
     program = make_program(model, "cosine", SLOTS, make_mesh(mesh, jax.devices()[:count]), jnp.float32)
     steps = len(windows) // accumulate
-    state, metrics = program.train(
+    state, metrics = program.train(windows.shape[1])(
         program.init(jnp.uint32(0)), program.put_batch(pad(windows)), jnp.int32(steps), jnp.int32(accumulate), HYPER
     )
     return np.asarray(metrics.loss)[:steps], program, state
@@ -72,7 +72,7 @@ def test_many_steps_in_a_dispatch_equal_one_at_a_time() -> None:
     state, alone = program.init(jnp.uint32(0)), []
     for i in range(len(WINDOWS)):
         batch = program.put_batch(pad(WINDOWS[i : i + 1]))
-        state, metrics = program.train(state, batch, jnp.int32(1), jnp.int32(1), HYPER)
+        state, metrics = program.train(8)(state, batch, jnp.int32(1), jnp.int32(1), HYPER)
         alone.append(float(metrics.loss[0]))
     assert np.array_equal(np.float32(alone), together)
 
@@ -82,7 +82,7 @@ def test_step_equals_a_reference_built_from_plain_optax() -> None:
     plain = HYPER._replace(embed_lr=jnp.float32(1), head_lr=jnp.float32(1), clip_norm=jnp.float32(0),
                            z_loss=jnp.float32(0))  # fmt: skip
     program = make_program(MODEL, "cosine", SLOTS, make_mesh(MeshConfig(), jax.devices()[:1]), jnp.float32)
-    _, metrics = program.train(
+    _, metrics = program.train(8)(
         program.init(jnp.uint32(0)), program.put_batch(WINDOWS), jnp.int32(6), jnp.int32(1), plain
     )
     graphdef, params = nnx.split(make_decoder(MODEL, 0), nnx.Param)

@@ -123,8 +123,9 @@ class _Trainer:
 
     def train(self) -> RunResult:
         checkpoints = Checkpoints(self.folder.checkpoints)
+        self.step_program = self.program.train(self.spec.microbatch_seqs)  # compiled before the clock starts
         try:
-            state = checkpoints.restore(self._abstract_state())
+            state = checkpoints.restore(self.program.abstract_state())
             if state is None:
                 state = self.program.init(jnp.uint32(self.spec.seed))
             step = int(state.step)
@@ -134,14 +135,6 @@ class _Trainer:
             return self._conclude(state, loss, failure, clock, restarts, checkpoints.skipped)
         finally:
             checkpoints.close()
-
-    def _abstract_state(self) -> TrainState:
-        shapes = jax.eval_shape(self.program.init, jnp.uint32(0))
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self.program.state_sharding,
-        )
 
     def _run(
         self, state: TrainState, step: int, clock: _Clock, checkpoints: Checkpoints
@@ -176,7 +169,7 @@ class _Trainer:
             count = len(windows) // self.accumulate
             slots = np.zeros((self.program.slots, *windows.shape[1:]), np.int32)
             slots[: len(windows)] = windows
-            state, metrics = self.program.train(
+            state, metrics = self.step_program(
                 state, self.program.put_batch(slots), jnp.int32(count), jnp.int32(self.accumulate), self.hyper
             )
             waiting.append((metrics, count))

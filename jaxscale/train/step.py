@@ -61,7 +61,7 @@ class Program:
         whole = replicated(mesh)
         self.batch_sharding = batch
         self.init = jax.jit(self._init, out_shardings=self.state_sharding)
-        self.train = jax.jit(
+        self._jit_train = jax.jit(
             self._train,
             in_shardings=(self.state_sharding, batch, whole, whole, whole),
             out_shardings=(self.state_sharding, whole),
@@ -70,6 +70,28 @@ class Program:
         self.evaluate = jax.jit(
             self._evaluate, in_shardings=(self.state_sharding.params, batch, batch), out_shardings=whole
         )
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without its values."""
+        shapes = jax.eval_shape(self._init, jnp.uint32(0))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.state_sharding,
+        )
+
+    @lru_cache(maxsize=4)  # noqa: B019 - programs live as long as their process
+    def train(self, microbatch_seqs: int) -> Any:
+        """The compiled train program for microbatches of this many sequences.
+
+        Called with (state, windows [slots, b, t + 1], steps, accumulate, hyper), it makes `steps` optimizer
+        steps of `accumulate` microbatches each and gives the new state and `StepMetrics`; the old state is used up.
+        """
+        shape = (self.slots, microbatch_seqs, self.model.seq_len + 1)
+        count, number = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+        windows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
+        hyper: Any = Hyper(*[number] * len(Hyper._fields))  # type: ignore[list-item]
+        return self._jit_train.lower(self.abstract_state(), windows, count, count, hyper).compile()
 
     def _shard_state(self) -> TrainState:
         """Sharding of every leaf: parameters by their axes, moments as their parameters."""

@@ -1,0 +1,228 @@
+"""The main job as a person meets it: one command, whole, interrupted, killed, repeated, misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny import write_study
+
+from jaxscale.sweep import read_plan, read_status
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """A `jaxscale` process in its own group."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxscale", *words], cwd=cwd, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def jaxscale(*words: str, cwd: Path) -> tuple[int, str, str]:
+    process = start(*words, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def losses(folder: Path) -> dict[str, float]:
+    return {s.cell.run_id: s.loss for s in read_status(folder, read_plan(folder)) if s.state == "done"}
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    return {
+        file.parent.name: [json.loads(line)["loss"] for line in file.read_text().splitlines()]
+        for file in folder.glob("*/metrics.jsonl")
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("main_job")
+    write_study(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """The study, run whole and undisturbed."""
+    code, out, err = jaxscale("run", "tiny.py", cwd=place)
+    assert code == 0, err
+    assert "5 runs, 0 refused" in out and "report:" in out
+    return place / "runs" / "tiny"
+
+
+def test_main_job_leaves_every_file_of_the_contract(finished: Path) -> None:
+    for name in ("plan.json", "observations.csv", "fits/isoflop.json", "fits/parametric.json", "forecast.json",
+                 "report.html"):  # fmt: skip
+        assert (finished / name).stat().st_size > 0, name
+    assert json.loads((finished / "fits/isoflop.json").read_text())["schema"] == "jaxscale.fit/1"
+    assert list((finished / "figures").glob("*.svg")) and list((finished / "figures").glob("*.png"))
+    assert {s.state for s in read_status(finished, read_plan(finished))} == {"done"}
+
+
+def test_observations_hold_what_was_planned_and_counted(finished: Path) -> None:
+    frame = pd.read_csv(finished / "observations.csv")
+    assert len(frame) == 5
+    assert ((frame.C / frame.budget - 1).abs() < 0.01).all()
+    assert (frame.N_non_embedding < frame.N).all()
+    assert frame.loss.between(1.0, 5.5).all()
+
+
+def test_second_run_trains_nothing_and_rebuilds_the_report(place: Path, finished: Path) -> None:
+    before = {f: f.stat().st_mtime_ns for f in finished.glob("*/result.json")}
+    (finished / "report.html").unlink()
+    code, out, _ = jaxscale("run", "tiny.py", cwd=place)
+    assert code == 0 and "all 5 cells have ended" in out
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+    assert (finished / "report.html").exists()
+
+
+def wait_for(done: object, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and process.poll() is None and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.05)
+
+
+def test_killed_at_any_point_it_goes_on_to_the_same_bits(place: Path, finished: Path) -> None:
+    """kill -9 of parent and workers, twice: while the first cell trains, and after some have ended."""
+    out = place / "runs" / "killed"
+    for ended in (0, 2):
+        process = start("run", "tiny.py", "--out", str(out), "--mesh.checkpoint-every-s", "0.2", cwd=place)
+        wait_for(
+            lambda n=ended: any(out.glob("*/metrics.jsonl")) and len(list(out.glob("*/result.json"))) >= n, process
+        )
+        subprocess.run(["pkill", "-9", "-f", f"jaxscale.train.worker {out}"], check=False)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, _, err = jaxscale("run", "tiny.py", "--out", str(out), cwd=place)
+    assert code == 0, err
+    assert losses(out) == losses(finished) and len(losses(out)) == 5
+    assert curves(out) == curves(finished)
+
+
+def test_dead_worker_is_replaced_and_its_cell_put_back(place: Path, finished: Path) -> None:
+    out = place / "runs" / "bereft"
+    process = start("run", "tiny.py", "--out", str(out), cwd=place)
+    wait_for(lambda: any(out.glob("*/metrics.jsonl")), process)
+    subprocess.run(["pkill", "-9", "-n", "-f", f"jaxscale.train.worker {out}"], check=True)
+    text, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "put back" in text
+    assert losses(out) == losses(finished)
+
+
+def test_interrupted_run_saves_and_says_how_to_go_on(place: Path, finished: Path) -> None:
+    out = place / "runs" / "interrupted"
+    process = start("run", "tiny.py", "--out", str(out), cwd=place)
+    wait_for(lambda: any(out.glob("*/metrics.jsonl")), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on where it was" in err
+    assert "Traceback" not in err
+    code, table, _ = jaxscale("status", str(out), cwd=place)
+    assert code == 0 and "planned" in table
+    assert jaxscale("run", "tiny.py", "--out", str(out), cwd=place)[0] == 0
+    assert losses(out) == losses(finished)
+
+
+def test_changed_plan_under_started_runs_is_refused_by_name(place: Path, finished: Path) -> None:
+    code, _, err = jaxscale("run", "tiny.py", "--recipe.lr", "0.01", cwd=place)
+    assert code == 2 and "recipe.lr was 0.02, now 0.01" in err
+    assert len(losses(finished)) == 5
+
+
+def test_plan_may_change_in_what_does_not_change_the_runs(place: Path, finished: Path) -> None:
+    code, _, err = jaxscale("run", "tiny.py", "--bootstrap", "20", "--forecast-flops", "1e11", cwd=place)
+    assert code == 0, err
+    assert json.loads((finished / "forecast.json").read_text())["rows"][0]["C"] == 1e11
+
+
+def test_diverged_cell_never_becomes_evidence(place: Path, finished: Path) -> None:
+    """Every other cell of a copy ends; the one marked diverged is refused with its reason."""
+    import shutil
+
+    out = place / "runs" / "diverged"
+    shutil.copytree(finished, out)
+    file = next(out.glob("*/result.json"))
+    result = json.loads(file.read_text()) | {"state": "diverged", "loss": None, "reason": "training loss nan at step 7"}
+    file.write_text(json.dumps(result))
+    code, text, _ = jaxscale("collect", str(out), cwd=place)
+    assert code == 0 and "4 runs, 1 refused" in text
+    assert f"{file.parent.name}: diverged: training loss nan at step 7" in text
+    assert file.parent.name not in (out / "observations.csv").read_text()
+
+
+def test_runs_of_another_text_are_not_mixed_in(place: Path, finished: Path) -> None:
+    import shutil
+
+    out = place / "runs" / "mixed"
+    shutil.copytree(finished, out)
+    file = next(out.glob("*/result.json"))
+    result = json.loads(file.read_text())
+    result["provenance"]["data_sha256"] = "0" * 64
+    file.write_text(json.dumps(result))
+    code, _, err = jaxscale("collect", str(out), cwd=place)
+    assert code == 2 and "the runs differ in data_sha256" in err and "--allow-mixed" in err
+    assert jaxscale("collect", str(out), "--allow-mixed", cwd=place)[0] == 0
+
+
+def test_reset_puts_a_cell_back(place: Path, finished: Path) -> None:
+    import shutil
+
+    out = place / "runs" / "reset"
+    shutil.copytree(finished, out)
+    run_id = next(out.glob("*/result.json")).parent.name
+    code, text, _ = jaxscale("reset", str(out), run_id[:7], cwd=place)
+    assert code == 0 and f"{run_id}: planned" in text
+    code, _, err = jaxscale("train", str(out), "--run", run_id, cwd=place)
+    assert code == 0, err
+    assert len(losses(out)) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run"], 2, "no study file given"),
+        (["run", "absent.py"], 2, "study 'absent.py': no such file"),
+        (["plan", "tiny.py", "--recipe.learning-rate", "1"], 2, "recipe.lr"),
+        (["plan", "tiny.py", "--recipe.lr", "fast"], 2, "recipe.lr"),
+        (["plan", "tiny.py", "--grid.budgets", "1e5", "--out", "x"], 2, "cannot be bracketed"),
+        (["plan", "tiny.py", "--data.files", "nothing/*.txt", "--out", "x"], 2, "nothing/"),
+        (["train", "runs/tiny"], 2, "say which cells"),
+        (["train", "runs/tiny", "--index", "99"], 2, "0 to 4"),
+        (["train", "runs/tiny", "--run", "zzz"], 2, "no cell of study"),
+        (["status", "nowhere"], 2, "no plan.json there"),
+        (["colect", "runs/tiny"], 2, "did you mean 'collect'"),
+        (["run", "tiny.py", "--hardware", "abacus"], 2, "hardware: 'abacus' is not known"),
+    ],
+)
+def test_misuse_gets_one_sentence_and_its_code(
+    place: Path, finished: Path, words: list[str], code: int, said: str
+) -> None:
+    returned, _, err = jaxscale(*words, cwd=place)
+    assert returned == code
+    assert said in err and "Traceback" not in err
+
+
+def test_broken_study_file_says_what_is_wrong(place: Path) -> None:
+    (place / "broken.py").write_text("def get_study():\n    return 1 / 0\n")
+    code, _, err = jaxscale("plan", "broken.py", cwd=place)
+    assert code == 2 and "ZeroDivisionError" in err and "Traceback" not in err
+
+
+def test_truncated_result_names_its_file(place: Path, finished: Path) -> None:
+    import shutil
+
+    out = place / "runs" / "truncated"
+    shutil.copytree(finished, out)
+    file = next(out.glob("*/result.json"))
+    file.write_text(file.read_text()[:40])
+    code, _, err = jaxscale("collect", str(out), cwd=place)
+    assert code == 2 and str(file.relative_to(place)) in err and "not valid JSON" in err
