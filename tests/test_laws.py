@@ -52,13 +52,13 @@ def test_published_numbers_of_the_chinchilla_replication():
     # shared/data/README.md: a = .51390, and D/N = 17.92 at 5.76e23 FLOPs
     assert EPOCH.exponents()[0] == pytest.approx(0.51390, abs=5e-6)
     best = EPOCH.optimum(5.76e23)
-    assert best.D / best.N == pytest.approx(17.92, abs=5e-3)
+    assert pytest.approx(17.92, abs=5e-3) == best.D / best.N
 
 
 def test_llama3_token_law_at_its_flagship():
     # D = 0.299 C^0.537 at 3.8e25 FLOPs gives 16.3T tokens and 389B parameters (shared/data/README.md)
     D = PowerLaw(A=0.299, a=0.537).at(3.8e25)
-    assert D == pytest.approx(16.3e12, rel=5e-3)
+    assert pytest.approx(16.3e12, rel=5e-3) == D
     assert SIX_ND.tokens(3.8e25, 1.0) / D == pytest.approx(389e9, rel=5e-3)
 
 
