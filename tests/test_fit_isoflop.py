@@ -43,7 +43,7 @@ def test_akima_equals_scipy_and_its_minimum_is_the_lowest_point():
         reference = interpolate.Akima1DInterpolator(x, loss)
         np.testing.assert_allclose(interpolate_akima(curve, dense), reference(dense), rtol=1e-10)
         at, lowest = minimum_akima(curve, loss[None])
-        assert lowest[0] == pytest.approx(reference(dense).min(), abs=1e-7)
+        assert reference(dense).min() - 1e-5 < lowest[0] <= reference(dense).min() + 1e-12
         assert reference(at[0]) == pytest.approx(lowest[0], rel=1e-9)
     assert akima_slopes(np.full((1, 5), 0.3)) == pytest.approx(np.full((1, 6), 0.3))
 
@@ -121,8 +121,8 @@ def test_no_usable_budget_is_a_verdict_and_never_a_number():
     one_size = draw_grid()
     one_size = one_size[one_size.groupby("C").cumcount() == 3]
     assert fit_isoflop(one_size).exponents is None
-    scattered = draw_grid().drop(columns="budget")
-    scattered["C"] *= np.exp(np.linspace(0, 8, len(scattered)) % 1)
+    scattered = draw_grid(budgets=8, sizes=9, factor=1.2).drop(columns="budget")
+    scattered["C"] *= np.geomspace(0.9, 1.1, len(scattered))[::-1]
     assert "no budgets: C spreads over" in fit_isoflop(scattered).verdict
     two = fit_isoflop(draw_grid(budgets=2, noise=0.003))
     assert two.exponents is not None and any("two usable budgets" in note for note in two.notes)
@@ -131,7 +131,7 @@ def test_no_usable_budget_is_a_verdict_and_never_a_number():
 def test_nonconvex_curves_are_refused():
     frame = draw_grid(budgets=3, sizes=7)
     position = frame.groupby("C").cumcount()
-    hill = 3.0 - 0.1 * np.abs(position - 3.0) - 0.3 * (position == 3)
+    hill = 3.0 - 0.1 * np.abs(position - 3.0) - 0.35 * (position == 3)
     statuses = {b.status for b in fit_isoflop(frame.assign(loss=hill), window=7).budgets}
     assert statuses == {"nonconvex"}
 

@@ -67,8 +67,8 @@ def test_where_comes_before_refusals_and_rows_keep_their_number(frame):
     assert len(read_observations(frame, where="1e14 < C <= 4e14 or kind != 'b'")) == 4
 
 
-FOREIGN = ["__import__('os').system('true')", "N", "N > 1 if D else 0", "N.sum() > 1", "N + 1 > 2", "kind > 2",
-           "N >", "missing == 1", "N in (1, 2)"]  # fmt: skip
+FOREIGN = ["__import__('os').system('true')", "N", "N > 1 if D else 0", "N.sum() > 1", "N + 1 > 2",
+           "kind > 2", "N >", "missing == 1", "N in (1, 2)"]  # fmt: skip
 
 
 @pytest.mark.parametrize("where", FOREIGN)

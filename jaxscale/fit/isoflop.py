@@ -67,11 +67,7 @@ def fit_isoflop(
     budgets = tuple(read_minimum(curve, reading) for curve in curves)
     usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
-        verdict = f"{len(usable)} usable budgets of {len(curves)}, at least 2 are needed: " + "; ".join(
-            f"{budget.C:.3g} FLOPs is {budget.status} ({budget.reason})"
-            for budget in budgets
-            if budget.reason
-        )
+        verdict = _no_answer(budgets, len(usable))
         return refused_fit("isoflop", "power", obs.source, options, verdict, budgets)
     return _fit_usable(obs, cells, usable, budgets, reading, options)
 
@@ -88,6 +84,13 @@ def _no_budgets(cells: Cells) -> str:
         f"no budgets: C spreads over {cells.spread:.0%} in its widest cluster, the limit is {SPREAD:.0%}; "
         f"give a budget column, or use --method parametric"
     )
+
+
+def _no_answer(budgets: tuple[Budget, ...], usable: int) -> str:
+    unusable = [budget for budget in budgets if budget.status != "ok"]
+    reasons = "; ".join(f"{b.C:.3g} FLOPs is {b.status}: {b.reason}" for b in unusable[:3])
+    more = f"; and {len(unusable) - 3} more" if len(unusable) > 3 else ""
+    return f"{usable} usable budgets of {len(budgets)}, at least 2 are needed ({reasons}{more})"
 
 
 def _fit_usable(
