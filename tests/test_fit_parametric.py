@@ -138,8 +138,9 @@ def test_what_cannot_be_determined_is_a_verdict():
 
 
 def test_misuse_is_one_sentence():
-    for options in ({"law": "kaplan"}, {"objective": "mae"}, {"delta": -1.0}, {"delta": "1e-3"},
-                    {"fix": {"C": 1.0}}, {"fix": {"A": 0.0}}, {"fix": dict.fromkeys(LAW.names, 1.0)}):  # fmt: skip
+    wrong = [{"law": "kaplan"}, {"objective": "mae"}, {"delta": -1.0}, {"delta": "1e-3"}]
+    wrong += [{"fix": {"C": 1.0}}, {"fix": {"A": 0.0}}, {"fix": dict.fromkeys(LAW.names, 1.0)}]
+    for options in wrong:
         with pytest.raises(MisuseError):
             fit_parametric(draw_grid(), **options)
 
