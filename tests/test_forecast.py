@@ -105,6 +105,8 @@ def test_held_out_rows_are_what_is_predicted_and_never_fitted():
     assert all(row["measured"] == target["loss"].min() for row in losses)
     assert sum(row["quantity"] == "loss_at" for row in result.rows) == 2
     assert not any(row["quantity"] == "N_opt" for row in result.rows)
+    fit = fit_isoflop(pd.concat([frame, target], ignore_index=True), bootstrap=0)
+    assert (fit.source["rows_used"], fit.source["rows_held_out"]) == (24, 2)
     spoiled = pd.concat([frame, target.assign(loss=9.9)], ignore_index=True)
     again = backtest_fit(spoiled, bootstrap=128)
     assert [row["predicted"] for row in again.rows] == [row["predicted"] for row in result.rows]

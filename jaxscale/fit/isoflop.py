@@ -27,7 +27,7 @@ from jaxscale.fit.minima import Curve
 from jaxscale.fit.readings import compare_readings, draw_curve, read_minimum
 from jaxscale.fit.resample import NoiseModel, choose_resample, f_tail
 from jaxscale.fit.result import Budget, Estimate, Fit, refused_fit
-from jaxscale.fit.summary import check_options, describe_rule, summarize_draws
+from jaxscale.fit.summary import check_options, describe_rule, describe_source, summarize_draws
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
 
@@ -61,14 +61,14 @@ def fit_isoflop(
     cells = gather_cells(obs)
     options = {"confidence": confidence, "bootstrap": bootstrap, "resample": resample, "seed": seed}
     if not len(cells.budget_C):
-        return refused_fit("isoflop", "power", obs.source, options, _no_budgets(cells))
+        return refused_fit("isoflop", "power", describe_source(obs), options, _no_budgets(cells))
     curves = split_curves(cells)
     reading = choose_reading(curves, cells, interpolant, window)
     budgets = tuple(read_minimum(curve, reading) for curve in curves)
     usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
         verdict = _no_answer(budgets, len(usable))
-        return refused_fit("isoflop", "power", obs.source, options, verdict, budgets)
+        return refused_fit("isoflop", "power", describe_source(obs), options, verdict, budgets)
     return _fit_usable(obs, cells, usable, budgets, reading, options)
 
 
@@ -118,7 +118,7 @@ def _fit_usable(
     intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
     params = {name: point[name] for name in LINES}
     return Fit(
-        method="isoflop", law="power", source=obs.source, params=params, intervals=intervals,
+        method="isoflop", law="power", source=describe_source(obs), params=params, intervals=intervals,
         std_errors=errors, confidence=options["confidence"], bootstrap=rounds, resample=kind,
         seed=options["seed"],
         exponents={"N": Estimate(params["a"], intervals["a"]), "D": Estimate(params["b"], intervals["b"])},
