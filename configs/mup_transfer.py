@@ -20,8 +20,6 @@ def get_study() -> Study:
         name="mup_transfer",
         model=ModelConfig(n_layers=2, head_dim=8, seq_len=64, vocab_size=256, base_d_model=32, base_n_layers=2),
         recipe=Recipe(lr=0.02, weight_decay=2.0, batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=256),
-        grid=Grid(
-            budgets=(1e12,), widths=(16, 24, 32, 48, 64, 96, 128), tokens_per_param=20.0, spread=8.0, seeds=(2,)
-        ),
+        grid=Grid(budgets=(1e12,), widths=(16, 24, 32, 48, 64, 96, 128), tokens_per_param=20.0, spread=8.0, seeds=(2,)),
         data=DataConfig(tokenizer="bytes", val_tokens=131_072, max_epochs=1.5),
     )

@@ -102,7 +102,7 @@ def _forecast_one(fit: Fit, C: float) -> dict[str, Any]:
         "method": fit.method, "C": C, "extrapolation": C / fit.diagnostics["largest_C"],
         "N_opt": float(best.N), "D_opt": float(best.D), "loss": float(best.loss),
         "tokens_per_param": float(best.D / best.N),
-        "intervals": {name: list(percentile_interval(drawn, fit.confidence)) for name, drawn in samples.items()},
+        "intervals": {name: list(percentile_interval(x, fit.confidence)) for name, x in samples.items()},
     }  # fmt: skip
 
 

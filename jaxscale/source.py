@@ -80,7 +80,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if ".csv" in path.suffixes[-2:]:
-            return pd.read_csv(path, float_precision="round_trip")
+            return pd.read_csv(path)
     except Exception as error:  # pandas, pyarrow and the decompressors each raise their own kinds
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MisuseError(f"{path}: not a readable table ({detail})") from error

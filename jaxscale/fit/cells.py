@@ -10,7 +10,7 @@ more than 5%, and a cluster wider than 5% means that the data have no budgets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -145,9 +145,3 @@ def _average(frame: pd.DataFrame, spread: float) -> Cells:
         cluster=frame["_cluster"].to_numpy()[first],
         seed_ss=np.bincount(cell, weight * deviation**2), seed_dof=np.bincount(cell) - 1.0, spread=spread,
     )  # fmt: skip
-
-
-def describe_cells(cells: Cells) -> list[dict[str, Any]]:
-    """One flat record a cell, in the cells' order."""
-    names = ("N", "D", "C", "loss", "weight")
-    return [{name: float(getattr(cells, name)[i]) for name in names} for i in range(len(cells))]

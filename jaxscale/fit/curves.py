@@ -36,14 +36,17 @@ class Reading:
 
 
 def split_curves(cells: Cells) -> list[Curve]:
-    """One curve a budget, sizes rising."""
+    """One curve a budget, sizes rising; cells of one size in one budget (D differs) become their mean."""
     curves = []
     for number, C in enumerate(cells.budget_C):
         inside = np.flatnonzero(cells.budget == number)
-        inside = inside[np.argsort(cells.N[inside], kind="stable")]
-        inside = inside[np.append(True, np.diff(cells.N[inside]) > 0)]
-        log_D = np.log(cells.D[inside])
-        curves.append(Curve(C, np.log(cells.N[inside]), log_D, cells.loss[inside], cells.weight[inside], inside))
+        N, first, size = np.unique(cells.N[inside], return_index=True, return_inverse=True)
+        weight = np.bincount(size, cells.weight[inside])
+        log_D, loss = (
+            np.bincount(size, cells.weight[inside] * values) / weight
+            for values in (np.log(cells.D[inside]), cells.loss[inside])
+        )
+        curves.append(Curve(C, np.log(N), log_D, loss, weight, inside[first]))
     return curves
 
 

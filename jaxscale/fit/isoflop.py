@@ -27,7 +27,7 @@ from jaxscale.fit.minima import Curve
 from jaxscale.fit.readings import compare_readings, draw_curve, read_minimum
 from jaxscale.fit.resample import NoiseModel, choose_resample, f_tail
 from jaxscale.fit.result import Budget, Estimate, Fit, refused_fit
-from jaxscale.fit.summary import check_options, describe_rule, summarize_draws
+from jaxscale.fit.summary import check_options, describe_rule, describe_source, summarize_draws
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
 
@@ -61,16 +61,14 @@ def fit_isoflop(
     cells = gather_cells(obs)
     options = {"confidence": confidence, "bootstrap": bootstrap, "resample": resample, "seed": seed}
     if not len(cells.budget_C):
-        return refused_fit("isoflop", "power", obs.source, options, _no_budgets(cells))
+        return refused_fit("isoflop", "power", describe_source(obs), options, _no_budgets(cells))
     curves = split_curves(cells)
     reading = choose_reading(curves, cells, interpolant, window)
     budgets = tuple(read_minimum(curve, reading) for curve in curves)
     usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
-        verdict = f"{len(usable)} usable budgets of {len(curves)}, at least 2 are needed: " + "; ".join(
-            f"{budget.C:.3g} FLOPs is {budget.status} ({budget.reason})" for budget in budgets if budget.reason
-        )
-        return refused_fit("isoflop", "power", obs.source, options, verdict, budgets)
+        verdict = _no_answer(budgets, len(usable))
+        return refused_fit("isoflop", "power", describe_source(obs), options, verdict, budgets)
     return _fit_usable(obs, cells, usable, budgets, reading, options)
 
 
@@ -86,6 +84,13 @@ def _no_budgets(cells: Cells) -> str:
         f"no budgets: C spreads over {cells.spread:.0%} in its widest cluster, the limit is {SPREAD:.0%}; "
         f"give a budget column, or use --method parametric"
     )
+
+
+def _no_answer(budgets: tuple[Budget, ...], usable: int) -> str:
+    unusable = [budget for budget in budgets if budget.status != "ok"]
+    reasons = "; ".join(f"{b.C:.3g} FLOPs is {b.status}: {b.reason}" for b in unusable[:3])
+    more = f"; and {len(unusable) - 3} more" if len(unusable) > 3 else ""
+    return f"{usable} usable budgets of {len(budgets)}, at least 2 are needed ({reasons}{more})"
 
 
 def _fit_usable(
@@ -113,7 +118,7 @@ def _fit_usable(
     intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
     params = {name: point[name] for name in LINES}
     return Fit(
-        method="isoflop", law="power", source=obs.source, params=params, intervals=intervals,
+        method="isoflop", law="power", source=describe_source(obs), params=params, intervals=intervals,
         std_errors=errors, confidence=options["confidence"], bootstrap=rounds, resample=kind,
         seed=options["seed"],
         exponents={"N": Estimate(params["a"], intervals["a"]), "D": Estimate(params["b"], intervals["b"])},

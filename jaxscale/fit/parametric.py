@@ -25,7 +25,13 @@ from jaxscale.fit.lad import finish_lad
 from jaxscale.fit.resample import NoiseModel, choose_resample, draw_counts, draw_errors
 from jaxscale.fit.result import Estimate, Fit, refused_fit
 from jaxscale.fit.starts import project_starts
-from jaxscale.fit.summary import check_options, describe_rule, percentile_interval, summarize_draws
+from jaxscale.fit.summary import (
+    check_options,
+    describe_rule,
+    describe_source,
+    percentile_interval,
+    summarize_draws,
+)
 from jaxscale.laws import Chinchilla, FlopRule
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
@@ -102,7 +108,7 @@ def fit_parametric(
     design = build_design(cells.N, cells.D, dict(fix or {}))
     obstacle = find_obstacle(cells, design)
     if obstacle:
-        return refused_fit("parametric", law, obs.source, options, obstacle)
+        return refused_fit("parametric", law, describe_source(obs), options, obstacle)
     best = _optimize(cells, design, goal)
     return _assemble(obs, cells, design, best, goal, options)
 
@@ -221,8 +227,9 @@ def _assemble(
     if converged < 1:
         words.append(f"{1 - converged:.1%} of the bootstrap rounds did not converge and are left out")
     return Fit(
-        method="parametric", law="chinchilla", source=obs.source, params=params, intervals=intervals,
-        std_errors=errors, confidence=options["confidence"], bootstrap=options["bootstrap"], resample=kind,
+        method="parametric", law="chinchilla", source=describe_source(obs), params=params,
+        intervals=intervals, std_errors=errors, confidence=options["confidence"],
+        bootstrap=options["bootstrap"], resample=kind,
         seed=options["seed"], exponents=exponents, coefficients=coefficients, loss_law=None,
         objective=_describe_objective(goal, best),
         noise={"seed_std": model.seed_std, "residual_std": model.residual_std},

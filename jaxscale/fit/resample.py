@@ -23,8 +23,8 @@ __all__ = ["RESAMPLERS", "NoiseModel", "Resample", "choose_resample", "draw_coun
 Resample = Literal["auto", "residual", "wild", "pairs", "noise"]
 RESAMPLERS: tuple[str, ...] = ("auto", "residual", "wild", "pairs", "noise")
 
-PRIOR_DOF = 4.0
-"""Assumption: a stratum's own noise is trusted against the pooled one as much as its dof against four."""
+PRIOR_DOF = 8.0
+"""Assumption: a stratum's own noise is trusted against the pooled one as its dof against eight."""
 
 
 @dataclass(frozen=True)

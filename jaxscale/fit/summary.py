@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from jaxscale.errors import MisuseError
-from jaxscale.fit.cells import Cells
+from jaxscale.fit.cells import Cells, grid_rows
 from jaxscale.fit.resample import RESAMPLERS
 from jaxscale.runs import Observations
 
-__all__ = ["check_options", "describe_rule", "percentile_interval", "summarize_draws"]
+__all__ = ["check_options", "describe_rule", "describe_source", "percentile_interval", "summarize_draws"]
 
 
 def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
@@ -25,10 +25,17 @@ def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
         raise MisuseError(f"confidence {confidence:g} must lie between 0 and 1; 0.95 is the default")
 
 
+def describe_source(obs: Observations) -> dict[str, Any]:
+    """The source's record with the rows that this fit saw: held-out rows and weight 0 are not used."""
+    seen = int(grid_rows(obs.frame).sum())
+    return {**obs.source, "rows_used": seen, "rows_held_out": len(obs.frame) - seen}
+
+
 def percentile_interval(draws: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
     """Central percentile interval of rounds (rounds,); (None, None) with fewer than two.
 
-    >>> percentile_interval(np.arange(101.0), 0.9)
+    >>> low, high = percentile_interval(np.arange(101.0), 0.9)
+    >>> round(low, 9), round(high, 9)
     (5.0, 95.0)
     """
     finite = draws[np.isfinite(draws)]

@@ -90,7 +90,7 @@ class Program:
         shape = (self.slots, microbatch_seqs, self.model.seq_len + 1)
         count, number = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
         windows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
-        hyper: Any = Hyper(*[number] * len(Hyper._fields))  # type: ignore[list-item]
+        hyper: Any = Hyper(*[number] * len(Hyper._fields))  # type: ignore[arg-type]
         return self._jit_train.lower(self.abstract_state(), windows, count, count, hyper).compile()
 
     def _shard_state(self) -> TrainState:

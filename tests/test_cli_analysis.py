@@ -1,0 +1,100 @@
+"""fit, forecast, backtest as a person types them: tables, JSON, exit codes, one sentence for an error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from planted import draw_grid
+
+from jaxscale.cli import dispatch
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+    frame = draw_grid(noise=0.003).rename(columns={"N": "n", "D": "d", "C": "c", "loss": "ce"})
+    frame.drop(columns="budget").to_csv(path, index=False)
+    return path
+
+
+COLUMNS = ["--columns", "N=n", "D=d", "C=c", "loss=ce", "--bootstrap", "64"]
+
+
+@pytest.mark.parametrize("method", ["isoflop", "parametric", "all"])
+def test_fit_then_forecast(table, tmp_path, capsys, method):
+    out = tmp_path / "fit.json"
+    assert dispatch(["fit", str(table), "--method", method, *COLUMNS, "--out", str(out)]) == 0
+    assert "95% interval" in capsys.readouterr().out
+    plain = json.loads(out.read_text())
+    assert plain["schema"] == ("jaxscale.fits/1" if method == "all" else "jaxscale.fit/1")
+    forecast = tmp_path / "forecast.json"
+    assert dispatch(["forecast", str(out), "--flops", "1e21", "1e22", "--out", str(forecast)]) == 0
+    assert len(json.loads(forecast.read_text())["rows"]) == (4 if method == "all" else 2)
+    assert "x largest" in capsys.readouterr().out
+
+
+def test_backtest_writes_its_rows(table, tmp_path, capsys):
+    out = tmp_path / "backtest.json"
+    assert dispatch(["backtest", str(table), "--method", "isoflop", *COLUMNS, "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["rows"][0]["quantity"] == "loss"
+    assert "backtest" in capsys.readouterr().out
+
+
+def test_a_negative_verdict_is_written_and_exits_1(table, tmp_path, capsys):
+    out = tmp_path / "fit.json"
+    where = ["--where", "c < 2e18"]
+    assert dispatch(["fit", str(table), *COLUMNS, *where, "--out", str(out)]) == 1
+    assert "usable budgets" in capsys.readouterr().err
+    assert json.loads(out.read_text())["exponents"] is None
+    assert dispatch(["forecast", str(out), "--flops", "1e21"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--method", "envelope"], "training curves"),
+        (["--method", "parametric", "--window", "5"], "belongs to --method isoflop"),
+        (["--fix", "E=1.7"], "belongs to --method parametric"),
+        (["--window", "wide"], "neither auto nor a count"),
+        (["--where", "c"], "not a comparison"),
+        (["--method", "parametric", "--delta", "tiny"], "not a number"),
+        (["--method", "parametric", "--fix", "E"], "NAME=VALUE"),
+    ],
+)
+def test_misuse_is_one_sentence_and_exit_2(table, capsys, extra, said):
+    assert dispatch(["fit", str(table), *COLUMNS, *extra]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+
+
+def test_missing_files_and_foreign_json(tmp_path, capsys):
+    assert dispatch(["fit", str(tmp_path / "no.csv")]) == 2
+    (tmp_path / "x.json").write_text('{"schema": "other/1"}')
+    assert dispatch(["forecast", str(tmp_path / "x.json"), "--flops", "1e21"]) == 2
+    assert "is no fit" in capsys.readouterr().err
+
+
+def test_unknown_options_fail_and_propose_the_nearest(table, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dispatch(["fit", str(table), "--metod", "isoflop"])
+    assert stop.value.code == 2 and "--method" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["fit", "forecast", "backtest"])
+def test_help_shows_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dispatch([verb, "--help"])
+    assert stop.value.code == 0 and f"example: jaxscale {verb}" in capsys.readouterr().out
+
+
+def test_isoflop_never_loads_jax(table):
+    code = f"""
+import sys
+from jaxscale.cli import dispatch
+code = dispatch(["fit", {str(table)!r}, *{COLUMNS!r}])
+loaded = [name for name in ("jax", "flax", "optax") if name in sys.modules]
+sys.exit(code or ", ".join(loaded) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

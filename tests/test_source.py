@@ -1,0 +1,130 @@
+"""Tables from anywhere: mapping, filters, refusals, and one sentence for every mistake."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.fit.cells import gather_cells
+from jaxscale.source import read_observations
+
+
+@pytest.fixture
+def frame():
+    N = np.array([1e6, 2e6, 4e6, 1e6, 2e6, 4e6])
+    C = np.array([1e14] * 3 + [4e14] * 3)
+    return pd.DataFrame({"N": N, "D": C / 6 / N, "C": C, "loss": [3.2, 3.0, 3.1, 2.9, 2.7, 2.6]})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.xz", ".parquet"])
+def test_every_kind_of_table_reads_the_same(tmp_path, frame, suffix):
+    path = tmp_path / f"table{suffix}"
+    frame.to_parquet(path) if suffix == ".parquet" else frame.to_csv(path, index=False)
+    obs = read_observations(path)
+    pd.testing.assert_frame_equal(obs.frame[["N", "D", "C", "loss"]], frame, check_exact=True)
+    assert obs.source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (obs.source["rows_total"], obs.source["rows_used"], obs.rule) == (6, 6, "6ND")
+
+
+def test_a_study_folder_is_its_observations_and_counts_exactly(tmp_path, frame):
+    with pytest.raises(MisuseError, match="jaxscale collect"):
+        read_observations(tmp_path)
+    frame.to_csv(tmp_path / "observations.csv", index=False)
+    (tmp_path / "plan.json").write_text("{}")
+    assert read_observations(tmp_path).rule == "exact"
+
+
+def test_columns_map_and_a_given_C_wins(frame):
+    theirs = frame.rename(columns={"N": "n_params", "D": "tokens", "C": "flops", "loss": "ce"})
+    theirs["flops"] *= 1.5
+    names = {"N": "n_params", "D": "tokens", "C": "flops", "loss": "ce"}
+    obs = read_observations(theirs, columns=names)
+    np.testing.assert_array_equal(obs.frame["C"], theirs["flops"])
+    del names["C"]
+    np.testing.assert_allclose(read_observations(theirs, columns=names).frame["C"], frame["C"], rtol=1e-12)
+
+
+def test_bad_rows_are_refused_by_number_and_reason(frame):
+    bad = frame.astype(object)
+    bad.loc[0, "loss"], bad.loc[1, "N"], bad.loc[2, "D"], bad.loc[3, "loss"] = np.nan, -1.0, "many", np.inf
+    refused = read_observations(bad).source["rows_refused"]
+    assert refused == [
+        {"row": 0, "reason": "loss is missing"},
+        {"row": 1, "reason": "N is -1, must be above 0"},
+        {"row": 2, "reason": "D is 'many', not a number"},
+        {"row": 3, "reason": "loss is not finite"},
+    ]
+
+
+def test_where_comes_before_refusals_and_rows_keep_their_number(frame):
+    frame.loc[5, "loss"] = np.nan
+    frame["kind"] = ["a", "b", "a", "b", "a", None]
+    obs = read_observations(frame, where="kind == 'a' and not (C > 2e14)")
+    assert obs.refused == () and list(obs.frame["row"]) == [0, 2]
+    assert [r["row"] for r in read_observations(frame, where="C > 2e14").refused] == [5]
+    assert len(read_observations(frame, where="1e14 < C <= 4e14 or kind != 'b'")) == 4
+
+
+FOREIGN = ["__import__('os').system('true')", "N", "N > 1 if D else 0", "N.sum() > 1", "N + 1 > 2",
+           "kind > 2", "N >", "missing == 1", "N in (1, 2)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", FOREIGN)
+def test_where_is_comparisons_and_nothing_else(frame, where):
+    frame["kind"] = "a"
+    with pytest.raises(MisuseError, match="where"):
+        read_observations(frame, where=where)
+
+
+def test_misuse_names_the_field_and_the_nearest_column(frame, tmp_path):
+    with pytest.raises(MisuseError, match="did you mean 'loss'"):
+        read_observations(frame, columns={"loss": "losss"})
+    with pytest.raises(MisuseError, match="loss is missing; map it as loss=NAME"):
+        read_observations(frame.drop(columns="loss"))
+    with pytest.raises(MisuseError, match="'X' is no canonical column"):
+        read_observations(frame, columns={"X": "N"})
+    with pytest.raises(MisuseError, match="no such file"):
+        read_observations(tmp_path / "absent.csv")
+    (tmp_path / "table.xlsx").write_text("no table")
+    with pytest.raises(MisuseError, match="unknown kind of table"):
+        read_observations(tmp_path / "table.xlsx")
+    (tmp_path / "broken.csv.gz").write_text("not gzip")
+    with pytest.raises(MisuseError, match="not a readable table"):
+        read_observations(tmp_path / "broken.csv.gz")
+
+
+def test_no_usable_row_is_a_verdict(frame):
+    with pytest.raises(VerdictError, match="none of 6 rows is usable"):
+        read_observations(frame.assign(loss=-1.0))
+    with pytest.raises(VerdictError, match="selects none"):
+        read_observations(frame, where="N > 1e99")
+
+
+def test_budgets_are_clusters_of_C_at_most_5_percent_wide(frame):
+    jitter = frame.assign(C=frame["C"] * np.array([1.0, 1.02, 1.04, 1.0, 0.99, 0.98]))
+    assert gather_cells(jitter).budget.tolist() == [0, 0, 0, 1, 1, 1]
+    chain = pd.DataFrame({"N": 1e6, "D": np.geomspace(1e8, 2e8, 30), "loss": 3.0})
+    cells = gather_cells(chain)
+    assert not len(cells.budget_C) and cells.spread == pytest.approx(1.0)
+    named = chain.assign(budget=["x"] * 15 + ["y"] * 15)
+    assert len(gather_cells(named).budget_C) == 2
+
+
+def test_seeds_are_averaged_and_their_spread_is_pooled(frame):
+    rng = np.random.default_rng(0)
+    many = pd.concat([frame.assign(loss=frame["loss"] * np.exp(0.01 * rng.standard_normal(6))) for _ in range(40)])
+    cells = gather_cells(many.sample(frac=1, random_state=1))
+    assert len(cells) == 6 and (cells.weight == 40).all()
+    assert cells.seed_std == pytest.approx(0.01, rel=0.15)
+    assert gather_cells(frame).seed_std is None
+
+
+def test_held_out_rows_and_weight_zero_stay_out(frame):
+    assert len(gather_cells(frame.assign(role=["grid"] * 4 + ["holdout"] * 2))) == 4
+    assert len(gather_cells(frame.assign(weight=[0, 1, 1, 1, 1, 1]))) == 5
+    with pytest.raises(VerdictError, match="held out"):
+        gather_cells(frame.assign(role="holdout"))
+    refused = read_observations(frame.assign(weight=[-1.0, 1, 1, 1, 1, 1])).refused
+    assert refused == ({"row": 0, "reason": "weight is -1, must be at least 0"},)
