@@ -95,9 +95,30 @@ def _check_study(study: Study) -> None:
     odd = [width for width in grid.widths if width % 2]
     if odd:
         raise MisuseError(f"grid.widths: {odd[0]} is odd and rotary positions need pairs; use {odd[0] + 1}")
+    _check_mesh(study)
     overlap = set(grid.holdout) & set(grid.budgets)
     if overlap:
         raise MisuseError(f"grid.holdout: {min(overlap):g} is also in grid.budgets; keep it in one of them")
+
+
+def _check_mesh(study: Study) -> None:
+    """On named chips a microbatch must divide over the devices that split the batch."""
+    hardware, mesh = parse_hardware(study.hardware), study.mesh
+    if hardware.name == "cpu":
+        return
+    replicas, rest = divmod(hardware.chips, mesh.tensor)
+    if rest or replicas % mesh.fsdp or mesh.data not in (-1, replicas // mesh.fsdp):
+        raise MisuseError(
+            f"mesh: data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} does not make the "
+            f"{hardware.chips} chips of {study.hardware}; use --mesh.data -1 and divisors of {hardware.chips}"
+        )
+    batch = study.recipe.microbatch_seqs
+    if batch % replicas:
+        near = max(1, batch // replicas) * replicas
+        raise MisuseError(
+            f"recipe.microbatch_seqs: {batch} sequences do not divide over {replicas} devices "
+            f"({study.hardware}, tensor {mesh.tensor}); use {near} or fewer chips"
+        )
 
 
 def _ladder(study: Study) -> Iterator[ModelConfig]:

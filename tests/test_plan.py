@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxscale.config import Grid, Study
+from jaxscale.config import Grid, MeshConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import training_flops
 from jaxscale.plan import BUDGET_TOLERANCE, plan_isoflop
@@ -110,6 +110,13 @@ def test_an_edited_plan_file_is_noticed() -> None:
 def test_what_cannot_be_planned_is_refused_with_the_way_out(grid: dict[str, object], said: str) -> None:
     with pytest.raises(MisuseError, match=said):
         plan_of(**grid)
+
+
+def test_batch_that_does_not_divide_over_the_named_chips_is_refused() -> None:
+    with pytest.raises(MisuseError, match=r"microbatch_seqs: 4 sequences do not divide over 64 devices.*use 64"):
+        plan_isoflop(replace(Study(), hardware="v5e:64"), train_tokens=TEXT_TOKENS)
+    with pytest.raises(MisuseError, match=r"fsdp=3 .* does not make the 8 chips"):
+        plan_isoflop(replace(Study(), hardware="h100:8", mesh=MeshConfig(fsdp=3)), train_tokens=TEXT_TOKENS)
 
 
 def test_text_too_short_says_how_many_epochs_it_would_mean() -> None:

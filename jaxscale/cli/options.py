@@ -25,7 +25,7 @@ class StudyOptions:
     study: Annotated[Study, tyro.conf.arg(name="")]
     """Each field of the study can be overridden."""
     out: Path | None = None
-    """Study folder; default runs/<name>."""
+    """Study folder; default runs/<name>. For `plan` also a FILE.json to write the plan to."""
 
     @property
     def folder(self) -> Path:

@@ -1,12 +1,10 @@
-"""The verbs of a study: run, plan, train, data, status, collect, reset, report."""
+"""The verbs of a study: run, plan, train, data."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +14,17 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from jaxscale.cli.folder import analyse
 from jaxscale.cli.options import StudyOptions, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
-from jaxscale.cli.tables import make_console, print_plan, status_table
+from jaxscale.cli.tables import make_console, print_plan
 from jaxscale.config import DataConfig, Study
-from jaxscale.errors import JaxscaleError, MisuseError
+from jaxscale.errors import MisuseError
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Cell, Observations, Plan, from_plain, write_json
-from jaxscale.sweep import read_plan, read_status, reset_cell
+from jaxscale.runs import Cell, Plan, from_plain, write_json
+from jaxscale.sweep import read_plan, read_status
 
-__all__ = ["collect", "data", "plan", "report", "reset", "run", "status", "train"]
+__all__ = ["data", "plan", "run", "train"]
 
 EXECUTION_FIELDS = ("mesh", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
@@ -40,7 +39,7 @@ def run(argv: list[str]) -> int:
         planned = _write_plan(options.study, options.folder, console)
         print_plan(planned, console)
         _train(options.folder, planned, planned.cells, console)
-        return _analyse(options.folder, planned, console, f"jaxscale run {shlex.join(argv)}")
+        return analyse(options.folder, planned, console, f"jaxscale run {shlex.join(argv)}")
 
 
 def plan(argv: list[str]) -> int:
@@ -48,9 +47,13 @@ def plan(argv: list[str]) -> int:
     options = parse_study(StudyOptions, argv, "plan", "Every cell of the grid with every derived number.\n\n"
                           "example: jaxscale plan configs/isoflop_c4.py --hardware v5p:512")  # fmt: skip
     console = make_console()
-    planned = _write_plan(options.study, options.folder, console)
+    if options.out is not None and options.out.suffix == ".json":
+        planned, file = _make_plan(options.study, console), options.out
+        write_json(file, planned.to_json())
+    else:
+        planned, file = _write_plan(options.study, options.folder, console), options.folder / "plan.json"
     print_plan(planned, console)
-    console.print(f"written: {options.folder / 'plan.json'}")
+    console.print(f"written: {file}", soft_wrap=True)
     return 0
 
 
@@ -138,124 +141,6 @@ def data(argv: list[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class StatusOptions:
-    """Where to look."""
-
-    directory: Annotated[Path, tyro.conf.Positional]
-    """Study folder."""
-    watch: bool = False
-    """Keep the table live until every cell has ended."""
-
-
-def status(argv: list[str]) -> int:
-    """Table of cells: state, progress, loss."""
-    options = parse(StatusOptions, argv, "status", "Table of cells: state, progress, loss, time.\n\n"
-                    "example: jaxscale status runs/quickstart --watch")  # fmt: skip
-    planned = read_plan(options.directory)
-    console = make_console()
-    if not options.watch:
-        console.print(status_table(read_status(options.directory, planned), planned.study))
-        return 0
-    from rich.live import Live
-
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            statuses = read_status(options.directory, planned)
-            live.update(status_table(statuses, planned.study), refresh=True)
-            if all(s.state not in ("planned", "running") for s in statuses):
-                return 0
-            time.sleep(1.0)
-
-
-@dataclass(frozen=True)
-class CollectOptions:
-    """Which folder, and what may be mixed."""
-
-    directory: Annotated[Path, tyro.conf.Positional]
-    """Study folder."""
-    allow_mixed: bool = False
-    """Use runs together that differ in text, precision, device or version."""
-
-
-def collect(argv: list[str]) -> int:
-    """Write observations.csv: finished runs as evidence, refused ones with their reason."""
-    options = parse(CollectOptions, argv, "collect", "Finished runs as observations.csv, refused ones named.\n\n"
-                    "example: jaxscale collect runs/quickstart")  # fmt: skip
-    console = make_console()
-    observations = _collect(options.directory, console, allow_mixed=options.allow_mixed)
-    return 0 if len(observations) else 1
-
-
-@dataclass(frozen=True)
-class ResetOptions:
-    """Which cells to put back."""
-
-    directory: Annotated[Path, tyro.conf.Positional]
-    """Study folder."""
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run ids, or their beginnings."""
-
-
-def reset(argv: list[str]) -> int:
-    """Put cells back to planned; their folders are removed."""
-    options = parse(ResetOptions, argv, "reset", "Put ended cells back to planned: their folders are removed.\n\n"
-                    "example: jaxscale reset runs/quickstart 3f2a91")  # fmt: skip
-    planned = read_plan(options.directory)
-    for cell in [planned.find_cell(run_id) for run_id in options.runs]:
-        reset_cell(options.directory, cell)
-        print(f"{cell.run_id}: planned")
-    return 0
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What to report on."""
-
-    source: Annotated[Path, tyro.conf.Positional]
-    """Study folder, or a FIT.json of data from outside."""
-    out: Path | None = None
-    """Folder for report.html and figures/; default: the study folder, or the FIT.json's."""
-
-
-def report(argv: list[str]) -> int:
-    """Rebuild the report of a study folder, or make one for a FIT.json."""
-    options = parse(ReportOptions, argv, "report", "Everything as one page, with figures as SVG and PNG.\n\n"
-                    "example: jaxscale report runs/quickstart")  # fmt: skip
-    console = make_console()
-    command = f"jaxscale report {shlex.join(argv)}"
-    if options.source.is_dir():
-        return _analyse(options.source, read_plan(options.source), console, command, out=options.out)
-    return _report_fit(options, console, command)
-
-
-def _report_fit(options: ReportOptions, console: Console, command: str) -> int:
-    from jaxscale.fit import Fit
-    from jaxscale.forecast import forecast_optimum
-    from jaxscale.report import write_report
-    from jaxscale.source import read_observations
-
-    fit = Fit.from_json(options.source)
-    observations = read_observations(fit.source["path"], **_reading(fit.source))
-    page = write_report(
-        options.out or options.source.parent,
-        title=Path(fit.source["path"]).stem,
-        plan=None,
-        observations=observations,
-        fits=[fit],
-        forecast=forecast_optimum(fit, flops=_targets((), observations)) if fit.exponents else None,
-        provenance={"source": fit.source["path"], "source_sha256": fit.source["sha256"]},
-        commands=[command],
-    )
-    console.print(f"report: {page}", soft_wrap=True)
-    return 0
-
-
-def _reading(source: dict[str, Any]) -> dict[str, Any]:
-    """How the fit read its table, to read it the same way again."""
-    return {key: source[key] for key in ("columns", "where") if source.get(key)}
-
-
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
     """One `run` at a time in a study folder."""
@@ -281,12 +166,17 @@ def _build_data(config: DataConfig, console: Console) -> dict[str, Any]:
     return {name: value for name, value in vars(files.info).items() if name != "sources"}
 
 
-def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
-    """Plan, compare with what the folder holds, and write it there."""
+def _make_plan(study: Study, console: Console) -> Plan:
+    """Plan with the text's own size; a text that is declared need not be on this machine."""
     train_tokens = None
     if study.data.declared_train_tokens is None or _text_is_here(study.data):
         train_tokens = _build_data(study.data, console)["train_tokens"]
-    planned = plan_isoflop(study, train_tokens=train_tokens)
+    return plan_isoflop(study, train_tokens=train_tokens)
+
+
+def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
+    """Plan, compare with what the folder holds, and write it there."""
+    planned = _make_plan(study, console)
     if (folder / "plan.json").exists():
         _check_unchanged(read_plan(folder), planned, folder)
     write_json(folder / "plan.json", planned.to_json())
@@ -337,93 +227,3 @@ def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console)
     workers, _ = count_workers(mesh)
     with StudyProgress(pending, workers, console) as progress:
         train_cells(folder, pending, mesh, progress)
-
-
-def _collect(folder: Path, console: Console, *, allow_mixed: bool = False) -> Observations:
-    from jaxscale.collect import collect_runs
-
-    observations = collect_runs(folder, allow_mixed=allow_mixed)
-    write_json(folder / "observations.csv", observations.frame.to_csv(index=False))
-    console.print(f"evidence: {len(observations)} runs, {len(observations.refused)} refused")
-    for row in observations.refused:
-        console.print(f"  refused {row['run_id']}: {row['reason']}", soft_wrap=True)
-    return observations
-
-
-def _targets(asked: Sequence[float], observations: Observations) -> list[float]:
-    """FLOPs to forecast: as asked, else 10x and 100x the largest budget fitted."""
-    frame = observations.frame
-    grid = frame[frame["role"] == "grid"] if "role" in frame else frame
-    largest = float(grid["budget" if "budget" in grid else "C"].max())
-    return list(asked) or [10 * largest, 100 * largest]
-
-
-def _analyse(folder: Path, planned: Plan, console: Console, command: str, *, out: Path | None = None) -> int:
-    """Collect, fit, forecast, backtest, report: 0 when the report stands."""
-    from jaxscale.backtest import backtest_fit
-    from jaxscale.fit import fit_isoflop, fit_parametric
-    from jaxscale.forecast import forecast_optimum
-
-    study = from_plain(planned.config, Study)
-    observations = _collect(folder, console)
-    if not len(observations):
-        console.print("nothing to fit: no run is done")
-        return 1
-    fits = [
-        fit
-        for fit in (
-            _attempt(console, lambda: fit_isoflop(observations, bootstrap=study.bootstrap)),
-            _attempt(console, lambda: fit_parametric(observations, law="chinchilla", bootstrap=study.bootstrap)),
-        )
-        if fit is not None
-    ]
-    for fit in fits:
-        write_json(folder / "fits" / f"{fit.method}.json", fit.to_json())
-        console.print(str(fit))
-    usable = [fit for fit in fits if fit.exponents]
-    forecasts = [forecast_optimum(fit, flops=_targets(study.forecast_flops, observations)) for fit in usable]
-    if forecasts:
-        write_json(folder / "forecast.json", forecasts[0].to_json())
-    for forecast in forecasts:
-        console.print(str(forecast))
-    backtest = _attempt(console, lambda: backtest_fit(observations))
-    if backtest is not None:
-        write_json(folder / "backtest.json", backtest.to_json())
-        console.print(str(backtest))
-    page = _write_page(out or folder, folder, planned, observations, fits, forecasts, backtest, command)
-    console.print(f"report: {page}", soft_wrap=True)
-    return 0 if usable else 1
-
-
-def _attempt(console: Console, make: Any) -> Any:
-    """A step of the analysis, or None with the reason printed: one step's no does not hide the others."""
-    try:
-        return make()
-    except JaxscaleError as error:
-        console.print(f"  not done: {error}", soft_wrap=True)
-        return None
-
-
-def _write_page(
-    out: Path, folder: Path, planned: Plan, observations: Observations, fits: Any, forecasts: Any, backtest: Any,
-    command: str,
-) -> Path:  # fmt: skip
-    from jaxscale.collect import read_curves
-    from jaxscale.report import write_report
-
-    results = [status.result for status in read_status(folder, planned) if status.result]
-    provenance = dict(results[0].provenance) if results else {}
-    provenance["plan"] = json.dumps({key: planned.config[key] for key in ("name", "seed", "hardware")})
-    return write_report(
-        out,
-        title=planned.study,
-        plan=planned,
-        observations=observations,
-        fits=fits,
-        forecast=forecasts or None,
-        backtest=backtest,
-        results=results,
-        curves=read_curves(folder, planned),
-        provenance=provenance,
-        commands=[command],
-    )
