@@ -18,7 +18,7 @@ from jaxscale.cli.tables import make_console, status_table
 from jaxscale.config import Study
 from jaxscale.errors import JaxscaleError
 from jaxscale.runs import Observations, Plan, from_plain, write_json
-from jaxscale.sweep import read_plan, read_status, reset_cell
+from jaxscale.sweep import CellStatus, read_plan, read_status, reset_cell
 
 __all__ = ["analyse", "collect", "report", "reset", "status"]
 
