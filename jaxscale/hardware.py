@@ -29,7 +29,7 @@ v6e); NVIDIA A100, H100 SXM and H200 data sheets, without sparsity."""
 ASSUMED_UTILIZATION = 0.4
 """Model FLOPs utilization that a plan assumes of an accelerator (PaLM and Llama 3 report .38 to .46)."""
 
-CPU_PEAK_FLOPS, CPU_HALF_WIDTH = 110e9, 67.0
+CPU_PEAK_FLOPS, CPU_HALF_WIDTH = 68e9, 52.0
 """One core at large width, and the width at which half of that is reached; an assumption off this machine."""
 
 
