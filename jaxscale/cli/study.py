@@ -26,11 +26,10 @@ from jaxscale.limits import check_limits
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import Cell, Plan, from_plain, write_json
 from jaxscale.sweep import read_plan, read_status
+from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, train_cells
 
 __all__ = ["data", "plan", "run", "train"]
 
-PREEMPTED = 75
-"""Exit code of a verb that was asked to stop and has saved."""
 EXECUTION_FIELDS = ("mesh", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
 
@@ -183,9 +182,10 @@ def _make_plan(study: Study, console: Console) -> Plan:
     if study.data.declared_train_tokens is not None and not _text_is_here(study.data):
         return plan_isoflop(study)
     info = _build_data(study.data, console)
-    if info["vocab_size"] > study.model.vocab_size:
-        raise MisuseError(f"model.vocab_size: {study.model.vocab_size} is smaller than the {info['vocab_size']} "
-                          f"entries of tokenizer {study.data.tokenizer}; use at least {info['vocab_size']}")  # fmt: skip
+    entries = info["vocab_size"]
+    if entries > study.model.vocab_size:
+        raise MisuseError(f"model.vocab_size: {study.model.vocab_size} is smaller than the {entries} entries of "
+                          f"tokenizer {study.data.tokenizer}; use at least {entries}")  # fmt: skip
     return replace(plan_isoflop(study, train_tokens=info["train_tokens"]), data_sha256=info["data_sha256"])
 
 
@@ -245,8 +245,6 @@ def _say_preempted(verb: str) -> int:
 
 def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console) -> bool:
     """Train every cell that has not ended; False when SIGTERM stopped it and all have saved."""
-    from jaxscale.train.pool import Terminated, count_workers, train_cells
-
     pending = [s.cell for s in read_status(folder, planned) if s.state in ("planned", "running") and s.cell in cells]
     if not pending:
         console.print(f"all {len(planned)} cells have ended")

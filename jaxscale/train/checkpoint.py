@@ -18,7 +18,7 @@ from jaxscale.train.step import TrainState
 
 __all__ = ["Checkpoints"]
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
 
 
 class Checkpoints:

@@ -28,10 +28,12 @@ from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.runs import Cell
 from jaxscale.sweep import fail_cell, next_cell, shape
 
-__all__ = ["MAX_ATTEMPTS", "Terminated", "count_workers", "train_cells"]
+__all__ = ["MAX_ATTEMPTS", "PREEMPTED", "Terminated", "count_workers", "train_cells"]
 
 MAX_ATTEMPTS = 3
 """Times a cell may take its worker down before it ends as failed."""
+PREEMPTED = 75
+"""Exit code of a process that was asked to stop and has saved."""
 STOP_SECONDS = 60.0
 """How long workers get to save when the parent is interrupted."""
 

@@ -20,11 +20,9 @@ from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
 from jaxscale.runs import from_plain
 from jaxscale.sweep import read_plan
+from jaxscale.train.pool import PREEMPTED
 
-__all__ = ["PREEMPTED", "main", "use_compile_cache"]
-
-PREEMPTED = 75
-"""Exit code of a process that was asked to stop and has saved."""
+__all__ = ["main", "use_compile_cache"]
 
 
 def main(argv: list[str]) -> int:
