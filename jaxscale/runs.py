@@ -237,6 +237,8 @@ def from_plain(plain: Any, kind: type[T]) -> T:
     """Plain data as a dataclass, strictly: an unknown or missing field is a MisuseError naming it."""
     import cattrs
 
+    if not isinstance(plain, dict):
+        raise MisuseError(f"{kind.__name__}: {type(plain).__name__} where fields by name are wanted")
     try:
         return _converter().structure(plain, kind)
     except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:

@@ -179,6 +179,80 @@ def test_full_disk_is_said_before_anything_is_trained(
         train_run(spec, root / "full")
 
 
+def test_disk_full_in_the_middle_is_said_and_the_run_goes_on_later(
+    root: Path, spec: RunSpec, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax reports a full disk from its thread as a ValueError."""
+    out = root / "filling"
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 8440 bytes to file 14: No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Checkpoints, "save", fail)
+        with pytest.raises(VerdictError, match=r"no disk space left.*run the same command again"):
+            train_run(spec, out, mesh=OFTEN)
+    assert train_run(spec, out).loss == train_run(spec, finished).loss
+
+
+def test_text_other_than_the_plans_is_refused(root: Path, spec: RunSpec) -> None:
+    with pytest.raises(MisuseError, match=r"the plan was made for text 000000000000 and .* is now"):
+        train_run(spec, root / "other_text", data_sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("data_sha256", "training text other"), ("precision", r"compute precision .* other")]
+)
+def test_run_half_trained_on_another_text_or_precision_is_not_continued(
+    root: Path, spec: RunSpec, kind: str, said: str
+) -> None:
+    out = root / f"half_{kind}"
+    with pytest.raises(Preempted):
+        train_run(spec, out, should_stop=stop_after(2))
+    file = out / spec.run_id / "attempts.jsonl"
+    attempt = json.loads(file.read_text())
+    attempt["kinds"][kind] = "other"
+    file.write_text(json.dumps(attempt) + "\n")
+    with pytest.raises(MisuseError, match=said):
+        train_run(spec, out)
+
+
+def test_result_names_every_device_kind_that_trained_the_run(root: Path, spec: RunSpec) -> None:
+    out = root / "kinds"
+    with pytest.raises(Preempted):
+        train_run(spec, out, should_stop=stop_after(2))
+    file = out / spec.run_id / "attempts.jsonl"
+    attempt = json.loads(file.read_text())
+    attempt["kinds"]["device_kind"] = "TPU v4"
+    file.write_text(json.dumps(attempt) + "\n")
+    assert train_run(spec, out).provenance["device_kind"] == "TPU v4 then cpu"
+
+
+def test_killed_between_the_last_save_and_the_result_it_ends_the_same(
+    root: Path, spec: RunSpec, finished: Path
+) -> None:
+    out = root / "last_moment"
+    whole = train_run(spec, out)
+    (out / spec.run_id / "result.json").unlink()
+    again = train_run(spec, out)
+    assert (again.loss, again.train_loss, again.tokens) == (whole.loss, whole.train_loss, whole.tokens)
+    assert again.tokens_per_s > 0 and curve(out, spec) == curve(finished, spec)
+
+
+def test_resumed_with_other_dispatches_it_still_logs_and_saves(
+    root: Path, spec: RunSpec, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint off the grid of the new logging intervals, as after a move to other devices."""
+    out = root / "moved"
+    with monkeypatch.context() as small:
+        small.setattr(loop, "MAX_SLOTS", 8)
+        with pytest.raises(Preempted):
+            train_run(spec, out, should_stop=stop_after(1))
+    train_run(spec, out)
+    steps = [line["step"] for line in curve(out, spec)]
+    assert steps[0] % 32 and len(steps) > len(curve(finished, spec)) - 2 and steps[-1] == spec.steps
+
+
 def test_dispatch_holds_a_whole_step_and_about_a_second_of_work(spec: RunSpec) -> None:
     assert loop.count_slots(spec, 1, "cpu", 1) == 32
     assert loop.count_slots(spec, 40, "cpu", 1) == 64

@@ -132,6 +132,22 @@ def test_interrupted_run_saves_and_says_how_to_go_on(place: Path, finished: Path
     assert losses(out) == losses(finished)
 
 
+def test_sigterm_saves_and_ends_with_75(place: Path, finished: Path) -> None:
+    out = place / "runs" / "preempted"
+    process = start("run", "tiny.py", "--out", str(out), cwd=place)
+    wait_for(lambda: any(out.glob("*/metrics.jsonl")), process)
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75 and "the same command goes on there" in err and "Traceback" not in err
+    assert jaxscale("run", "tiny.py", "--out", str(out), cwd=place)[0] == 0
+    assert losses(out) == losses(finished)
+
+
+def test_exclusion_rule_declared_after_the_runs_is_refused(place: Path, finished: Path) -> None:
+    code, _, err = jaxscale("run", "tiny.py", "--grid.exclude-spike", "0.01", cwd=place)
+    assert code == 2 and "grid.exclude_spike was None, now 0.01" in err
+
+
 def test_changed_plan_under_started_runs_is_refused_by_name(place: Path, finished: Path) -> None:
     code, _, err = jaxscale("run", "tiny.py", "--recipe.lr", "0.01", cwd=place)
     assert code == 2 and "recipe.lr was 0.02, now 0.01" in err

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxscale.cli.options import parse
 from jaxscale.cli.tables import make_console, status_table
 from jaxscale.config import Study
-from jaxscale.errors import JaxscaleError
+from jaxscale.errors import JaxscaleError, MisuseError
 from jaxscale.runs import Observations, Plan, from_plain, write_json
 from jaxscale.sweep import CellStatus, read_plan, read_status, reset_cell
 
@@ -118,6 +118,8 @@ def reset(argv: list[str]) -> int:
     options = parse(ResetOptions, argv, "reset", "Put ended cells back to planned: their folders are removed.\n\n"
                     "example: jaxscale reset runs/quickstart 3f2a91")  # fmt: skip
     planned = read_plan(options.directory)
+    if not options.runs:
+        raise MisuseError("name at least one run to put back; `jaxscale status DIR` lists the ids")
     for cell in [planned.find_cell(run_id) for run_id in options.runs]:
         reset_cell(options.directory, cell)
         print(f"{cell.run_id}: planned")

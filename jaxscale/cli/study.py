@@ -152,12 +152,7 @@ def data(argv: list[str]) -> int:
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
     """One `run` at a time in a study folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise MisuseError(f"{folder}: is a file, not a folder; choose another --out") from None
-    if not os.access(folder, os.W_OK):
-        raise MisuseError(f"{folder}: cannot be written to; choose another --out")
+    _make_folder(folder)
     with open(folder / "lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,6 +160,15 @@ def _hold(folder: Path) -> Iterator[None]:
             raise MisuseError(f"{folder}: another `jaxscale run` is at work there; wait for it, or give this one "
                               f"another --out") from None  # fmt: skip
         yield
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise MisuseError(f"{folder}: is a file, not a folder; choose another --out") from None
+    if not os.access(folder, os.W_OK):
+        raise MisuseError(f"{folder}: cannot be written to; choose another --out")
 
 
 def _build_data(config: DataConfig, console: Console) -> dict[str, Any]:
@@ -191,6 +195,7 @@ def _make_plan(study: Study, console: Console) -> Plan:
 
 def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
     """Plan, compare with what the folder holds, and write it there."""
+    _make_folder(folder)
     planned = _make_plan(study, console)
     if (folder / "plan.json").exists():
         _check_unchanged(read_plan(folder), planned, folder)
