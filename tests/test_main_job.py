@@ -32,7 +32,7 @@ def jaxscale(*words: str, cwd: Path) -> tuple[int, str, str]:
 
 
 def losses(folder: Path) -> dict[str, float]:
-    return {s.cell.run_id: s.loss for s in read_status(folder, read_plan(folder)) if s.state == "done"}
+    return {s.cell.run_id: s.loss for s in read_status(folder, read_plan(folder).cells) if s.state == "done"}
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
@@ -64,7 +64,7 @@ def test_main_job_leaves_every_file_of_the_contract(finished: Path) -> None:
         assert (finished / name).stat().st_size > 0, name
     assert json.loads((finished / "fits/isoflop.json").read_text())["schema"] == "jaxscale.fit/1"
     assert list((finished / "figures").glob("*.svg")) and list((finished / "figures").glob("*.png"))
-    assert {s.state for s in read_status(finished, read_plan(finished))} == {"done"}
+    assert {s.state for s in read_status(finished, read_plan(finished).cells)} == {"done"}
 
 
 def test_observations_hold_what_was_planned_and_counted(finished: Path) -> None:

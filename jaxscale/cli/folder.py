@@ -42,7 +42,7 @@ def status(argv: list[str]) -> int:
     planned = read_plan(options.directory)
     console = make_console()
     if not options.watch:
-        statuses = read_status(options.directory, planned)
+        statuses = read_status(options.directory, planned.cells)
         console.print(status_table(statuses, planned.study))
         if options.out is not None:
             write_json(options.out, json.dumps(_status_rows(statuses), indent=1))
@@ -51,7 +51,7 @@ def status(argv: list[str]) -> int:
 
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            statuses = read_status(options.directory, planned)
+            statuses = read_status(options.directory, planned.cells)
             live.update(status_table(statuses, planned.study), refresh=True)
             if all(s.state not in ("planned", "running") for s in statuses):
                 return 0
@@ -244,7 +244,7 @@ def _write_page(
     from jaxscale.collect import read_curves
     from jaxscale.report import write_report
 
-    results = [status.result for status in read_status(folder, planned) if status.result]
+    results = [status.result for status in read_status(folder, planned.cells) if status.result]
     provenance = dict(results[0].provenance) if results else {}
     provenance["plan"] = json.dumps({key: planned.config[key] for key in ("name", "seed", "hardware")})
     return write_report(

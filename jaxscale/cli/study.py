@@ -204,7 +204,7 @@ def _check_unchanged(old: Plan, new: Plan, folder: Path) -> None:
 
 
 def _has_begun(planned: Plan, folder: Path) -> bool:
-    return any(status.step or status.state != "planned" for status in read_status(folder, planned))
+    return any(status.step or status.state != "planned" for status in read_status(folder, planned.cells))
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -219,7 +219,9 @@ def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console)
     """Train every cell that has not ended."""
     from jaxscale.train.pool import count_workers, train_cells
 
-    pending = [s.cell for s in read_status(folder, planned) if s.state in ("planned", "running") and s.cell in cells]
+    pending = [
+        s.cell for s in read_status(folder, planned.cells) if s.state in ("planned", "running") and s.cell in cells
+    ]
     if not pending:
         console.print(f"all {len(planned)} cells have ended")
         return
