@@ -7,7 +7,7 @@ refuse more. Runs that differ in what a spec does not hold (text, precision, dev
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import MisuseError
 from jaxscale.plan import describe_run
-from jaxscale.runs import Cell, Observations, Plan, RunResult, RunSpec, from_plain, read_json, run_dir
+from jaxscale.runs import (
+    METRIC_FIELDS,
+    Cell,
+    Observations,
+    Plan,
+    RunResult,
+    RunSpec,
+    from_plain,
+    read_json,
+    read_lines,
+    run_dir,
+)  # fmt: skip
 from jaxscale.sweep import CellStatus, read_plan, read_status
 
 if TYPE_CHECKING:
@@ -96,19 +107,26 @@ def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:
         return f"foreign: result.json belongs to run {result.run_id}"
     if result.tokens != status.cell.spec.tokens:
         return f"incomplete: {result.tokens} of {status.cell.spec.tokens} tokens"
+    if result.loss is None or not math.isfinite(result.loss):
+        return f"no loss: result.json says done with loss {result.loss}"
     if limit is not None:
         rise = measure_spike(run_dir(folder, result.run_id) / "metrics.jsonl")
+        if rise is None:
+            return "excluded: no training curve in metrics.jsonl to apply grid.exclude_spike to"
         if rise > limit:
             return f"excluded: training loss ends {rise:.3f} nats above its best (grid.exclude_spike {limit:g})"
     return ""
 
 
-def measure_spike(metrics: Path) -> float:
-    """Mean training loss of the last 5% of the curve minus the lowest mean of any such stretch, nats."""
-    losses = [line["loss"] for line in _read_lines(metrics)]
+def measure_spike(metrics: Path) -> float | None:
+    """Mean training loss of the last 5% of the curve minus the lowest mean of any such stretch, nats.
+
+    None without a curve.
+    """
+    losses = [line["loss"] for line in read_lines(metrics, METRIC_FIELDS)]
     width = max(1, round(len(losses) * SPIKE_TAIL))
     means = [sum(losses[i : i + width]) / width for i in range(len(losses) - width + 1)]
-    return means[-1] - min(means) if means else 0.0
+    return means[-1] - min(means) if means else None
 
 
 def _check_kinds(results: list[RunResult]) -> None:
@@ -122,23 +140,13 @@ def _check_kinds(results: list[RunResult]) -> None:
             )
 
 
-def _read_lines(file: Path) -> list[dict[str, float]]:
-    lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break  # torn by a kill; nothing behind it is whole
-    return lines
-
-
 def read_curves(study_dir: str | Path, plan: Plan) -> pd.DataFrame:
     """Training curves of all runs, long: run_id, step, tokens, flops, train_loss, lr, grad_norm, seconds."""
     import pandas as pd
 
     frames = []
     for cell in plan.cells:
-        lines = _read_lines(run_dir(Path(study_dir), cell.run_id) / "metrics.jsonl")
+        lines = read_lines(run_dir(Path(study_dir), cell.run_id) / "metrics.jsonl", METRIC_FIELDS)
         if lines:
             frames.append(pd.DataFrame(lines).rename(columns={"loss": "train_loss"}).assign(run_id=cell.run_id))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run_id", "tokens", "train_loss"])

@@ -24,7 +24,7 @@ class ModelConfig:
     head_dim: int = 16
     """Wanted width of one head; the number of heads is the largest that divides d_model evenly."""
     kv_groups: int = 1
-    """Query heads per key/value head: 1 is full multi-head attention, more is grouped-query (GQA)."""
+    """Query heads per key/value head, at least: 1 is full multi-head attention, more is grouped-query (GQA)."""
     mlp: Literal["gelu", "swiglu", "relu2"] = "gelu"
     """Activation of the MLP; swiglu has a third matrix."""
     mlp_ratio: float = 4.0
@@ -80,8 +80,13 @@ class ModelConfig:
 
     @property
     def n_kv_heads(self) -> int:
-        """Key/value heads: n_heads / kv_groups, at least 1."""
-        return max(1, self.n_heads // self.kv_groups)
+        """Key/value heads: the largest divisor of n_heads that is at most n_heads / kv_groups.
+
+        >>> [ModelConfig(d_model=d, head_dim=8, kv_groups=2).n_kv_heads for d in (16, 32, 40, 48)]
+        [1, 2, 1, 3]
+        """
+        most = max(1, self.n_heads // self.kv_groups)
+        return next(n for n in range(most, 0, -1) if self.n_heads % n == 0)
 
     @property
     def d_ff(self) -> int:

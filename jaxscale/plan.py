@@ -23,6 +23,7 @@ from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_6nd, flops_per_token
 from jaxscale.format import format_count, format_flops
 from jaxscale.hardware import parse_hardware
+from jaxscale.limits import check_limits
 from jaxscale.runs import Cell, Dropped, Plan, RunSpec, to_plain
 
 __all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop"]
@@ -76,23 +77,13 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None) -> Plan:
 
 
 def _check_study(study: Study) -> None:
-    grid, recipe = study.grid, study.recipe
-    positive = {
-        "grid.budgets": min(grid.budgets, default=0),
-        "grid.widths": min(grid.widths, default=0),
-        "grid.tokens_per_param": grid.tokens_per_param,
-        "recipe.lr": recipe.lr,
-        "recipe.batch_coefficient": recipe.batch_coefficient,
-        "recipe.microbatch_seqs": recipe.microbatch_seqs,
-        "model.seq_len": study.model.seq_len,
-        "data.val_tokens": study.data.val_tokens,
-        "grid.seeds": min(grid.seeds, default=0),
-    }
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise MisuseError(f"{name}: {value:g} is not a positive number; give one or leave the default")
+    grid = study.grid
+    check_limits(study)
     if grid.spread <= 1:
         raise MisuseError(f"grid.spread: {grid.spread:g} leaves no sizes around the optimum; use 2 or more")
+    if grid.sizes_per_budget < MIN_SIZES:
+        raise MisuseError(f"grid.sizes_per_budget: {grid.sizes_per_budget} sizes do not make a parabola; "
+                          f"use {MIN_SIZES} or more")  # fmt: skip
     odd = [width for width in grid.widths if width % 2]
     if odd:
         raise MisuseError(f"grid.widths: {odd[0]} is odd and rotary positions need pairs; use {odd[0] + 1}")
@@ -206,7 +197,6 @@ def _thin(usable: list[_Candidate], count: int) -> list[_Candidate]:
     """`count` candidates closest to an even spacing in log N, both ends kept."""
     if len(usable) <= count:
         return usable
-    count = max(count, MIN_SIZES)
     chosen: list[_Candidate] = []
     for i in range(count):
         target = usable[0].x + (usable[-1].x - usable[0].x) * i / (count - 1)

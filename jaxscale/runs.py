@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "METRIC_FIELDS",
     "STATES",
     "Cell",
     "Dropped",
@@ -36,6 +37,7 @@ __all__ = [
     "State",
     "from_plain",
     "read_json",
+    "read_lines",
     "run_dir",
     "to_plain",
     "write_json",
@@ -44,6 +46,9 @@ __all__ = [
 State = Literal["planned", "running", "done", "diverged", "failed", "censored"]
 STATES: tuple[State, ...] = ("planned", "running", "done", "diverged", "failed", "censored")
 """A run is in exactly one of these; only `done` becomes evidence."""
+
+METRIC_FIELDS = frozenset({"step", "loss", "seconds"})
+"""What every line of metrics.jsonl has, among others."""
 
 T = TypeVar("T")
 
@@ -130,6 +135,8 @@ class Plan:
     hardware: str
     total_flops: float
     total_seconds: float
+    data_sha256: str = ""
+    """Identity of the training text it was made for; empty where the text was not on the machine."""
     schema: str = "jaxscale.plan/1"
 
     def __iter__(self) -> Iterator[RunSpec]:
@@ -158,7 +165,10 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Read what `to_json` wrote; MisuseError if a cell's id does not match its content."""
         plain = json.loads(text)
-        ids = [row.pop("run_id") for row in plain["cells"]]
+        try:
+            ids = [row.pop("run_id") for row in plain["cells"]]
+        except (KeyError, TypeError, AttributeError):
+            raise MisuseError("plan.json: no plan of jaxscale; delete it and plan the study anew") from None
         plan = from_plain(plain, cls)
         for run_id, cell in zip(ids, plan.cells, strict=True):
             if run_id != cell.run_id:
@@ -249,6 +259,22 @@ def read_json(path: Path) -> Any:
         raise MisuseError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MisuseError(f"{path}: not valid JSON ({error}); delete it to have it made again") from None
+
+
+def read_lines(path: Path, needs: frozenset[str]) -> list[dict[str, Any]]:
+    """Records of a .jsonl file, each with the fields `needs`, up to the first that is not whole (a kill mid-write)."""
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not needs <= record.keys():
+            break
+        records.append(record)
+    return records
 
 
 def write_json(path: Path, text: str) -> None:

@@ -14,9 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jaxscale.errors import MisuseError
-from jaxscale.runs import Cell, Plan, RunResult, State, from_plain, read_json, run_dir, write_json
+from jaxscale.runs import (
+    METRIC_FIELDS,
+    Cell,
+    Plan,
+    RunResult,
+    State,
+    from_plain,
+    read_json,
+    read_lines,
+    run_dir,
+    write_json,
+)
 
-__all__ = ["CellStatus", "fail_cell", "next_cell", "read_plan", "read_status", "reset_cell"]
+__all__ = ["CellStatus", "fail_cell", "next_cell", "read_plan", "read_result", "read_status", "reset_cell"]
 
 
 @dataclass(frozen=True)
@@ -48,23 +59,27 @@ def read_status(study_dir: Path, cells: Sequence[Cell]) -> list[CellStatus]:
 def _cell_status(folder: Path, cell: Cell) -> CellStatus:
     result_file = folder / "result.json"
     if result_file.exists():
-        result = from_plain(read_json(result_file), RunResult)
+        result = read_result(result_file)
         return CellStatus(cell, result.state, result.reason, result.steps_done, result.loss, result)
     step, loss = _last_metric(folder / "metrics.jsonl")
     state: State = "running" if _is_locked(folder / "lock") else "planned"
     return CellStatus(cell, state, f"stopped at step {step}" if step and state == "planned" else "", step, loss, None)
 
 
+def read_result(file: Path) -> RunResult:
+    """The result.json of a run; MisuseError with its path when it is not one."""
+    try:
+        return from_plain(read_json(file), RunResult)
+    except MisuseError as error:
+        if str(file) in str(error):
+            raise
+        raise MisuseError(f"{file}: not the result of a run ({error}); put the cell back with `jaxscale reset`"
+                          ) from error  # fmt: skip
+
+
 def _last_metric(file: Path) -> tuple[int, float | None]:
-    if not file.exists():
-        return 0, None
-    for line in reversed(file.read_text().splitlines()):
-        try:
-            metric = json.loads(line)
-            return int(metric["step"]), float(metric["loss"])
-        except (json.JSONDecodeError, KeyError):
-            continue  # a torn last line
-    return 0, None
+    lines = read_lines(file, METRIC_FIELDS)
+    return (int(lines[-1]["step"]), float(lines[-1]["loss"])) if lines else (0, None)
 
 
 def _is_locked(file: Path) -> bool:
@@ -119,4 +134,8 @@ def reset_cell(study_dir: Path, cell: Cell) -> None:
     folder = run_dir(study_dir, cell.run_id)
     if _is_locked(folder / "lock"):
         raise MisuseError(f"run {cell.run_id}: it is being trained; stop it before resetting it")
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise MisuseError(f"run {cell.run_id}: {folder} cannot be removed ({error.strerror})") from error

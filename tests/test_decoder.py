@@ -50,6 +50,14 @@ def test_scan_over_layers_equals_the_unrolled_loop(model: ModelConfig) -> None:
     np.testing.assert_allclose(decoder(TOKENS, unroll=True), decoder(TOKENS, unroll=False), rtol=1e-5, atol=1e-5)
 
 
+def test_grouped_heads_divide_at_every_width() -> None:
+    """Five query heads do not split into two groups: one key/value head serves them all."""
+    for width in (24, 40, 56):
+        model = ModelConfig(d_model=width, head_dim=8, kv_groups=2, n_layers=1, seq_len=8)
+        assert model.n_heads % model.n_kv_heads == 0
+        assert make_decoder(model, 0)(TOKENS[:, :8]).shape == (2, 8, 256)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     decoder = make_decoder(replace(MODEL, mlp="swiglu"), 0)
     graphdef, params = nnx.split(decoder, nnx.Param)

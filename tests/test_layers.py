@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxscale"
 ORDER = [
     {"errors"},
     {"config"},
-    {"params", "format"},
+    {"params", "format", "limits"},
     {"flops", "hardware"},
     {"runs", "laws", "study"},
     {"plan", "sweep", "data", "model"},

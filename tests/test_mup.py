@@ -93,6 +93,10 @@ def test_standard_parameterization_has_one_rate_and_fan_in_init() -> None:
     assert forward_multipliers(replace(WIDE, parameterization="standard")).logits == 1.0
 
 
+def test_hidden_deviation_of_zero_is_zero_not_the_default() -> None:
+    assert param_rules(replace(WIDE, hidden_std=0.0))["blocks.wq"].init_std == 0
+
+
 def test_drawn_weights_have_the_tables_deviation() -> None:
     model = replace(WIDE, embed_std=0.7, head_std=0.3)
     rules = param_rules(model)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxscale.config import Grid, MeshConfig, Study
+from jaxscale.config import Grid, MeshConfig, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import training_flops
 from jaxscale.plan import BUDGET_TOLERANCE, plan_isoflop
@@ -104,12 +104,38 @@ def test_an_edited_plan_file_is_noticed() -> None:
         ({"holdout": (3e11,)}, r"grid.holdout: 3e\+11 is also in grid.budgets"),
         ({"spread": 1.0}, r"grid.spread: 1 leaves no sizes"),
         ({"min_steps": 10**6}, r"fewer than grid.min_steps"),
+        ({"budgets": (1e9, math.nan)}, r"grid.budgets: nan is not a positive number"),
+        ({"budgets": (3e10, 3e10)}, r"grid.budgets: 3e\+10 is there twice.*grid.seeds"),
+        ({"holdout": (-1.0,)}, r"grid.holdout: -1 is not a positive number"),
+        ({"aspect": 0.0}, r"grid.aspect: 0 is not a positive number"),
+        ({"spread": math.nan}, r"grid.spread: nan is not a finite number"),
+        ({"sizes_per_budget": 3}, r"grid.sizes_per_budget: 3 sizes do not make a parabola; use 5"),
         ({"holdout": (1e16,)}, r"grid.holdout: no size of the ladder"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_the_way_out(grid: dict[str, object], said: str) -> None:
     with pytest.raises(MisuseError, match=said):
         plan_of(**grid)
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        (Study(seed=-1), "seed: -1 is not a number of 0 or more"),
+        (Study(seed=2**32), "seed: 4294967296 is beyond 32 bits"),
+        (Study(name=""), "name: '' does not name a folder"),
+        (Study(model=ModelConfig(kv_groups=0)), "model.kv_groups: 0 is not a positive number"),
+        (Study(model=ModelConfig(base_d_model=0)), "model.base_d_model: 0 is not a positive number"),
+        (Study(model=ModelConfig(depth_alpha=3.0)), "model.depth_alpha: 3 is outside 0.5 to 1"),
+        (Study(recipe=Recipe(b1=1.5)), "recipe.b1: 1.5 is outside 0 to"),
+        (Study(recipe=Recipe(weight_decay=math.nan)), "recipe.weight_decay: nan is not a number of 0 or more"),
+        (Study(recipe=Recipe(schedule="wsd", decay_fraction=0.99)), "more than the whole run"),
+        (Study(mesh=MeshConfig(tensor=0)), "mesh.tensor: 0 is not a positive number"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused_by_name(study: Study, said: str) -> None:
+    with pytest.raises(MisuseError, match=said):
+        plan_isoflop(study, train_tokens=TEXT_TOKENS)
 
 
 def test_batch_that_does_not_divide_over_the_named_chips_is_refused() -> None:

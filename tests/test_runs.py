@@ -9,7 +9,7 @@ import pytest
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import RunSpec, from_plain, read_json, to_plain, write_json
+from jaxscale.runs import METRIC_FIELDS, Plan, RunSpec, from_plain, read_json, read_lines, to_plain, write_json
 
 SPEC = plan_isoflop(Study(), train_tokens=1e7).cells[0].spec
 
@@ -66,3 +66,16 @@ def test_truncated_json_says_which_file(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('{"a": ')
     with pytest.raises(MisuseError, match=r"r\.json: not valid JSON"):
         read_json(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"cells": [1]}', '{"cells": [{}]}'])
+def test_a_foreign_plan_file_is_named(text: str) -> None:
+    with pytest.raises(MisuseError, match=r"plan\.json: no plan of jaxscale"):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 2, "lo', b"\xff\xfe\n", b"\0\0\0\n", b"17\n", b'{"loss": 1}\n'])
+def test_lines_are_read_up_to_the_first_that_is_not_whole(tmp_path: Path, tail: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1, "loss": 2.5, "seconds": 1}\n' + tail)
+    assert [line["step"] for line in read_lines(file, METRIC_FIELDS)] == [1]

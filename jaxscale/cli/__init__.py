@@ -68,6 +68,15 @@ def dispatch(argv: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        print(f"jaxscale {argv[0]}: {_describe(error)}", file=sys.stderr)
+        return 1
+
+
+def _describe(error: OSError) -> str:
+    """A full disk, a folder one may not write to: which file, and what is wrong with it."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; mend that and run the same command again, nothing saved is lost"
 
 
 def _help() -> str:

@@ -179,7 +179,7 @@ def _collect(folder: Path, console: Console, *, allow_mixed: bool = False) -> Ob
     write_json(folder / "observations.csv", observations.frame.to_csv(index=False))
     console.print(f"evidence: {len(observations)} runs, {len(observations.refused)} refused")
     for row in observations.refused:
-        console.print(f"  refused {row['run_id']}: {row['reason']}", soft_wrap=True)
+        console.print(f"  refused {row['run_id']}: {row['reason']}", soft_wrap=True, markup=False)
     return observations
 
 
@@ -233,7 +233,7 @@ def _attempt(console: Console, make: Any) -> Any:
     try:
         return make()
     except JaxscaleError as error:
-        console.print(f"  not done: {error}", soft_wrap=True)
+        console.print(f"  not done: {error}", soft_wrap=True, markup=False)
         return None
 
 

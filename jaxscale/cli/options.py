@@ -25,7 +25,8 @@ class StudyOptions:
     study: Annotated[Study, tyro.conf.arg(name="")]
     """Each field of the study can be overridden."""
     out: Path | None = None
-    """Study folder; default runs/<name>. For `plan` also a FILE.json to write the plan to."""
+    """Study folder; default runs/<name>. For `plan` also a FILE.json to write the plan to, for `data` the
+    FILE.json to write the counts to."""
 
     @property
     def folder(self) -> Path:

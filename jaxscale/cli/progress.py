@@ -75,10 +75,13 @@ class StudyProgress:
         self.console.print(
             f"[{self.ended}/{len(self.cells)}] {event['run_id']}  {_name(cell)}  {verdict}  {self._left()}",
             soft_wrap=True,
+            markup=False,
         )
 
     def _on_died(self, event: dict[str, Any]) -> None:
-        self.console.print(f"{event['run_id']}: {event['reason']}; put back", soft_wrap=True, style="yellow")
+        self.console.print(
+            f"{event['run_id']}: {event['reason']}; put back", soft_wrap=True, style="yellow", markup=False
+        )
 
     def _update_overall(self) -> None:
         self.bars.update(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +22,15 @@ from jaxscale.cli.progress import StudyProgress, data_progress
 from jaxscale.cli.tables import make_console, print_plan
 from jaxscale.config import DataConfig, Study
 from jaxscale.errors import MisuseError
+from jaxscale.limits import check_limits
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import Cell, Plan, from_plain, write_json
 from jaxscale.sweep import read_plan, read_status
 
 __all__ = ["data", "plan", "run", "train"]
 
+PREEMPTED = 75
+"""Exit code of a verb that was asked to stop and has saved."""
 EXECUTION_FIELDS = ("mesh", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
 
@@ -38,7 +43,8 @@ def run(argv: list[str]) -> int:
     with _hold(options.folder):
         planned = _write_plan(options.study, options.folder, console)
         print_plan(planned, console)
-        _train(options.folder, planned, planned.cells, console)
+        if not _train(options.folder, planned, planned.cells, console):
+            return _say_preempted("run")
         return analyse(options.folder, planned, console, f"jaxscale run {shlex.join(argv)}")
 
 
@@ -81,8 +87,8 @@ def train(argv: list[str]) -> int:
     console = make_console()
     if options.all:
         with _hold(options.directory):
-            _train(options.directory, planned, planned.cells, console)
-        return 0
+            whole = _train(options.directory, planned, planned.cells, console)
+        return 0 if whole else _say_preempted("train")
     return _train_one(options, planned, console)
 
 
@@ -91,7 +97,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
     import signal
 
     from jaxscale.train.loop import Preempted, train_run
-    from jaxscale.train.worker import PREEMPTED, use_compile_cache
+    from jaxscale.train.worker import use_compile_cache
 
     cell = _pick(options, planned)
     mesh = from_plain(planned.config, Study).mesh
@@ -108,6 +114,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 mesh=mesh,
                 on_progress=lambda p: progress({"event": "progress", "worker": 0, **vars(p)}),
                 should_stop=lambda: bool(stopped),
+                data_sha256=planned.data_sha256,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
@@ -137,7 +144,9 @@ def data(argv: list[str]) -> int:
     console = make_console()
     info = _build_data(options.study.data, console)
     for name, value in info.items():
-        console.print(f"{name:>22}  {value}", soft_wrap=True)
+        console.print(f"{name:>22}  {value}", soft_wrap=True, markup=False)
+    if options.out is not None:
+        write_json(options.out, json.dumps({"schema": "jaxscale.data/1", "rows": [info]}, indent=1))
     return 0
 
 
@@ -148,6 +157,8 @@ def _hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise MisuseError(f"{folder}: is a file, not a folder; choose another --out") from None
+    if not os.access(folder, os.W_OK):
+        raise MisuseError(f"{folder}: cannot be written to; choose another --out")
     with open(folder / "lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,10 +179,16 @@ def _build_data(config: DataConfig, console: Console) -> dict[str, Any]:
 
 def _make_plan(study: Study, console: Console) -> Plan:
     """Plan with the text's own size; a text that is declared need not be on this machine."""
-    train_tokens = None
-    if study.data.declared_train_tokens is None or _text_is_here(study.data):
-        train_tokens = _build_data(study.data, console)["train_tokens"]
-    return plan_isoflop(study, train_tokens=train_tokens)
+    check_limits(study)  # before the text is read, which may take long
+    if study.data.declared_train_tokens is not None and not _text_is_here(study.data):
+        return plan_isoflop(study)
+    info = _build_data(study.data, console)
+    if info["vocab_size"] > study.model.vocab_size:
+        raise MisuseError(
+            f"model.vocab_size: {study.model.vocab_size} is smaller than the {info['vocab_size']} entries of "
+            f"tokenizer {study.data.tokenizer}; use at least {info['vocab_size']}"
+        )
+    return replace(plan_isoflop(study, train_tokens=info["train_tokens"]), data_sha256=info["data_sha256"])
 
 
 def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
@@ -186,21 +203,29 @@ def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
 def _text_is_here(config: DataConfig) -> bool:
     import glob
 
-    return not config.files or any(glob.glob(pattern, recursive=True) for pattern in config.files)
+    return not config.files or any(glob.glob(os.path.expanduser(pattern), recursive=True) for pattern in config.files)
 
 
 def _check_unchanged(old: Plan, new: Plan, folder: Path) -> None:
     """Refuse a plan that differs from the one whose runs have begun, naming the difference."""
-    if {cell.run_id for cell in old.cells} == {cell.run_id for cell in new.cells} or not _has_begun(old, folder):
+    if _identity(old) == _identity(new) or not _has_begun(old, folder):
         return
     changed = [
         f"{name} was {before!r}, now {after!r}"
         for name, before, after in _differences(old.config, new.config)
         if name.split(".")[0] not in EXECUTION_FIELDS and name != "data.cache"
     ]
-    what = "; ".join(changed[:3]) or "the training text or the planner changed"
+    if old.data_sha256 and new.data_sha256 and old.data_sha256 != new.data_sha256:
+        changed.insert(0, f"the training text was {old.data_sha256[:12]}, now {new.data_sha256[:12]}")
+    what = "; ".join(changed[:3]) or "the planner changed"
     raise MisuseError(f"{folder}: its runs follow another plan ({what}); give the new plan another --out, or remove "
                       f"the folder")  # fmt: skip
+
+
+def _identity(planned: Plan) -> tuple[Any, ...]:
+    """What may not change once runs have begun: the runs, their text, and the rule that refuses some of them."""
+    runs = frozenset((cell.run_id, cell.role) for cell in planned.cells)
+    return runs, planned.data_sha256, planned.config["grid"]["exclude_spike"]
 
 
 def _has_begun(planned: Plan, folder: Path) -> bool:
@@ -215,17 +240,26 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
     return [] if old == new else [(prefix, old, new)]
 
 
-def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console) -> None:
-    """Train every cell that has not ended."""
-    from jaxscale.train.pool import count_workers, train_cells
+def _say_preempted(verb: str) -> int:
+    print(f"jaxscale {verb}: stopped by SIGTERM, all cells saved; the same command goes on there", file=sys.stderr)
+    return PREEMPTED
+
+
+def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console) -> bool:
+    """Train every cell that has not ended; False when SIGTERM stopped it and all have saved."""
+    from jaxscale.train.pool import Terminated, count_workers, train_cells
 
     pending = [
         s.cell for s in read_status(folder, planned.cells) if s.state in ("planned", "running") and s.cell in cells
     ]
     if not pending:
         console.print(f"all {len(planned)} cells have ended")
-        return
+        return True
     mesh = from_plain(planned.config, Study).mesh
     workers, _ = count_workers(mesh)
     with StudyProgress(pending, workers, console) as progress:
-        train_cells(folder, pending, mesh, progress)
+        try:
+            train_cells(folder, pending, mesh, progress)
+        except Terminated:
+            return False
+    return True

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import groupby
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxscale.flops import PF_DAY_FLOPS
@@ -123,5 +124,5 @@ def _status_row(status: CellStatus) -> list[str]:
         f"{status.step / spec.steps:.0%}",
         format_loss(status.loss),
         format_seconds(status.result.seconds if status.result else cell.seconds),
-        "held out" if cell.role == "holdout" and not status.reason else status.reason,
+        "held out" if cell.role == "holdout" and not status.reason else escape(status.reason),
     ]

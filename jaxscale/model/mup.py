@@ -89,7 +89,7 @@ def _rule(name: str, axes: Axes, base_axes: Axes, model: ModelConfig) -> Rule:
     scaled = model.parameterization != "standard"
     r = fan_in / base_fan_in if role == "hidden" and scaled else 1.0
     w = model.d_model / model.base_d_model if scaled else 1.0
-    sigma = model.hidden_std or 1 / sqrt(base_fan_in if scaled else fan_in)
+    sigma = 1 / sqrt(base_fan_in if scaled else fan_in) if model.hidden_std is None else model.hidden_std
     std = {"input": model.embed_std, "hidden": sigma / sqrt(r), "head": model.head_std, "vector": 0.0}[role]
     depth, alpha = _depth_ratio(model) if name.startswith("blocks.") else 1.0, model.depth_alpha
     decay = 0.0 if role == "vector" else r * depth ** (1 - alpha)

@@ -1,12 +1,13 @@
 """Checkpoints of one run: Orbax, saved asynchronously, restored onto whatever mesh the run now has.
 
 A step's folder appears whole or not at all, so a kill during a save leaves the previous one. Restoring walks
-back from the newest step until one can be read; a corrupt one is named in `skipped`, never used.
+back from the newest step until one can be read; a corrupt one is named in `skipped`, moved aside, never used.
 """
 
 from __future__ import annotations
 
 import logging
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder = folder.absolute()
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.skipped: list[str] = []
 
     def save(self, state: TrainState, step: int, *, wait: bool = False) -> None:
@@ -43,10 +45,20 @@ class Checkpoints:
             try:
                 saved = self.manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
                 return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in _by_name(like)])
+            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise  # the machine's trouble, not the checkpoint's
             except Exception as error:
-                self.skipped.append(f"checkpoint {step}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
-                self.manager.delete(step)
+                words = (str(error).splitlines() or [""])[0][:200]
+                self.skipped.append(f"checkpoint {step}: {type(error).__name__}: {words}")
+                self._set_aside(step)
         return None
+
+    def _set_aside(self, step: int) -> None:
+        """Move an unreadable step to damaged_checkpoints/, out of the way of the one that will take its place."""
+        aside = self.folder.with_name("damaged_checkpoints")
+        aside.mkdir(exist_ok=True)
+        (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
+        self.manager.reload()
 
     def close(self) -> None:
         """Wait for saves under way and release the folder."""

@@ -21,20 +21,22 @@ import numpy as np
 from jaxscale.config import MeshConfig
 from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
 from jaxscale.data.tokens import TokenFiles, build_tokens
-from jaxscale.errors import MisuseError
+from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.flops import count_params, flops_per_token
 from jaxscale.runs import RunResult, RunSpec
 from jaxscale.train.checkpoint import Checkpoints
 from jaxscale.train.optimizer import Hyper, learning_rate
 from jaxscale.train.provenance import describe_machine
-from jaxscale.train.record import RunFolder
+from jaxscale.train.record import RunFolder, is_disk_full
 from jaxscale.train.sharding import check_batch, make_mesh
 from jaxscale.train.step import Program, TrainState, make_program
 
 __all__ = ["Preempted", "Progress", "train_run"]
 
 LOG_LINES = 200
-"""Lines of metrics.jsonl a run writes, about."""
+"""Lines of metrics.jsonl a run writes, about; a long run more."""
+LINE_DISPATCHES = 16
+"""Dispatches in a logging interval at most: a run asked to stop ends its interval first, in seconds."""
 DISPATCH_FLOPS = {"cpu": 1e10, "gpu": 2e14, "tpu": 2e14}
 """FLOPs of one dispatch on one device: about a second, so that a preempted run can stop in time."""
 MAX_SLOTS = 32
@@ -77,21 +79,32 @@ def train_run(
     mesh: MeshConfig | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    data_sha256: str = "",
 ) -> RunResult:
     """Train `spec` in the study folder `out` and return its result; a run that has ended is only read.
 
     Resumes from the newest checkpoint. A non-finite loss ends the run as "diverged", naming step and value.
-    Raises Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend.
+    Raises Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend (a text
+    that is not `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
     """
     folder = RunFolder(Path(out), spec)
-    folder.prepare()
-    with folder.lock():
+    try:
         ended = folder.read_result()
         if ended is not None:
             return ended
-        result = _Trainer(spec, folder, mesh or MeshConfig(), on_progress, should_stop).train()
-        folder.write_result(result)
-        return result
+        folder.prepare()
+        with folder.lock():
+            ended = folder.read_result()
+            if ended is not None:
+                return ended
+            result = _Trainer(spec, folder, mesh or MeshConfig(), on_progress, should_stop, data_sha256).train()
+            folder.write_result(result)
+            return result
+    except Exception as error:
+        if isinstance(error, JaxscaleError) or not is_disk_full(error):
+            raise
+        raise VerdictError(f"{folder.path}: no disk space left; free some and run the same command again, it goes "
+                           f"on from the last checkpoint") from error  # fmt: skip
 
 
 class _Trainer:
@@ -104,11 +117,12 @@ class _Trainer:
         mesh_config: MeshConfig,
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool],
+        data_sha256: str,
     ) -> None:
         self.spec, self.folder, self.config = spec, folder, mesh_config
         self.on_progress, self.should_stop = on_progress, should_stop
         self.tokens: TokenFiles = build_tokens(spec.data)
-        check_tokens(spec, self.tokens)
+        check_tokens(spec, self.tokens, data_sha256)
         mesh = make_mesh(mesh_config)
         check_batch(spec.microbatch_seqs, mesh)
         self.accumulate = spec.batch_seqs // spec.microbatch_seqs
@@ -116,7 +130,7 @@ class _Trainer:
         slots = count_slots(spec, self.accumulate, jax.default_backend(), len(jax.devices()))
         self.program: Program = make_program(spec.model, spec.schedule, slots, mesh, self.dtype)
         self.steps_per_dispatch = slots // self.accumulate
-        dispatches = math.ceil(spec.steps / (self.steps_per_dispatch * LOG_LINES))
+        dispatches = min(LINE_DISPATCHES, math.ceil(spec.steps / (self.steps_per_dispatch * LOG_LINES)))
         self.steps_per_line = self.steps_per_dispatch * dispatches
         self.hyper = Hyper.from_spec(spec)
         self.flops_per_token = flops_per_token(spec.model)
@@ -129,18 +143,26 @@ class _Trainer:
             if state is None:
                 state = self.program.init(jnp.uint32(self.spec.seed))
             step = int(state.step)
-            restarts = self.folder.count_attempt(step)
-            clock = _Clock(self.folder.cut_metrics(step), time.perf_counter(), step)
-            state, loss, failure = self._run(state, step, clock, checkpoints)
-            return self._conclude(state, loss, failure, clock, restarts, checkpoints.skipped)
+            restarts, kinds = self.folder.count_attempt(step, self._kinds())
+            before_s, last_loss = self.folder.cut_metrics(step)
+            clock = _Clock(before_s, time.perf_counter(), step)
+            state, loss, failure = self._run(state, step, last_loss, clock, checkpoints)
+            past = {"restarts": restarts, "kinds": kinds, "skipped": checkpoints.skipped}
+            return self._conclude(state, loss, failure, clock, past)
         finally:
             checkpoints.close()
 
+    def _kinds(self) -> dict[str, str]:
+        """What a resumed run must keep or tell, beside its spec."""
+        machine = describe_machine(self.dtype)
+        kinds = {kind: str(machine[kind]) for kind in ("precision", "device_kind", "jax", "jaxscale")}
+        return kinds | {"data_sha256": self.tokens.info.data_sha256}
+
     def _run(
-        self, state: TrainState, step: int, clock: _Clock, checkpoints: Checkpoints
+        self, state: TrainState, step: int, last_loss: float, clock: _Clock, checkpoints: Checkpoints
     ) -> tuple[TrainState, float, str]:
         """Train to the last step: final state, last interval's training loss, and why it diverged if so."""
-        saved_at, last_loss = time.perf_counter(), math.nan
+        saved_at = time.perf_counter()
         with self.folder.metrics() as write:
             for interval in self._intervals(state, step):
                 state, step, losses, norms = interval
@@ -174,7 +196,8 @@ class _Trainer:
             )
             waiting.append((metrics, count))
             step = first + count
-            if step % self.steps_per_line == 0 or step == spec.steps:
+            crossed = step // self.steps_per_line > first // self.steps_per_line  # other devices, other dispatches
+            if crossed or step == spec.steps:
                 fetched = [(np.asarray(m.loss)[:n], np.asarray(m.grad_norm)[:n]) for m, n in waiting]
                 waiting = []
                 losses, norms = (np.concatenate(parts) for parts in zip(*fetched, strict=True))
@@ -211,25 +234,25 @@ class _Trainer:
         rate = tokens / max(time.perf_counter() - clock.started, 1e-9)
         self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, loss, rate, rate * self.flops_per_token))
 
-    def _conclude(
-        self, state: TrainState, loss: float, failure: str, clock: _Clock, restarts: int, skipped: list[str]
-    ) -> RunResult:
+    def _conclude(self, state: TrainState, loss: float, failure: str, clock: _Clock, past: dict[str, Any]) -> RunResult:
         spec, info = self.spec, self.tokens.info
         seconds = clock.seconds()
         tokens = int(state.step) * spec.batch_seqs * spec.model.seq_len
-        trained = tokens - clock.first_step * spec.batch_seqs * spec.model.seq_len
-        rate = trained / max(seconds - clock.before_s, 1e-9)
+        rate = tokens / max(seconds, 1e-9)
         val_loss, std_error = (None, None) if failure else self._validate(state)
         if val_loss is not None and not math.isfinite(val_loss):
             failure = f"validation loss {val_loss} after step {spec.steps}"
             val_loss = std_error = None
         counts = count_params(spec.model)
-        provenance = describe_machine(self.dtype) | {
-            "data_sha256": info.data_sha256,
-            "tokenizer": spec.data.tokenizer,
-            "val_tokens": info.val_tokens,
-            "skipped_checkpoints": skipped,
-        }
+        provenance = (
+            describe_machine(self.dtype)
+            | past["kinds"]
+            | {
+                "tokenizer": spec.data.tokenizer,
+                "val_tokens": info.val_tokens,
+                "skipped_checkpoints": past["skipped"],
+            }
+        )
         return RunResult(
             run_id=spec.run_id,
             state="diverged" if failure else "done",
@@ -246,7 +269,7 @@ class _Trainer:
             seconds=round(seconds, 3),
             tokens_per_s=rate,
             flops_per_s=rate * self.flops_per_token,
-            restarts=restarts,
+            restarts=past["restarts"],
             provenance=provenance,
         )
 
@@ -266,9 +289,14 @@ class _Trainer:
         return mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum())
 
 
-def check_tokens(spec: RunSpec, tokens: TokenFiles) -> None:
-    """MisuseError where the text cannot feed the run: too small a vocabulary table, too many epochs."""
+def check_tokens(spec: RunSpec, tokens: TokenFiles, data_sha256: str = "") -> None:
+    """MisuseError where the text cannot feed the run: another text, too small a vocabulary, too many epochs."""
     info = tokens.info
+    if data_sha256 and info.data_sha256 != data_sha256:
+        raise MisuseError(
+            f"data: the plan was made for text {data_sha256[:12]} and {info.source} is now {info.data_sha256[:12]}; "
+            f"restore the text, or plan the study anew in another folder"
+        )
     if info.vocab_size > spec.model.vocab_size:
         raise MisuseError(
             f"model.vocab_size: {spec.model.vocab_size} is smaller than the tokenizer's {info.vocab_size} entries; "

@@ -10,12 +10,14 @@ from __future__ import annotations
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
@@ -26,7 +28,7 @@ from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.runs import Cell
 from jaxscale.sweep import fail_cell, next_cell, shape
 
-__all__ = ["MAX_ATTEMPTS", "count_workers", "train_cells"]
+__all__ = ["MAX_ATTEMPTS", "Terminated", "count_workers", "train_cells"]
 
 MAX_ATTEMPTS = 3
 """Times a cell may take its worker down before it ends as failed."""
@@ -42,6 +44,10 @@ CPU_ENVIRONMENT = {
 }
 
 Listener = Callable[[dict[str, Any]], None]
+
+
+class Terminated(Exception):
+    """The parent got SIGTERM (a scheduler takes the machine back); its workers have saved."""
 
 
 @dataclass
@@ -79,16 +85,36 @@ def train_cells(
 ) -> None:
     """Train every cell to its end; `listen` gets each event with the worker's index.
 
-    Raises what a worker reported as the user's to mend (data missing, disk full), after all have saved.
+    Raises what a worker reported as the user's to mend (data missing, disk full), and Terminated on SIGTERM,
+    after all have saved.
     """
     if not cells:
         return
     workers, pinned = count_workers(mesh)
     pool = _Pool(study_dir, list(cells), listen, pinned)
+    with _raise_on_sigterm():
+        try:
+            pool.run(min(workers, len(cells)))
+        finally:
+            pool.stop()
+
+
+@contextmanager
+def _raise_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated, once; only the main thread may ask for that."""
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated("stopped by SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, leave)
     try:
-        pool.run(min(workers, len(cells)))
+        yield
     finally:
-        pool.stop()
+        signal.signal(signal.SIGTERM, previous)
 
 
 class _Pool:
@@ -137,7 +163,7 @@ class _Pool:
     def _pump(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
         for line in worker.process.stdout:
-            if line.startswith("{"):
+            if line.startswith("{") and line.endswith("}\n"):  # a kill may tear the last line
                 self.events.put((worker, json.loads(line)))
         worker.process.wait()
         self.events.put((worker, None))

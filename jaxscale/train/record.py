@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
@@ -19,14 +20,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from jaxscale.data.store import NO_SPACE
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.runs import RunResult, RunSpec, from_plain, read_json, run_dir, to_plain, write_json
+from jaxscale.flops import count_params
+from jaxscale.runs import (
+    METRIC_FIELDS,
+    RunResult,
+    RunSpec,
+    from_plain,
+    read_json,
+    read_lines,
+    run_dir,
+    to_plain,
+    write_json,
+)
+from jaxscale.sweep import read_result
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "is_disk_full"]
 
 MIN_FREE_BYTES = 64 << 20
-"""Free disk below which no run is started."""
-
+"""Free disk below which no run is started, besides room for one more checkpoint."""
+STATE_BYTES = 12
+"""Bytes of a checkpoint for each parameter: weights and two moments in float32."""
+FIXED_KINDS = {"data_sha256": "training text", "precision": "compute precision (mesh.dtype)"}
+"""What may not change between the starts of one run; other kinds may, and the result names all of them."""
 
 LOCK_PATIENCE_S = 60.0
 """Seconds to wait for another process to let go of a run."""
@@ -51,9 +68,10 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.path).free
-        if free < MIN_FREE_BYTES:
+        needed = MIN_FREE_BYTES + STATE_BYTES * count_params(self.spec.model)["total"]
+        if free < needed:
             raise VerdictError(
-                f"{self.path}: {free >> 20} MiB of disk left, a run needs {MIN_FREE_BYTES >> 20}; "
+                f"{self.path}: {free >> 20} MiB of disk left, this run needs {needed >> 20}; "
                 f"free some and run the same command again"
             )
         file = self.path / "spec.json"
@@ -85,27 +103,37 @@ class RunFolder:
     def read_result(self) -> RunResult | None:
         """The result of an ended run, or None."""
         file = self.path / "result.json"
-        return from_plain(read_json(file), RunResult) if file.exists() else None
+        return read_result(file) if file.exists() else None
 
     def write_result(self, result: RunResult) -> None:
         """End the run: written whole or not at all."""
         write_json(self.path / "result.json", json.dumps(asdict(result), indent=1))
 
-    def count_attempt(self, step: int) -> int:
-        """Note a start from `step` and return how many there were before."""
-        file = self.path / "attempts.jsonl"
-        before = len(file.read_text().splitlines()) if file.exists() else 0
-        line = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "step": step}
-        with open(file, "a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        return before
+    def count_attempt(self, step: int, kinds: dict[str, str]) -> tuple[int, dict[str, str]]:
+        """Note a start from `step`: how many there were before, and the kinds of all whose training is kept.
 
-    def cut_metrics(self, step: int) -> float:
-        """Drop metric lines past `step` and return the seconds trained up to it."""
+        MisuseError when the state at `step` was trained on another text or in another precision.
+        """
+        file = self.path / "attempts.jsonl"
+        before = read_lines(file, frozenset({"step", "kinds"}))
+        kept = [attempt["kinds"] for attempt in _lead_to(step, before)]
+        for kind, name in FIXED_KINDS.items():
+            other = [then[kind] for then in kept if then[kind] != kinds[kind]]
+            if other:
+                raise MisuseError(
+                    f"run {self.spec.run_id}: it began with {name} {other[0][:12]} and would go on with "
+                    f"{kinds[kind][:12]}; restore that, or start it anew with `jaxscale reset DIR {self.spec.run_id}`"
+                )
+        line = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "step": step, "kinds": kinds}
+        write_json(file, "".join(json.dumps(attempt) + "\n" for attempt in [*before, line]))
+        return len(before), {kind: _join(kind, [*kept, kinds]) for kind in kinds}
+
+    def cut_metrics(self, step: int) -> tuple[float, float]:
+        """Drop metric lines past `step`: the seconds trained up to it, and the last line's loss (NaN: none)."""
         file = self.path / "metrics.jsonl"
-        kept = [line for line in read_metrics(file) if line["step"] <= step]
+        kept = [line for line in read_lines(file, METRIC_FIELDS) if line["step"] <= step]
         write_json(file, "".join(json.dumps(line) + "\n" for line in kept))
-        return float(kept[-1]["seconds"]) if kept else 0.0
+        return (float(kept[-1]["seconds"]), float(kept[-1]["loss"])) if kept else (0.0, math.nan)
 
     @contextmanager
     def metrics(self) -> Iterator[Any]:
@@ -127,15 +155,20 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Lines of a metrics.jsonl that are whole; a torn last line (a kill mid-write) is left out."""
-    if not file.exists():
-        return []
-    lines = file.read_text().split("\n")
-    parsed = []
-    for line in lines[:-1]:
-        try:
-            parsed.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return parsed
+def _lead_to(step: int, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The attempts whose training is part of the state at `step`: a start from further back undoes later ones."""
+    kept: list[dict[str, Any]] = []
+    for attempt in attempts:
+        kept = [*(earlier for earlier in kept if earlier["step"] < attempt["step"]), attempt]
+    return [attempt for attempt in kept if attempt["step"] < step]
+
+
+def _join(kind: str, attempts: list[dict[str, str]]) -> str:
+    return " then ".join(dict.fromkeys(attempt[kind] for attempt in attempts))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk is behind this error; Orbax says it in words only."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))

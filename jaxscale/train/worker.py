@@ -62,12 +62,22 @@ def _train(study_dir: Path, run_id: str, mesh: MeshConfig, stop: threading.Event
         _tell("progress", **vars(progress))
 
     try:
-        spec = read_plan(study_dir).find_cell(run_id).spec
-        result = train_run(spec, study_dir, mesh=mesh, on_progress=report, should_stop=stop.is_set)
+        plan = read_plan(study_dir)
+        result = train_run(
+            plan.find_cell(run_id).spec,
+            study_dir,
+            mesh=mesh,
+            on_progress=report,
+            should_stop=stop.is_set,
+            data_sha256=plan.data_sha256,
+        )
     except Preempted:
         return False
     except JaxscaleError as error:
         _tell("error", run_id=run_id, message=str(error), exit_code=error.exit_code)
+        return True
+    except OSError as error:  # a file system's trouble is not the cell's
+        _tell("error", run_id=run_id, message=f"run {run_id}: {error}; the same command goes on", exit_code=1)
         return True
     _tell("ended", run_id=run_id, state=result.state, loss=result.loss, reason=result.reason)
     return True

@@ -1,0 +1,87 @@
+"""The range of every number in a study: what lies outside is refused by name, before anything is planned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jaxscale.config import Study
+from jaxscale.errors import MisuseError
+
+__all__ = ["check_limits"]
+
+MAX_SEED = 2**32
+"""Seeds are 32-bit: the key of the parameters and of the data order."""
+
+POSITIVE = """
+    model.head_dim model.kv_groups model.n_layers model.mlp_ratio model.mlp_multiple model.vocab_size model.seq_len
+    model.base_d_model model.base_n_layers model.rope_theta
+    recipe.lr recipe.batch_coefficient recipe.batch_min_tokens recipe.batch_max_tokens recipe.microbatch_seqs
+    data.val_tokens data.max_epochs data.declared_train_tokens
+    grid.budgets grid.holdout grid.widths grid.aspect grid.tokens_per_param grid.seeds grid.min_steps
+    grid.holdout_sizes mesh.fsdp mesh.tensor forecast_flops
+"""
+NOT_NEGATIVE = """
+    model.embed_std model.hidden_std model.head_std model.norm_eps recipe.embed_lr recipe.head_lr recipe.eps
+    recipe.weight_decay recipe.clip_norm recipe.z_loss grid.exclude_spike mesh.workers mesh.checkpoint_every_s
+    bootstrap seed
+"""
+FINITE = """
+    model.embed_scale model.logit_scale recipe.batch_exponent grid.tokens_per_param_exponent grid.spread
+"""
+BETWEEN = {
+    "recipe.b1": (0.0, 0.9999999),
+    "recipe.b2": (0.0, 0.9999999),
+    "recipe.warmup_fraction": (0.0, 1.0),
+    "recipe.decay_fraction": (0.0, 1.0),
+    "recipe.final_fraction": (0.0, 1.0),
+    "model.depth_alpha": (0.5, 1.0),
+}
+"""Least and largest value, both allowed."""
+NOT_EMPTY = ("grid.budgets", "grid.widths", "grid.seeds")
+
+
+def check_limits(study: Study) -> None:
+    """MisuseError for the first number of a study that is outside its range: field, value, limit."""
+    for name, value in _values(study, POSITIVE.split()):
+        if not (math.isfinite(value) and value > 0):
+            raise MisuseError(f"{name}: {value:g} is not a positive number; give one or leave the default")
+    for name, value in _values(study, NOT_NEGATIVE.split()):
+        if not (math.isfinite(value) and value >= 0):
+            raise MisuseError(f"{name}: {value:g} is not a number of 0 or more; give one or leave the default")
+    for name, value in _values(study, FINITE.split()):
+        if not math.isfinite(value):
+            raise MisuseError(f"{name}: {value:g} is not a finite number; give one or leave the default")
+    for name, value in _values(study, BETWEEN):
+        low, high = BETWEEN[name]
+        if not low <= value <= high:
+            raise MisuseError(f"{name}: {value:g} is outside {low:g} to {high:.8g}; give a number in there")
+    _check_together(study)
+
+
+def _check_together(study: Study) -> None:
+    recipe, grid = study.recipe, study.grid
+    if not study.name or ".." in study.name.split("/"):
+        raise MisuseError(f"name: {study.name!r} does not name a folder in runs/; use letters, or --out for a path")
+    if recipe.schedule == "wsd" and recipe.warmup_fraction + recipe.decay_fraction > 1:
+        raise MisuseError(f"recipe.decay_fraction: {recipe.decay_fraction:g} and recipe.warmup_fraction "
+                          f"{recipe.warmup_fraction:g} are more than the whole run; lower one")  # fmt: skip
+    if study.seed + max(grid.seeds) > MAX_SEED:
+        raise MisuseError(f"seed: {study.seed} is beyond 32 bits; use one below {MAX_SEED - max(grid.seeds)}")
+    for name, budgets in (("grid.budgets", grid.budgets), ("grid.holdout", grid.holdout)):
+        twice = [budget for budget in budgets if budgets.count(budget) > 1]
+        if twice:
+            raise MisuseError(f"{name}: {twice[0]:g} is there twice; name it once and repeat it with grid.seeds")
+
+
+def _values(study: Study, names: Any) -> Iterator[tuple[str, float]]:
+    """(name, value) of each number; every element of a tuple, 0 for an empty one that must not be, None left out."""
+    for name in names:
+        value: Any = study
+        for part in name.split("."):
+            value = getattr(value, part)
+        many = value if isinstance(value, tuple) else (value,)
+        yield from ((name, number) for number in many if number is not None)
+        if not many and name in NOT_EMPTY:
+            yield name, 0
