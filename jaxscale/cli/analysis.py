@@ -126,6 +126,7 @@ def backtest(argv: list[str]) -> int:
 
     methods = ("isoflop", "parametric") if args.method == "all" else (args.method,)
     obs, options = _read(args.source, args), _options(args)
+    _keep_programs(args.method)
     result = backtest_fit(obs, methods=methods, **options)
     _finish(result, args.out)
     if not result.rows:
@@ -158,9 +159,18 @@ def _fit(obs: Observations, args: FitOptions) -> Any:
     from jaxscale.fit import fit_all, fit_isoflop, fit_parametric
 
     options = _options(args)
+    _keep_programs(args.method)
     if args.method == "all":
         return fit_all(obs, **options)
     return (fit_isoflop if args.method == "isoflop" else fit_parametric)(obs, **options)
+
+
+def _keep_programs(method: str = "all") -> None:
+    """Compile the programs of a parametric fit once a machine; isoflop never loads jax."""
+    if method != "isoflop":
+        from jaxscale.fit import solver
+
+        solver.keep_programs()
 
 
 ONLY = {
@@ -222,6 +232,7 @@ def _load_fit(args: ForecastArguments) -> Fit | Fits:
     from jaxscale.runs import read_json
 
     if not args.source.endswith(".json"):
+        _keep_programs()
         return fit_all(_read(args.source, args))
     plain = read_json(Path(args.source))
     schema = plain.get("schema") if isinstance(plain, dict) else None

@@ -142,14 +142,15 @@ def _optimize_free(cells: Cells, design: Design, goal: Objective) -> Optimum:
     scale = min(_robust_scale(design, start, y, w) for start in theta)
     lanes = Lanes(theta, np.tile(y, (len(theta), 1)), np.tile(w, (len(theta), 1)))
     smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
-    found = search(design.problem, lanes, smooth)
+    theta = search(design.problem, lanes, smooth)
     for _ in range(2 if goal.name == "huber" and goal.delta == "auto" else 1):
-        found = polish(design.problem, lanes._replace(theta=found.theta), smooth, tolerance=TOLERANCE)
+        found = polish(design.problem, lanes._replace(theta=theta), smooth, tolerance=TOLERANCE)
+        theta = found.theta
         scale = max(_robust_scale(design, found.theta[_lowest(found)], y, w), SMALLEST_DELTA)
         smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
     delta = goal.delta_for(scale)
     tolerance = TOLERANCE if goal.name != "lad" else 1e-6 * delta
-    lanes = lanes._replace(theta=found.theta)
+    lanes = lanes._replace(theta=theta)
     found = polish(design.problem, lanes, delta, start_delta=smooth, tolerance=tolerance)
     best = _lowest(found)
     agreeing = float((found.value <= found.value[best] * (1 + 1e-6) + 1e-18).mean())
@@ -202,7 +203,6 @@ def _bootstrap(
     start = {name: values[0] for name, values in best.design.params_of(best.theta[None]).items()}
     start["E"] = max(start["E"], 1e-2 * cells.loss.min()) if "E" in design.free else start["E"]
     theta = np.tile(design.theta_of(start), (rounds, 1))
-    delta = max(best.delta, LAD_SMOOTHING * best.scale)
     delta = max(best.delta, LAD_SMOOTHING * best.scale)
     lanes = Lanes(theta, losses, w)
     smooth = HUBER_EFFICIENT * best.scale
