@@ -161,3 +161,10 @@ def test_intervals_cover_the_planted_law():
         hits += [low < LAW.exponents()[0] < high, loss[0] < LAW.optimum(C).loss < loss[1]]
     # 95% of 200 is 190 with a binomial deviation of 3.1: three of them below
     assert (hits >= 190 - 9).all(), hits / studies
+
+
+def test_rounds_without_an_optimum_are_said_and_warn_of_nothing():
+    frame = draw_grid(budgets=1, sizes=6, noise=0.004)  # one budget: alpha and beta are hardly determined
+    fit = fit_parametric(frame, bootstrap=64)
+    assert any("have no optimum" in note for note in fit.notes) == (min(*fit.draws["alpha"], *fit.draws["beta"]) <= 0)
+    fit_parametric(frame.assign(loss=frame["loss"].where(frame.index != 2, 1e30)), bootstrap=64)

@@ -89,8 +89,10 @@ class ForecastArguments(TableOptions):
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIT")] = tyro.MISSING
     """FIT.json, FITS.json, or a table or study folder, which is fitted by both methods first."""
-    flops: tuple[float, ...] = tyro.MISSING
+    flops: tuple[float, ...] = ()
     """Training FLOPs to forecast for, one or more."""
+    loss: float | None = None
+    """Instead of --flops: the loss to reach, nats per token."""
     out: Path | None = None
     """Where the JSON goes."""
 
@@ -114,7 +116,7 @@ def forecast(argv: list[str]) -> int:
                   "jaxscale forecast fit.json --flops 1e21 1e22 --out forecast.json")  # fmt: skip
     from jaxscale.forecast import forecast_optimum
 
-    _finish(forecast_optimum(_load_fit(args), flops=args.flops), args.out)
+    _finish(forecast_optimum(_load_fit(args), flops=args.flops, loss=args.loss), args.out)
     return 0
 
 

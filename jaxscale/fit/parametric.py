@@ -83,6 +83,7 @@ class Optimum:
     starts_agreeing: float
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null, and said
 def fit_parametric(
     source: Observations | pd.DataFrame,
     *,
@@ -110,6 +111,9 @@ def fit_parametric(
     if obstacle:
         return refused_fit("parametric", law, describe_source(obs), options, obstacle)
     best = _optimize(cells, design, goal)
+    if not np.isfinite([*best.design.params_of(best.theta[None]).values()]).all():
+        verdict = "the parameters run away to infinity: the data do not determine the law; check the units of N and D"
+        return refused_fit("parametric", law, describe_source(obs), options, verdict)
     return _assemble(obs, cells, design, best, goal, options)
 
 
@@ -224,6 +228,10 @@ def _assemble(
     flops = describe_rule(obs, cells)
     exponents, coefficients = _derive(params, draws, FlopRule(flops["k"], flops["p"]), options["confidence"])
     words, numbers = judge_identifiability(cells, best.design, best.theta, params, draws)
+    unbound = float(np.mean((draws["alpha"] <= 0) | (draws["beta"] <= 0))) if len(draws["alpha"]) else 0.0
+    if unbound:
+        words.append(f"{unbound:.1%} of the bootstrap rounds have no optimum (alpha or beta below 0): "
+                     f"intervals of N_opt and D_opt are without them, and too narrow")  # fmt: skip
     if converged < 1:
         words.append(f"{1 - converged:.1%} of the bootstrap rounds did not converge and are left out")
     return Fit(
@@ -260,7 +268,7 @@ def _derive(
 
 
 def _describe_objective(goal: Objective, best: Optimum) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": goal.name, "reduction": "sum", "value": best.value}
+    record: dict[str, Any] = {"name": goal.name, "delta": None, "reduction": "sum", "value": best.value}
     if goal.name == "huber":
         record |= {"delta": best.delta, "delta_rule": "auto" if goal.delta == "auto" else "given"}
     return record | {"subgradient_residual" if goal.name == "lad" else "gradient_norm": best.norm}

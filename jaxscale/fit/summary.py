@@ -12,7 +12,14 @@ from jaxscale.fit.cells import Cells, grid_rows
 from jaxscale.fit.resample import RESAMPLERS
 from jaxscale.runs import Observations
 
-__all__ = ["check_options", "describe_rule", "describe_source", "percentile_ends", "percentile_interval", "summarize_draws"]
+__all__ = [
+    "check_options",
+    "describe_rule",
+    "describe_source",
+    "percentile_ends",
+    "percentile_interval",
+    "summarize_draws",
+]
 
 
 def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
