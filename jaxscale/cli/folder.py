@@ -195,8 +195,10 @@ def analyse(folder: Path, planned: Plan, console: Console, command: str, *, out:
     """Collect, fit, forecast, backtest, report: 0 when the report stands."""
     from jaxscale.backtest import backtest_fit
     from jaxscale.fit import fit_isoflop, fit_parametric
+    from jaxscale.fit.solver import keep_programs
     from jaxscale.forecast import forecast_optimum
 
+    keep_programs()
     study = from_plain(planned.config, Study)
     observations = _collect(folder, console)
     if not len(observations):
