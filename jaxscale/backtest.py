@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.errors import VerdictError
-from jaxscale.fit.cells import Cells, gather_cells, grid_rows
+from jaxscale.fit.cells import Cells, assign_budgets, gather_cells, grid_rows
 from jaxscale.fit.readings import read_minima
 from jaxscale.fit.result import Budget, Fit, without_nan
 from jaxscale.fit.summary import percentile_interval
@@ -78,6 +78,7 @@ class Backtest:
         return "\n".join(parts)
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null
 def backtest_fit(
     source: Observations | pd.DataFrame,
     *,
@@ -106,9 +107,9 @@ def _hold_out(obs: Observations) -> tuple[pd.DataFrame, pd.DataFrame]:
     if len(cells.budget_C) < 2:
         what = "one budget only" if len(cells.budget_C) else f"no budgets (C spreads over {cells.spread:.0%})"
         raise VerdictError(f"backtest: {what}, nothing can be held out; give rows of role holdout or 3 budgets")
-    last = cells.C[cells.budget == cells.budget.max()]
-    largest = grid_rows(frame) & frame["C"].between(last.min() * 0.999, last.max() * 1.001)
-    return frame[grid_rows(frame) & ~largest], frame[largest]
+    grid = frame[grid_rows(frame)]
+    number, _ = assign_budgets(grid)
+    return grid[number < number.max()], grid[number == number.max()]
 
 
 def _score_fit(fit: Fit, cells: Cells) -> list[dict[str, Any]]:

@@ -9,11 +9,24 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import MisuseError
-from jaxscale.runs import METRIC_FIELDS, Observations, Plan, RunResult, read_lines, run_dir
+from jaxscale.plan import describe_run
+from jaxscale.runs import (
+    METRIC_FIELDS,
+    Cell,
+    Observations,
+    Plan,
+    RunResult,
+    RunSpec,
+    from_plain,
+    read_json,
+    read_lines,
+    run_dir,
+)  # fmt: skip
 from jaxscale.sweep import CellStatus, read_plan, read_status
 
 if TYPE_CHECKING:
@@ -30,15 +43,16 @@ SPIKE_TAIL = 0.05
 def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observations:
     """Evidence of a study folder: N (total parameters), D, C (exact FLOPs), loss (nats per token), and more.
 
-    Rows keep the plan's order; `role` tells grid from holdout. Raises MisuseError when finished runs differ
+    Rows keep the plan's order; `role` tells grid from holdout. A folder without plan.json, as `train_run` alone
+    leaves it, is read by its run folders, all of role grid. Raises MisuseError when finished runs differ
     in one of `KINDS` and `allow_mixed` is false, naming what differs.
     """
     import pandas as pd
 
     folder = Path(study_dir)
-    plan = read_plan(folder)
-    statuses = read_status(folder, plan)
-    reasons = [(status, _refuse(status, folder, plan)) for status in statuses]
+    cells, spike = _find_cells(folder)
+    statuses = read_status(folder, cells)
+    reasons = [(status, _refuse(status, folder, spike)) for status in statuses]
     kept = [status for status, reason in reasons if not reason]
     refused = tuple({"run_id": status.cell.run_id, "reason": reason} for status, reason in reasons if reason)
     if not allow_mixed:
@@ -75,7 +89,16 @@ def _row(status: CellStatus) -> dict[str, Any]:
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _refuse(status: CellStatus, folder: Path, plan: Plan) -> str:
+def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:
+    """Cells and the declared spike limit, from the plan or else from the run folders themselves."""
+    specs = sorted(folder.glob("*/spec.json"))
+    if (folder / "plan.json").exists() or not specs:
+        plan = read_plan(folder)
+        return plan.cells, plan.config["grid"]["exclude_spike"]
+    return [describe_run(from_plain(read_json(file), RunSpec)) for file in specs], None
+
+
+def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:
     """Why this run is no evidence; empty if it is."""
     result = status.result
     if status.state != "done" or result is None:
@@ -86,7 +109,6 @@ def _refuse(status: CellStatus, folder: Path, plan: Plan) -> str:
         return f"incomplete: {result.tokens} of {status.cell.spec.tokens} tokens"
     if result.loss is None or not math.isfinite(result.loss):
         return f"no loss: result.json says done with loss {result.loss}"
-    limit = plan.config["grid"]["exclude_spike"]
     if limit is not None:
         rise = measure_spike(run_dir(folder, result.run_id) / "metrics.jsonl")
         if rise is None:

@@ -72,27 +72,47 @@ class Forecast:
         return render_table(f"forecast, C counted as {counted}, {self.confidence:.0%} intervals", SHOWN, rows)
 
 
-def forecast_optimum(fit: Fit | Fits, *, flops: Sequence[float]) -> Forecast:
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null
+def forecast_optimum(fit: Fit | Fits, *, flops: Sequence[float] = (), loss: float | None = None) -> Forecast:
     """N_opt (parameters), D_opt (tokens) and loss (nats per token) at each C of `flops` (training FLOPs).
 
-    With several fits every method gives its own row; those without an answer give none. VerdictError where
-    no fit has an answer.
+    `loss` instead of `flops`: at the C where each method's frontier reaches that loss. With several fits
+    every method gives its own row; those without an answer give none. VerdictError where no fit has an
+    answer, or no frontier gets that low.
     """
-    targets = [float(C) for C in flops]
-    if not targets:
-        raise MisuseError("flops: no compute is given; give one or more, as in 1e22")
-    for C in targets:
-        if not (np.isfinite(C) and C > 0):
-            raise MisuseError(f"flops: {C:g} must be finite and above 0, as in 1e22")
+    targets = _check_targets(flops, loss)
     fits = fit.fits if isinstance(fit, Fits) else (fit,)
     answers = [one for one in fits if one.verdict is None]
     if not answers:
         raise VerdictError("; ".join(f"{one.method} fit: {one.verdict}" for one in fits))
-    rows = tuple(_forecast_one(one, C) for C in targets for one in answers)
+    if loss is None:
+        rows = tuple(_forecast_one(one, C) for C in targets for one in answers)
+    else:
+        rows = _forecast_loss(answers, loss)
     plain = fit.to_plain()
     for record in plain["fits"] if isinstance(fit, Fits) else [plain]:
         record.pop("draws")
     return Forecast(plain, answers[0].diagnostics["flops"]["rule"], answers[0].confidence, rows)
+
+
+def _check_targets(flops: Sequence[float], loss: float | None) -> list[float]:
+    targets = [float(C) for C in flops]
+    if bool(targets) == (loss is not None):
+        raise MisuseError("give flops (one or more, as in 1e22) or a loss to reach (as in 2.1), one of the two")
+    for name, value in [*(("flops", C) for C in targets), *([] if loss is None else [("loss", loss)])]:
+        if not (np.isfinite(value) and value > 0):
+            raise MisuseError(f"{name}: {value:g} must be finite and above 0, as in {'1e22' if targets else '2.1'}")
+    return targets
+
+
+def _forecast_loss(fits: Sequence[Fit], loss: float) -> tuple[dict[str, Any], ...]:
+    """A row for every fit whose frontier reaches the loss."""
+    found = [(fit, float(fit.frontier().compute(loss))) for fit in fits]
+    rows = tuple(_forecast_one(fit, C) for fit, C in found if np.isfinite(C))
+    if not rows:
+        lowest = ", ".join(f"{fit.frontier().E:.4g} ({fit.method})" for fit in fits)
+        raise VerdictError(f"loss {loss:g}: no compute reaches it, the irreducible loss is {lowest}; ask for more")
+    return rows
 
 
 def _forecast_one(fit: Fit, C: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Hardware by name: peak rates with their sources, and the rate a plan assumes of it.
 
 A plan multiplies a chip's peak by an assumed utilization; on CPU it reads a saturating curve of width
-measured on one core of a 2-core cloud machine (`python -m tests.bench.step_rate`): narrow models are held
+measured on one core of a 2-core cloud machine (`python tests/bench/step_rate.py`): narrow models are held
 back by the cost of each operation, not by arithmetic.
 """
 

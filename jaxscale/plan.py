@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jaxscale.config import Grid, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
@@ -25,7 +26,7 @@ from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
 from jaxscale.runs import Cell, Dropped, Plan, RunSpec, to_plain
 
-__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "plan_isoflop"]
+__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop"]
 
 BUDGET_TOLERANCE = 0.01
 """Largest relative distance of a cell's exact FLOPs from its budget."""
@@ -231,21 +232,27 @@ def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
     return microbatches * recipe.microbatch_seqs
 
 
-def _cell(study: Study, c: _Candidate, role: str, available: float | None, repeat: int) -> Cell:
+def _cell(study: Study, c: _Candidate, role: Literal["grid", "holdout"], available: float | None, repeat: int) -> Cell:
     spec = _resolve(study, c, study.seed + repeat)
-    counts = count_params(c.model)
-    flops = float(flops_per_token(c.model) * spec.tokens)
     rate = parse_hardware(study.hardware).flops_per_s(c.model.d_model)
     evaluation = flops_per_token(c.model) * study.data.val_tokens / 3
+    cell = describe_run(spec, role)
+    epochs = spec.tokens / available if available else None
+    return replace(cell, epochs=epochs, seconds=(cell.flops + evaluation) / rate)
+
+
+def describe_run(spec: RunSpec, role: Literal["grid", "holdout"] = "grid") -> Cell:
+    """A run with its counted numbers; epochs and seconds, which need a text and a machine, are left open."""
+    counts = count_params(spec.model)
     return Cell(
         spec=spec,
-        role="holdout" if role == "holdout" else "grid",
+        role=role,
         n_params=counts["total"],
         n_params_non_embedding=counts["non_embedding"],
-        flops=flops,
+        flops=float(flops_per_token(spec.model) * spec.tokens),
         flops_6nd=flops_6nd(counts["total"], spec.tokens),
-        epochs=spec.tokens / available if available else None,
-        seconds=(flops + evaluation) / rate,
+        epochs=None,
+        seconds=0.0,
     )
 
 

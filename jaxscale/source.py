@@ -76,15 +76,40 @@ def _load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, Path | None,
 def _read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     try:
-        if path.suffix == ".parquet":
+        if suffixes[-1:] == [".parquet"]:
             return pd.read_parquet(path)
-        if ".csv" in path.suffixes[-2:]:
-            return pd.read_csv(path)
+        if ".csv" in suffixes:
+            return _read_csv(path)
+    except MisuseError:
+        raise
     except Exception as error:  # pandas, pyarrow and the decompressors each raise their own kinds
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MisuseError(f"{path}: not a readable table ({detail})") from error
     raise MisuseError(f"{path}: unknown kind of table {path.suffix!r}; use .csv, .csv.gz, .csv.xz or .parquet")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """The table under the names of its own first line: pandas would call a second N "N.1".
+
+    Rows longer than the header are an error, where pandas would shift every column by one.
+    """
+    import warnings
+
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        frame = pd.read_csv(path, index_col=False, low_memory=False)
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
+    pairs = zip(header, frame.columns, strict=True)
+    frame.columns = pd.Index([own if pd.isna(name) else name.removeprefix("\ufeff") for name, own in pairs])
+    if len(header) == 1 and (found := [mark for mark in ";\t|" if mark in frame.columns[0]]):
+        raise MisuseError(
+            f"{path}: its columns are separated by {found[0]!r}; save it with commas (and decimal points)"
+        )
+    return frame
 
 
 def _rename(raw: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
@@ -119,9 +144,10 @@ def _refuse(table: pd.DataFrame, chosen: np.ndarray) -> tuple[pd.DataFrame, list
         for row in np.flatnonzero(chosen & ~(np.isfinite(frame[name]) & (frame[name] > 0))):
             reasons.setdefault(int(row), _reason(name, table[name].iloc[row], frame[name].iloc[row]))
     if "weight" in frame:
-        frame["weight"] = pd.to_numeric(table["weight"], errors="coerce").fillna(1.0).astype(float)
+        given = table["weight"].where(table["weight"].notna(), 1.0)
+        frame["weight"] = pd.to_numeric(given, errors="coerce").astype(float)
         for row in np.flatnonzero(chosen & ~(np.isfinite(frame["weight"]) & (frame["weight"] >= 0))):
-            reasons.setdefault(int(row), f"weight is {frame['weight'].iloc[row]:g}, must be at least 0")
+            reasons.setdefault(int(row), _reason("weight", given.iloc[row], frame["weight"].iloc[row], "at least"))
     if "C" not in frame:
         frame["C"] = 6.0 * frame["N"] * frame["D"]
     kept = chosen & ~np.isin(np.arange(len(frame)), list(reasons))
@@ -130,14 +156,14 @@ def _refuse(table: pd.DataFrame, chosen: np.ndarray) -> tuple[pd.DataFrame, list
     return frame[kept].reset_index(drop=True), refused
 
 
-def _reason(name: str, given: Any, number: float) -> str:
+def _reason(name: str, given: Any, number: float, bound: str = "above") -> str:
     import pandas as pd
 
     if pd.isna(given):
         return f"{name} is missing"
     if np.isnan(number):
         return f"{name} is {given!r}, not a number"
-    return f"{name} is not finite" if np.isinf(number) else f"{name} is {number:g}, must be above 0"
+    return f"{name} is not finite" if np.isinf(number) else f"{name} is {number:g}, must be {bound} 0"
 
 
 def _describe(

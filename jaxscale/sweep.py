@@ -51,9 +51,9 @@ def read_plan(study_dir: Path) -> Plan:
     return Plan.from_json(file.read_text())
 
 
-def read_status(study_dir: Path, plan: Plan) -> list[CellStatus]:
-    """Status of every cell, in the plan's order."""
-    return [_cell_status(run_dir(study_dir, cell.run_id), cell) for cell in plan.cells]
+def read_status(study_dir: Path, cells: Sequence[Cell]) -> list[CellStatus]:
+    """Status of every cell, in the order given."""
+    return [_cell_status(run_dir(study_dir, cell.run_id), cell) for cell in cells]
 
 
 def _cell_status(folder: Path, cell: Cell) -> CellStatus:

@@ -49,8 +49,10 @@ def select_rows(frame: pd.DataFrame, where: str) -> np.ndarray:
 
 
 def column_of(frame: pd.DataFrame, name: str, asked_by: str) -> pd.Series:
-    """A column by name; MisuseError proposes the nearest one."""
-    if name in frame.columns:
+    """A column by name; MisuseError where there are several, or none: then it proposes the nearest."""
+    if (count := int((frame.columns == name).sum())) > 1:
+        raise MisuseError(f"{asked_by}: {count} columns are named {name!r}; rename all but one")
+    if count:
         return frame[name]
     names = [str(column) for column in frame.columns]
     near = difflib.get_close_matches(name, names, n=1)

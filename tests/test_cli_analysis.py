@@ -1,6 +1,7 @@
 """fit, forecast, backtest as a person types them: tables, JSON, exit codes, one sentence for an error."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -98,3 +99,14 @@ sys.exit(code or ", ".join(loaded) or 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_programs_of_a_fit_are_compiled_once_a_machine(table, tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path)}
+    fit = [sys.executable, "-m", "jaxscale", "fit", str(table), "--method", "parametric", *COLUMNS]
+    kept = []
+    for _ in range(2):
+        done = subprocess.run(fit, capture_output=True, text=True, env=home)
+        assert done.returncode == 0 and not done.stderr
+        kept.append(sorted((tmp_path / ".cache" / "jaxscale" / "xla").glob("*-cache")))
+    assert kept[0] and kept[0] == kept[1]

@@ -10,6 +10,7 @@ from jaxscale.errors import MisuseError
 from jaxscale.fit import Fit, fit_isoflop
 from jaxscale.fit.frontier import fit_loss_laws
 from jaxscale.fit.minima import Curve, akima_slopes, interpolate_akima, minimum_akima, minimum_parabola
+from jaxscale.fit.summary import percentile_interval
 from jaxscale.source import read_observations
 
 
@@ -166,7 +167,16 @@ def test_intervals_cover_the_planted_law(budgets, sizes, noise):
     for seed in range(studies):
         fit = fit_isoflop(draw_grid(budgets=budgets, sizes=sizes, noise=noise, seed=seed), bootstrap=200, seed=seed)
         low, high = fit.exponents["N"].interval
-        loss = np.quantile(fit.sample_optimum(C).loss, [0.025, 0.975])
+        loss = percentile_interval(fit.sample_optimum(C).loss, 0.95)
         hits += [low < LAW.exponents()[0] < high, loss[0] < LAW.optimum(C).loss < loss[1]]
     # 95% of 120 is 114 with a binomial deviation of 2.4; three of them below, and not a free ride above
     assert (hits >= 114 - 7).all(), hits / studies
+
+
+def test_what_the_losses_or_the_budget_column_hide_is_said():
+    assert "every loss is 3, check the loss column" in fit_isoflop(draw_grid().assign(loss=3.0)).verdict
+    assert fit_isoflop(draw_grid(budgets=1)).verdict == "1 usable budgets of 1, at least 2 are needed"
+    frame = draw_grid(noise=0.002)
+    mixed = frame.assign(C=frame["C"] * np.where(frame.index % 2, 1.0, 1.3))
+    assert any("differ by 30% in C" in note for note in fit_isoflop(mixed, bootstrap=0).notes)
+    assert not any("budget column" in note for note in fit_isoflop(frame, bootstrap=0).notes)

@@ -7,6 +7,7 @@ from planted import LAW, draw_grid
 from jaxscale.errors import MisuseError
 from jaxscale.fit import fit_parametric
 from jaxscale.fit.design import build_design, residuals
+from jaxscale.fit.summary import percentile_interval
 from jaxscale.source import read_observations
 
 EPOCH_COLUMNS = {"N": "n_params", "D": "d_tokens", "C": "c_train_flop", "loss": "loss_nats_per_token"}
@@ -151,12 +152,19 @@ def test_the_callers_jax_precision_is_left_alone():
 
 
 def test_intervals_cover_the_planted_law():
-    # 700 studies (seeds 0-399 and 1000-1299) covered the loss in 93.6%, its first 60 in only 82%: start later
-    studies, hits, C = 80, np.zeros(2), 2.7e20  # ten times the largest budget
-    for seed in range(1000, 1000 + studies):
+    # seeds 0-999 covered a in 94.7% and the loss in 94.3%, each within .7% of 95%
+    studies, hits, C = 200, np.zeros(2), 2.7e20  # ten times the largest budget
+    for seed in range(studies):
         fit = fit_parametric(draw_grid(noise=0.005, seed=seed), bootstrap=192, seed=seed)
         low, high = fit.exponents["N"].interval
-        loss = np.quantile(fit.sample_optimum(C).loss, [0.025, 0.975])
+        loss = percentile_interval(fit.sample_optimum(C).loss, 0.95)
         hits += [low < LAW.exponents()[0] < high, loss[0] < LAW.optimum(C).loss < loss[1]]
-    # 76 expected, binomial deviation 1.9; three of them below
-    assert (hits >= 76 - 6).all(), hits / studies
+    # 95% of 200 is 190 with a binomial deviation of 3.1: three of them below
+    assert (hits >= 190 - 9).all(), hits / studies
+
+
+def test_rounds_without_an_optimum_are_said_and_warn_of_nothing():
+    frame = draw_grid(budgets=1, sizes=6, noise=0.004)  # one budget: alpha and beta are hardly determined
+    fit = fit_parametric(frame, bootstrap=64)
+    assert any("have no optimum" in note for note in fit.notes) == (min(*fit.draws["alpha"], *fit.draws["beta"]) <= 0)
+    fit_parametric(frame.assign(loss=frame["loss"].where(frame.index != 2, 1e30)), bootstrap=64)

@@ -115,3 +115,21 @@ def test_held_out_rows_are_what_is_predicted_and_never_fitted():
 def test_nothing_to_hold_out_is_a_verdict():
     with pytest.raises(VerdictError, match="one budget only"):
         backtest_fit(draw_grid(budgets=1))
+
+
+def test_a_loss_asked_for_gives_the_compute_that_reaches_it(parametric):
+    C = 1e22
+    row = forecast_optimum(parametric, loss=float(parametric.predict_optimum(C).loss)).rows[0]
+    assert row["C"] == pytest.approx(C, rel=1e-6)
+    with pytest.raises(VerdictError, match="no compute reaches it"):
+        forecast_optimum(parametric, loss=0.5 * parametric.params["E"])
+    for both in ({}, {"flops": [1e22], "loss": 2.0}, {"loss": -1.0}):
+        with pytest.raises(MisuseError, match=r"flops|loss"):
+            forecast_optimum(parametric, **both)
+
+
+def test_budgets_that_a_column_names_are_held_out_by_that_name():
+    frame = draw_grid(budgets=4, sizes=7, noise=0.002).assign(budget=lambda f: "b" + f["C"].astype(str))
+    frame["C"] *= np.tile([0.7, 1.0, 1.4, 1.0, 0.8, 1.2, 1.0], 4)
+    result = backtest_fit(frame.assign(C=np.minimum(frame["C"], 2.7e19)), methods=("parametric",), bootstrap=32)
+    assert sum(row["quantity"] == "loss_at" for row in result.rows) == 7

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from tiny import make_study
 
+from jaxscale.collect import collect_runs
 from jaxscale.config import MeshConfig
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError, VerdictError
@@ -131,6 +132,12 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_used(root: Path, spec
     assert result.loss == train_run(spec, finished).loss
     assert f"checkpoint {steps[-1][0]}" in result.provenance["skipped_checkpoints"][0]
     assert (out / spec.run_id / "attempts.jsonl").read_text().count(f'"step": {steps[0][0]}') == 1
+
+
+def test_runs_trained_without_a_plan_are_collected_from_their_folders(finished: Path, spec: RunSpec) -> None:
+    observations = collect_runs(finished)
+    assert list(observations.frame.run_id) == [spec.run_id] and list(observations.frame.role) == ["grid"]
+    assert observations.frame.loss[0] == train_run(spec, finished).loss
 
 
 def test_divergence_ends_the_run_with_step_and_value(root: Path, spec: RunSpec) -> None:

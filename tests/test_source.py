@@ -128,3 +128,36 @@ def test_held_out_rows_and_weight_zero_stay_out(frame):
         gather_cells(frame.assign(role="holdout"))
     refused = read_observations(frame.assign(weight=[-1.0, 1, 1, 1, 1, 1])).refused
     assert refused == ({"row": 0, "reason": "weight is -1, must be at least 0"},)
+
+
+def test_two_columns_of_one_name_are_misuse_and_other_pairs_do_not_matter(tmp_path, frame):
+    lines = frame.assign(x=1, y=2).to_csv(index=False).splitlines()
+    (tmp_path / "loss.csv").write_text("\n".join(["N,D,C,loss,loss,y", *lines[1:]]))
+    with pytest.raises(MisuseError, match="2 columns are named 'loss'"):
+        read_observations(tmp_path / "loss.csv")
+    (tmp_path / "other.csv").write_text("\n".join(["N,D,C,loss,y,y", *lines[1:]]))
+    assert len(read_observations(tmp_path / "other.csv")) == 6
+
+
+def test_how_a_csv_was_saved_is_read_or_said(tmp_path, frame):
+    plain = frame.to_csv(index=False)
+    (tmp_path / "bom.CSV").write_bytes(b"\xef\xbb\xbf" + plain.encode())
+    (tmp_path / "trailing.csv").write_text(plain.replace("\n", ",\n").replace("loss,", "loss", 1))
+    for name in ("bom.CSV", "trailing.csv"):
+        pd.testing.assert_frame_equal(read_observations(tmp_path / name).frame[["N", "D", "C", "loss"]], frame)
+    (tmp_path / "semicolons.csv").write_text(frame.to_csv(index=False, sep=";"))
+    with pytest.raises(MisuseError, match="separated by ';'"):
+        read_observations(tmp_path / "semicolons.csv")
+    (tmp_path / "shifted.csv").write_text(plain.replace("\n", ",7\n").replace("loss,7", "loss", 1))
+    with pytest.raises(MisuseError, match="not a readable table"):  # pandas would take N for an index
+        read_observations(tmp_path / "shifted.csv")
+
+
+def test_a_weight_that_is_no_number_is_refused_and_a_missing_one_is_1(frame):
+    obs = read_observations(frame.assign(weight=["heavy", None, 2, 1, 1, 1]))
+    assert obs.refused == ({"row": 0, "reason": "weight is 'heavy', not a number"},)
+    assert obs.frame["weight"].tolist() == [1, 2, 1, 1, 1]
+
+
+def test_only_the_role_holdout_is_held_out(frame):
+    assert len(gather_cells(frame.assign(role="train"))) == 6

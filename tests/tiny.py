@@ -24,9 +24,9 @@ def write_text(folder: Path, documents: int = 60, words: int = 400) -> str:
 
 
 def make_study(root: Path, **grid: object) -> Study:
-    """Five sizes at one tiny budget, a few hundred steps each."""
-    fields = {"budgets": (1e9,), "widths": (4, 6, 8, 12, 16), "spread": 30.0, "min_steps": 10,
-              "tokens_per_param": 12.0}  # fmt: skip
+    """Five sizes at each of two tiny budgets, a few hundred steps each."""
+    fields = {"budgets": (6e8, 1.5e9), "widths": (4, 6, 8, 12, 16), "spread": 30.0, "min_steps": 10,
+              "tokens_per_param": 10.0}  # fmt: skip
     return Study(
         name="tiny",
         model=ModelConfig(seq_len=16, head_dim=4, n_layers=1, base_d_model=8),

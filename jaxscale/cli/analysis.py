@@ -89,8 +89,10 @@ class ForecastArguments(TableOptions):
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIT")] = tyro.MISSING
     """FIT.json, FITS.json, or a table or study folder, which is fitted by both methods first."""
-    flops: tuple[float, ...] = tyro.MISSING
+    flops: tuple[float, ...] = ()
     """Training FLOPs to forecast for, one or more."""
+    loss: float | None = None
+    """Instead of --flops: the loss to reach, nats per token."""
     out: Path | None = None
     """Where the JSON goes."""
 
@@ -114,7 +116,7 @@ def forecast(argv: list[str]) -> int:
                   "jaxscale forecast fit.json --flops 1e21 1e22 --out forecast.json")  # fmt: skip
     from jaxscale.forecast import forecast_optimum
 
-    _finish(forecast_optimum(_load_fit(args), flops=args.flops), args.out)
+    _finish(forecast_optimum(_load_fit(args), flops=args.flops, loss=args.loss), args.out)
     return 0
 
 
@@ -126,6 +128,7 @@ def backtest(argv: list[str]) -> int:
 
     methods = ("isoflop", "parametric") if args.method == "all" else (args.method,)
     obs, options = _read(args.source, args), _options(args)
+    _keep_programs(args.method)
     result = backtest_fit(obs, methods=methods, **options)
     _finish(result, args.out)
     if not result.rows:
@@ -158,9 +161,18 @@ def _fit(obs: Observations, args: FitOptions) -> Any:
     from jaxscale.fit import fit_all, fit_isoflop, fit_parametric
 
     options = _options(args)
+    _keep_programs(args.method)
     if args.method == "all":
         return fit_all(obs, **options)
     return (fit_isoflop if args.method == "isoflop" else fit_parametric)(obs, **options)
+
+
+def _keep_programs(method: str = "all") -> None:
+    """Compile the programs of a parametric fit once a machine; isoflop never loads jax."""
+    if method != "isoflop":
+        from jaxscale.fit import solver
+
+        solver.keep_programs()
 
 
 ONLY = {
@@ -222,6 +234,7 @@ def _load_fit(args: ForecastArguments) -> Fit | Fits:
     from jaxscale.runs import read_json
 
     if not args.source.endswith(".json"):
+        _keep_programs()
         return fit_all(_read(args.source, args))
     plain = read_json(Path(args.source))
     schema = plain.get("schema") if isinstance(plain, dict) else None

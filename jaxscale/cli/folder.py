@@ -42,7 +42,7 @@ def status(argv: list[str]) -> int:
     planned = read_plan(options.directory)
     console = make_console()
     if not options.watch:
-        statuses = read_status(options.directory, planned)
+        statuses = read_status(options.directory, planned.cells)
         console.print(status_table(statuses, planned.study))
         if options.out is not None:
             write_json(options.out, json.dumps(_status_rows(statuses), indent=1))
@@ -51,7 +51,7 @@ def status(argv: list[str]) -> int:
 
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            statuses = read_status(options.directory, planned)
+            statuses = read_status(options.directory, planned.cells)
             live.update(status_table(statuses, planned.study), refresh=True)
             if all(s.state not in ("planned", "running") for s in statuses):
                 return 0
@@ -197,8 +197,10 @@ def analyse(folder: Path, planned: Plan, console: Console, command: str, *, out:
     """Collect, fit, forecast, backtest, report: 0 when the report stands."""
     from jaxscale.backtest import backtest_fit
     from jaxscale.fit import fit_isoflop, fit_parametric
+    from jaxscale.fit.solver import keep_programs
     from jaxscale.forecast import forecast_optimum
 
+    keep_programs()
     study = from_plain(planned.config, Study)
     observations = _collect(folder, console)
     if not len(observations):
@@ -246,7 +248,7 @@ def _write_page(
     from jaxscale.collect import read_curves
     from jaxscale.report import write_report
 
-    results = [status.result for status in read_status(folder, planned) if status.result]
+    results = [status.result for status in read_status(folder, planned.cells) if status.result]
     provenance = dict(results[0].provenance) if results else {}
     provenance["plan"] = json.dumps({key: planned.config[key] for key in ("name", "seed", "hardware")})
     return write_report(

@@ -84,7 +84,9 @@ class StudyProgress:
         )
 
     def _update_overall(self) -> None:
-        self.bars.update(self.overall, completed=self._done(), info=f"{self.ended} ended, {self._left()}")
+        self.bars.update(
+            self.overall, completed=self._done(), info=", ".join(filter(None, (f"{self.ended} ended", self._left())))
+        )
 
     def _done(self) -> float:
         return sum(self.share[run_id] * cell.seconds for run_id, cell in self.cells.items()) / self.total_s

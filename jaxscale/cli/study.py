@@ -232,7 +232,7 @@ def _identity(planned: Plan) -> tuple[Any, ...]:
 
 
 def _has_begun(planned: Plan, folder: Path) -> bool:
-    return any(status.step or status.state != "planned" for status in read_status(folder, planned))
+    return any(status.step or status.state != "planned" for status in read_status(folder, planned.cells))
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -250,7 +250,9 @@ def _say_preempted(verb: str) -> int:
 
 def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console) -> bool:
     """Train every cell that has not ended; False when SIGTERM stopped it and all have saved."""
-    pending = [s.cell for s in read_status(folder, planned) if s.state in ("planned", "running") and s.cell in cells]
+    pending = [
+        s.cell for s in read_status(folder, planned.cells) if s.state in ("planned", "running") and s.cell in cells
+    ]
     if not pending:
         console.print(f"all {len(planned)} cells have ended")
         return True

@@ -1,8 +1,8 @@
 """Observations -> cells: which rows enter a fit, which budget each belongs to, what repeated seeds say.
 
 A cell is one (budget, N, D). Its seeds are averaged (weights count), and the spread of log loss between
-them is the only noise estimate that owes nothing to a law. Rows with a `role` other than "grid" (held out)
-and rows of weight 0 stay out.
+them is the only noise estimate that owes nothing to a law. Rows of `role` "holdout" and rows of weight 0
+stay out.
 Budgets are the `budget` column where every row has one; else log C is cut wherever neighbours differ by
 more than 5%, and a cluster wider than 5% means that the data have no budgets.
 """
@@ -21,7 +21,7 @@ from jaxscale.source import as_observations
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SPREAD", "Cells", "gather_cells", "grid_rows"]
+__all__ = ["SPREAD", "Cells", "assign_budgets", "gather_cells", "grid_rows"]
 
 SPREAD = 0.05
 """Largest relative width of a budget in C, from ARCHITECTURE.md."""
@@ -71,12 +71,12 @@ _PER_CELL = ("N", "D", "C", "loss", "weight", "budget", "cluster", "seed_ss", "s
 
 
 def grid_rows(frame: pd.DataFrame) -> pd.Series:
-    """Mask of the rows a fit may see: role "grid" or no role, weight above 0."""
+    """Mask of the rows a fit may see: all but role "holdout" and weight 0."""
     import pandas as pd
 
     seen = pd.Series(True, index=frame.index)
     if "role" in frame:
-        seen &= frame["role"].isna() | (frame["role"] == "grid")
+        seen &= frame["role"] != "holdout"
     if "weight" in frame:
         seen &= frame["weight"] > 0
     return seen
@@ -88,11 +88,11 @@ def gather_cells(source: Observations | pd.DataFrame, *, role: str = "grid") -> 
     frame = frame[grid_rows(frame)] if role == "grid" else frame
     if frame.empty:
         raise VerdictError("no row is left to fit: every one is held out (role) or has weight 0")
-    budget, spread = _assign_budgets(frame)
+    budget, spread = assign_budgets(frame)
     return _average(frame.assign(_budget=budget, _cluster=_clusters(frame)), spread)
 
 
-def _assign_budgets(frame: pd.DataFrame) -> tuple[np.ndarray, float]:
+def assign_budgets(frame: pd.DataFrame) -> tuple[np.ndarray, float]:
     """Budget number of each row by rising C, or -1 everywhere, and the widest spread met."""
     C = frame["C"].to_numpy()
     if "budget" in frame and frame["budget"].notna().all():

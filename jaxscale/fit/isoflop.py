@@ -39,6 +39,7 @@ __all__ = ["fit_isoflop"]
 LINES = ("a", "b", "G", "H")
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null, and said
 def fit_isoflop(
     source: Observations | pd.DataFrame,
     *,
@@ -67,7 +68,7 @@ def fit_isoflop(
     budgets = tuple(read_minimum(curve, reading) for curve in curves)
     usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
-        verdict = _no_answer(budgets, len(usable))
+        verdict = _no_answer(cells, budgets, len(usable))
         return refused_fit("isoflop", "power", describe_source(obs), options, verdict, budgets)
     return _fit_usable(obs, cells, usable, budgets, reading, options)
 
@@ -86,11 +87,20 @@ def _no_budgets(cells: Cells) -> str:
     )
 
 
-def _no_answer(budgets: tuple[Budget, ...], usable: int) -> str:
+def _no_answer(cells: Cells, budgets: tuple[Budget, ...], usable: int) -> str:
     unusable = [budget for budget in budgets if budget.status != "ok"]
     reasons = "; ".join(f"{b.C:.3g} FLOPs is {b.status}: {b.reason}" for b in unusable[:3])
     more = f"; and {len(unusable) - 3} more" if len(unusable) > 3 else ""
-    return f"{usable} usable budgets of {len(budgets)}, at least 2 are needed ({reasons}{more})"
+    why = f" ({reasons}{more})" if unusable else ""
+    return f"{usable} usable budgets of {len(budgets)}, at least 2 are needed{why}{_say_spread(cells, '; ')}"
+
+
+def _say_spread(cells: Cells, before: str = "") -> str:
+    """What to know of a budget column whose runs differ in C; empty where they do not."""
+    if cells.spread <= SPREAD:
+        return ""
+    words = f"runs of one budget differ by {cells.spread:.0%} in C, more than {SPREAD:.0%}: check the budget column"
+    return before + words
 
 
 def _fit_usable(
@@ -124,10 +134,13 @@ def _fit_usable(
         exponents={"N": Estimate(params["a"], intervals["a"]), "D": Estimate(params["b"], intervals["b"])},
         coefficients={"N": Estimate(params["G"], intervals["G"]), "D": Estimate(params["H"], intervals["H"])},
         loss_law={name: point[name] for name in ("E", "A", "alpha")},
-        objective={"name": "squares", "reduction": "sum", "reading": reading.words},
+        objective={
+            "name": "squares", "delta": None, "reduction": "sum", "value": None, "gradient_norm": None,
+            "reading": reading.words,
+        },
         noise={"seed_std": model.seed_std, "residual_std": model.residual_std}, budgets=budgets,
         diagnostics={
-            "notes": _notes(budgets, found, rounds, max(factor_N, factor_D), free_E),
+            "notes": _notes(cells, budgets, found, rounds, max(factor_N, factor_D), free_E),
             "flops": describe_rule(obs, cells), "largest_C": float(C.max()),
             "interpolant": "akima" if reading.akima else "parabola", "window": reading.window,
             "windows_tried": reading.tried, "a_plus_b": point["a"] + point["b"],
@@ -175,8 +188,11 @@ def _sees_E(C: np.ndarray, loss: np.ndarray, variance: float) -> bool:
     return gain[0] - gain[1] > frontier.CHI2_1 * variance + 1e-16
 
 
-def _notes(budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, free_E: bool) -> list[str]:
+def _notes(
+    cells: Cells, budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, free_E: bool
+) -> list[str]:
     notes = [f"budget {b.C:.3g} left out: {b.status}, {b.reason}" for b in budgets if b.status != "ok"]
+    notes += [words] if (words := _say_spread(cells)) else []
     if len(found) == 2:
         notes.append("two usable budgets: a line through two points cannot be tested")
     if len(found) == 3:

@@ -46,6 +46,8 @@ def judge_curve(curve: Curve, window: slice) -> tuple[Status, str]:
     if len(np.unique(curve.x)) < MIN_SIZES:
         return "too_few", f"{len(np.unique(curve.x))} sizes, at least {MIN_SIZES} are needed"
     lowest = int(np.argmin(curve.loss))
+    if np.ptp(curve.loss) <= 1e-12 * curve.loss[lowest]:
+        return "nonconvex", f"every loss is {curve.loss[lowest]:g}, check the loss column"
     if lowest in (0, len(curve.x) - 1):
         side = "smallest" if lowest == 0 else "largest"
         return (

@@ -83,6 +83,7 @@ class Optimum:
     starts_agreeing: float
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null, and said
 def fit_parametric(
     source: Observations | pd.DataFrame,
     *,
@@ -110,6 +111,9 @@ def fit_parametric(
     if obstacle:
         return refused_fit("parametric", law, describe_source(obs), options, obstacle)
     best = _optimize(cells, design, goal)
+    if not np.isfinite([*best.design.params_of(best.theta[None]).values()]).all():
+        verdict = "the parameters run away to infinity: the data do not determine the law; check the units of N and D"
+        return refused_fit("parametric", law, describe_source(obs), options, verdict)
     return _assemble(obs, cells, design, best, goal, options)
 
 
@@ -142,14 +146,15 @@ def _optimize_free(cells: Cells, design: Design, goal: Objective) -> Optimum:
     scale = min(_robust_scale(design, start, y, w) for start in theta)
     lanes = Lanes(theta, np.tile(y, (len(theta), 1)), np.tile(w, (len(theta), 1)))
     smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
-    found = search(design.problem, lanes, smooth)
+    theta = search(design.problem, lanes, smooth)
     for _ in range(2 if goal.name == "huber" and goal.delta == "auto" else 1):
-        found = polish(design.problem, lanes._replace(theta=found.theta), smooth, tolerance=TOLERANCE)
+        found = polish(design.problem, lanes._replace(theta=theta), smooth, tolerance=TOLERANCE)
+        theta = found.theta
         scale = max(_robust_scale(design, found.theta[_lowest(found)], y, w), SMALLEST_DELTA)
         smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
     delta = goal.delta_for(scale)
     tolerance = TOLERANCE if goal.name != "lad" else 1e-6 * delta
-    lanes = lanes._replace(theta=found.theta)
+    lanes = lanes._replace(theta=theta)
     found = polish(design.problem, lanes, delta, start_delta=smooth, tolerance=tolerance)
     best = _lowest(found)
     agreeing = float((found.value <= found.value[best] * (1 + 1e-6) + 1e-18).mean())
@@ -203,7 +208,6 @@ def _bootstrap(
     start["E"] = max(start["E"], 1e-2 * cells.loss.min()) if "E" in design.free else start["E"]
     theta = np.tile(design.theta_of(start), (rounds, 1))
     delta = max(best.delta, LAD_SMOOTHING * best.scale)
-    delta = max(best.delta, LAD_SMOOTHING * best.scale)
     lanes = Lanes(theta, losses, w)
     smooth = HUBER_EFFICIENT * best.scale
     found = polish(design.problem, lanes, delta, start_delta=smooth, tolerance=TOLERANCE)
@@ -224,6 +228,10 @@ def _assemble(
     flops = describe_rule(obs, cells)
     exponents, coefficients = _derive(params, draws, FlopRule(flops["k"], flops["p"]), options["confidence"])
     words, numbers = judge_identifiability(cells, best.design, best.theta, params, draws)
+    unbound = float(np.mean((draws["alpha"] <= 0) | (draws["beta"] <= 0))) if len(draws["alpha"]) else 0.0
+    if unbound:
+        words.append(f"{unbound:.1%} of the bootstrap rounds have no optimum (alpha or beta below 0): "
+                     f"intervals of N_opt and D_opt are without them, and too narrow")  # fmt: skip
     if converged < 1:
         words.append(f"{1 - converged:.1%} of the bootstrap rounds did not converge and are left out")
     return Fit(
@@ -260,7 +268,7 @@ def _derive(
 
 
 def _describe_objective(goal: Objective, best: Optimum) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": goal.name, "reduction": "sum", "value": best.value}
+    record: dict[str, Any] = {"name": goal.name, "delta": None, "reduction": "sum", "value": best.value}
     if goal.name == "huber":
         record |= {"delta": best.delta, "delta_rule": "auto" if goal.delta == "auto" else "given"}
     return record | {"subgradient_residual" if goal.name == "lad" else "gradient_norm": best.norm}

@@ -179,7 +179,9 @@ class Fit:
         refused = self.source.get("rows_refused") or []
         parts += [f"row {row.get('row', row.get('run_id'))} refused: {row['reason']}" for row in refused[:5]]
         parts += [f"... and {len(refused) - 5} more rows refused"] if len(refused) > 5 else []
-        objective = ", ".join(f"{name} {format_number(value)}" for name, value in self.objective.items())
+        objective = ", ".join(
+            f"{name} {format_number(value)}" for name, value in self.objective.items() if value is not None
+        )
         parts.append(f"objective: {objective}" if objective else "")
         parts += [f"verdict: {self.verdict}"] if self.verdict else [f"note: {note}" for note in self.notes]
         return "\n".join(part for part in parts if part)

@@ -16,6 +16,7 @@ end of that schedule. Lanes run in chunks so that one compiled program serves ev
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,14 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxscale.config import MeshConfig
 from jaxscale.fit.design import Problem
 
-__all__ = ["Lanes", "Solution", "polish", "search"]
+__all__ = ["Lanes", "Solution", "keep_programs", "polish", "search"]
 
 CHUNK = 64
 ROWS = 64
 """Lanes and rows are padded to multiples of these: a new size compiles a new program."""
 SEARCH_STEPS = 40
+BACKTRACKS = 15
 MAX_STEPS = 300
 FIRST_DAMPING, STUCK = 1e-3, 1e6
 """A lane whose steps no longer lower the value at STUCK has met the rounding of float64."""
@@ -56,9 +59,9 @@ class Solution(NamedTuple):
     steps: np.ndarray
 
 
-def search(problem: Problem, lanes: Lanes, delta: float) -> Solution:
-    """Gradient fitting by optax.lbfgs, vmapped over the lanes: SEARCH_STEPS steps each, not to tolerance."""
-    return _run(_searcher, problem, lanes, np.full(1, delta), 0.0)
+def search(problem: Problem, lanes: Lanes, delta: float) -> np.ndarray:
+    """theta (R, P) after SEARCH_STEPS steps of optax.lbfgs, vmapped over the lanes: near, not to tolerance."""
+    return _run(_searcher, problem, lanes, np.full(1, delta), 0.0)[0]
 
 
 def polish(
@@ -69,10 +72,10 @@ def polish(
     `start_delta` above `delta`: continuation, delta falls by DECAY whenever the gradient has settled.
     """
     start = delta if start_delta is None else max(start_delta, delta)
-    return _run(_polisher, problem, lanes, np.array([start, delta]), tolerance)
+    return Solution(*_run(_polisher, problem, lanes, np.array([start, delta]), tolerance))
 
 
-def _run(make: Any, problem: Problem, lanes: Lanes, deltas: np.ndarray, tolerance: float) -> Solution:
+def _run(make: Any, problem: Problem, lanes: Lanes, deltas: np.ndarray, tolerance: float) -> list[np.ndarray]:
     """Pad rows (weight 0) and lanes, run chunk by chunk in float64, cut the padding off again."""
     count, n = lanes.y.shape
     rows = -n % ROWS
@@ -85,8 +88,24 @@ def _run(make: Any, problem: Problem, lanes: Lanes, deltas: np.ndarray, toleranc
             make()(Z, offset, theta[i : i + CHUNK], y[i : i + CHUNK], w[i : i + CHUNK], deltas, tolerance)
             for i in range(0, len(theta), CHUNK)
         ]
-        columns = [np.concatenate([np.asarray(part[j]) for part in parts])[:count] for j in range(5)]
-    return Solution(*columns)
+        return [np.concatenate([np.asarray(part) for part in column])[:count] for column in zip(*parts, strict=True)]
+
+
+def keep_programs() -> None:
+    """Keep the compiled programs on disk for the next process, unless the caller has set jax's own cache.
+
+    For command lines only: a library leaves its caller's jax configuration alone.
+    """
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    folder = Path(MeshConfig().compile_cache).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written only costs the time to compile
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def _terms(theta: Any, Z: Any, offset: Any) -> Any:
@@ -119,7 +138,8 @@ def _derivatives(theta: Any, Z: Any, offset: Any, y: Any, w: Any, delta: Any) ->
 
 @lru_cache(maxsize=1)
 def _searcher() -> Any:
-    optimizer = optax.lbfgs()
+    # a backtracking line search compiles twice as fast as optax's zoom; the last digits are Newton's work
+    optimizer = optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(BACKTRACKS, store_grad=True))
 
     def lane(Z: Any, offset: Any, theta: Any, y: Any, w: Any, delta: Any) -> tuple[Any, ...]:
         def objective(theta: Any) -> Any:
@@ -127,14 +147,14 @@ def _searcher() -> Any:
 
         def step(carry: Any, _: None) -> tuple[Any, None]:
             theta, state = carry
-            value, gradient = optax.value_and_grad_from_state(objective)(theta, state=state)
+            value, gradient = value_and_grad(theta, state=state)
             update, state = optimizer.update(gradient, state, theta, value=value, grad=gradient, value_fn=objective)
             return (optax.apply_updates(theta, update), state), None
 
         unit = jnp.minimum(delta, 1.0) ** 2  # brings the objective to the size of a count
+        value_and_grad = optax.value_and_grad_from_state(objective)
         (theta, _), _ = jax.lax.scan(step, (theta, optimizer.init(theta)), None, length=SEARCH_STEPS)
-        value, gradient, hessian, _ = _derivatives(theta, Z, offset, y, w, delta)
-        return theta, value, gradient, hessian, jnp.asarray(SEARCH_STEPS)
+        return (theta,)
 
     lanes = jax.vmap(lane, in_axes=(None, None, 0, 0, 0, None))
     return jax.jit(lambda Z, offset, theta, y, w, deltas, _: lanes(Z, offset, theta, y, w, deltas[0]))

@@ -12,7 +12,14 @@ from jaxscale.fit.cells import Cells, grid_rows
 from jaxscale.fit.resample import RESAMPLERS
 from jaxscale.runs import Observations
 
-__all__ = ["check_options", "describe_rule", "describe_source", "percentile_interval", "summarize_draws"]
+__all__ = [
+    "check_options",
+    "describe_rule",
+    "describe_source",
+    "percentile_ends",
+    "percentile_interval",
+    "summarize_draws",
+]
 
 
 def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
@@ -34,15 +41,26 @@ def describe_source(obs: Observations) -> dict[str, Any]:
 def percentile_interval(draws: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
     """Central percentile interval of rounds (rounds,); (None, None) with fewer than two.
 
-    >>> low, high = percentile_interval(np.arange(101.0), 0.9)
+    >>> low, high = percentile_interval(np.arange(1.0, 100.0), 0.9)
     >>> round(low, 9), round(high, 9)
     (5.0, 95.0)
     """
     finite = draws[np.isfinite(draws)]
     if len(finite) < 2:
         return None, None
-    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = percentile_ends(finite, confidence)
     return float(low), float(high)
+
+
+def percentile_ends(draws: np.ndarray, confidence: float) -> np.ndarray:
+    """Both ends (2, ...) of the central interval over the first axis, NaN left out.
+
+    The k-th of R rounds stands for the share k / (R + 1) of the distribution (Weibull's position): one more
+    draw then falls outside with exactly 1 - confidence. numpy's default, (k - 1) / (R - 1), leaves out 6%
+    instead of 5% at 200 rounds.
+    """
+    tail = (1 - confidence) / 2
+    return np.asarray(np.nanquantile(draws, [tail, 1 - tail], axis=0, method="weibull"))
 
 
 def summarize_draws(
