@@ -24,7 +24,7 @@ def published(shared_data):
     cells = gather_cells(obs)
     place = {cell: i for i, cell in enumerate(zip(cells.N, cells.D, strict=True))}
     cell_of_row = np.array([place[row] for row in zip(obs.frame["N"], obs.frame["D"], strict=True)])
-    drawn = cell_of_row[np.random.RandomState(42).choice(240, (ROUNDS, 240))]  # noqa: NPY002 (what they used)
+    drawn = cell_of_row[np.random.RandomState(42).choice(240, (ROUNDS, 240))]
     counts = np.stack([np.bincount(row, minlength=240) for row in drawn]).astype(float)
     design = build_design(cells.N, cells.D, {})
     fit = fit_parametric(obs, delta=DELTA, bootstrap=0)

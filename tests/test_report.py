@@ -18,7 +18,7 @@ from simulated_study import LAW, forecast_of, isoflop_fit, loss_of, parametric_f
 from jaxscale.format import format_count, format_loss
 from jaxscale.report import write_report
 from jaxscale.report.charts import theme
-from jaxscale.report.curves import band_at, draw_valley, iso_loss, loss_at, optimum_at
+from jaxscale.report.curves import band_at, draw_valley, optimum_at
 from jaxscale.report.evidence import Evidence, collect_evidence
 from jaxscale.report.verdict import find_cautions, list_answers
 from jaxscale.runs import Observations
@@ -245,15 +245,15 @@ def test_methods_that_disagree_and_wide_intervals_are_said():
 def test_the_surface_optimum_is_the_minimum_over_sizes():
     fit = replace(parametric_fit(LAW), exponents=None, coefficients=None)
     C, N = 1e12, np.geomspace(1e3, 1e7, 20_001)
-    best = N[np.argmin(loss_at(LAW, N, C / (6 * N)))]
+    best = N[np.argmin(loss_of(N, C / (6 * N)))]
     assert optimum_at(fit, "N", np.array([C]))[0] == pytest.approx(best, rel=1e-3)
-    assert optimum_at(fit, "loss", np.array([C]))[0] == pytest.approx(loss_at(LAW, best, C / (6 * best)), rel=1e-6)
+    assert optimum_at(fit, "loss", np.array([C]))[0] == pytest.approx(loss_of(best, C / (6 * best)), rel=1e-6)
 
 
 def test_the_optimum_follows_the_fits_own_count_of_flops():
     fit = replace(parametric_fit(LAW), exponents=None, coefficients=None, diagnostics={"flops": {"k": 9.0, "p": 0.9}})
     C, N = 1e12, np.geomspace(1e3, 1e7, 20_001)
-    best = N[np.argmin(loss_at(LAW, N, C / (9 * N**0.9)))]
+    best = N[np.argmin(loss_of(N, C / (9 * N**0.9)))]
     assert optimum_at(fit, "N", np.array([C]))[0] == pytest.approx(best, rel=1e-3)
 
 
@@ -275,14 +275,6 @@ def test_the_fits_own_curve_is_the_one_drawn():
     evidence = evidence_of(Observations(law_frame()), [own])
     assert draw_valley(evidence, own, own.budgets[0])["loss"].tolist() == line["loss"]
     assert len(draw_valley(evidence, own, own.budgets[1])) > 10
-
-
-def test_iso_loss_lines_have_that_loss():
-    N = np.geomspace(1e4, 1e6, 7)
-    D = iso_loss(LAW, 1.6, N)
-    reached = np.isfinite(D)
-    assert reached.any()
-    assert loss_at(LAW, N[reached], D[reached]) == pytest.approx(1.6)
 
 
 @pytest.mark.parametrize("quantity", ["N", "D", "loss"])
