@@ -220,13 +220,10 @@ class Fits:
     def __str__(self) -> str:
         rows = []
         for fit in self.fits:
-            a, b = (fit.exponents or {}).get("N"), (fit.exponents or {}).get("D")
-            cells = [
-                x
-                for e in (a, b)
-                for x in ((e.value, format_interval(e.interval, format_number)) if e else (None, None))
-            ]
-            rows.append((fit.method, *cells))
+            row: list[Any] = [fit.method]
+            for found in ((fit.exponents or {}).get(key) for key in "ND"):
+                row += [found.value, format_interval(found.interval, format_number)] if found else [None, None]
+            rows.append(row)
         table = render_table("N_opt ~ C^a, D_opt ~ C^b", ("method", "a", "interval", "b", "interval"), rows)
         return "\n\n".join([*(str(fit) for fit in self.fits), table])
 

@@ -96,7 +96,7 @@ def keep_programs() -> None:
 
     For command lines only: a library leaves its caller's jax configuration alone.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     folder = Path(MeshConfig().compile_cache).expanduser()
     try:
