@@ -20,6 +20,7 @@ from jaxscale.report import write_report
 from jaxscale.report.charts import theme
 from jaxscale.report.curves import band_at, draw_valley, optimum_at
 from jaxscale.report.evidence import Evidence, collect_evidence
+from jaxscale.report.tables import list_runs, summarize_fits
 from jaxscale.report.verdict import find_cautions, list_answers
 from jaxscale.runs import Observations
 
@@ -293,3 +294,22 @@ def test_dark_and_light_differ_only_in_colour():
     assert light["axis"].keys() == dark["axis"].keys()
     assert light["axis"]["gridColor"] != dark["axis"]["gridColor"]
     assert light["axis"]["labelFontSize"] == dark["axis"]["labelFontSize"] >= 12
+
+
+def test_runs_stand_by_budget_and_then_size_though_their_counts_differ(study, tmp_path):
+    frame = law_frame().assign(budget=lambda f: f["C"])
+    frame["C"] *= np.linspace(1.01, 0.99, len(frame))  # exact counts: the largest size has the least
+    runs = list_runs(evidence_of(Observations(frame), []))
+    assert [row[3] for row in runs.rows] == [format_count(N) for N in frame["N"]]
+
+
+def test_a_fixed_irreducible_loss_is_called_fixed():
+    fit = isoflop_fit(law_frame(), "C")
+    fixed = replace(fit, loss_law={**fit.loss_law, "E": 0.0})
+    assert "0 (fixed)" in summarize_fits(evidence_of(Observations(law_frame()), [fixed])).rows[0]
+
+
+def test_points_without_budgets_are_not_called_isoflop_curves(tmp_path):
+    html = write_outside(tmp_path, law_frame(budgets=np.geomspace(1e18, 1e22, 30)), [parametric_fit(LAW)])
+    assert "<h2>What was measured</h2>" in html and "<h2>IsoFLOP curves</h2>" not in html
+    assert "rms by decade of compute" in words_of(html)

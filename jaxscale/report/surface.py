@@ -95,7 +95,11 @@ def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.Data
 def _rms_by_budget(points: pd.DataFrame) -> str:
     rms = points.groupby("budget", sort=False)["residual"].apply(lambda values: np.sqrt(np.mean(values**2)))
     order = points.sort_values("C")["budget"].drop_duplicates()
-    return "rms by budget: " + ", ".join(f"{budget}: {_percent(rms[budget])}" for budget in order) + "."
+    return (
+        f"rms by {'budget' if points['budget_C'].notna().any() else 'decade of compute'}: "
+        + ", ".join(f"{budget}: {_percent(rms[budget])}" for budget in order)
+        + "."
+    )
 
 
 def _percent(share: float) -> str:
