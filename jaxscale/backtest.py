@@ -27,10 +27,11 @@ from jaxscale.fit.result import Budget, Fit, without_nan
 from jaxscale.fit.summary import percentile_interval
 from jaxscale.fit.together import fit_all
 from jaxscale.forecast import add_run_noise
+from jaxscale.format import format_factor, format_interval, format_number, format_percent
 from jaxscale.laws import Chinchilla
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
-from jaxscale.tables import format_interval, render_table
+from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,9 +189,7 @@ def _summarize(rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
 
 def _show(name: str, value: Any) -> Any:
     if name == "interval":
-        return format_interval(value)
-    if name == "error":
-        return f"{value:+.2%}"
-    if name == "compute_error":
-        return None if value is None else f"x{value:.3g}"
+        return format_interval(value, format_number)
+    if name in ("error", "compute_error"):
+        return format_percent(value) if name == "error" else format_factor(value)
     return {True: "yes", False: "no"}.get(value, value) if name == "inside" else value

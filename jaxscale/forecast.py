@@ -17,7 +17,8 @@ import numpy as np
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit.result import Fit, Fits, without_nan
 from jaxscale.fit.summary import percentile_interval
-from jaxscale.tables import format_interval, render_table
+from jaxscale.format import format_interval, format_number
+from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +66,7 @@ class Forecast:
     def __str__(self) -> str:
         rows = []
         for row in self.rows:
-            N, D, loss, run = (format_interval(row["intervals"][name]) for name in INTERVALS)
+            N, D, loss, run = (format_interval(row["intervals"][name], format_number) for name in INTERVALS)
             head = (row["method"], row["C"], row["extrapolation"], row["N_opt"], N, row["D_opt"], D)
             rows.append((*head, row["tokens_per_param"], row["loss"], loss, run))
         counted = "6 N D" if self.rule == "6ND" else "the study's exact count"

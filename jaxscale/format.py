@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 __all__ = [
     "UNKNOWN",
@@ -17,6 +17,7 @@ __all__ = [
     "format_flops",
     "format_interval",
     "format_loss",
+    "format_number",
     "format_percent",
     "format_seconds",
 ]
@@ -84,6 +85,17 @@ def format_loss(value: float | None) -> str:
     '1.834'
     """
     return f"{value:.3f}" if _is_known(value) else UNKNOWN
+
+
+def format_number(value: Any, digits: int = 4) -> str:
+    """Any cell of a table: a number with `digits` significant ones, text and whole numbers as they are.
+
+    >>> format_number(0.5123456), format_number(3.8e25), format_number(7), format_number(None)
+    ('0.5123', '3.8e+25', '7', '–')
+    """
+    if not isinstance(value, float):
+        return UNKNOWN if value is None else str(value)
+    return f"{value:.{digits}g}" if _is_known(value) else UNKNOWN
 
 
 def format_percent(value: float | None) -> str:

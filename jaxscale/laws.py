@@ -121,6 +121,11 @@ class Chinchilla:
         """Loss at N parameters and D tokens."""
         return self.E + self.A * np.power(N, -self.alpha) + self.B * np.power(D, -self.beta)
 
+    def tokens(self, loss: Any, N: Any) -> Any:
+        """Tokens that bring N parameters to a loss: the contour of equal loss; NaN where no D does."""
+        gap = np.asarray(loss - self.E - self.A * np.power(N, -self.alpha))
+        return np.power(self.B / np.where(gap > 0, gap, np.nan), 1 / self.beta)
+
     def gradient(self, N: Any, D: Any) -> tuple[Any, Any]:
         """dL/dN and dL/dD."""
         dN = -self.alpha * self.A * np.power(N, -self.alpha - 1)

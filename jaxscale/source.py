@@ -106,9 +106,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     pairs = zip(header, frame.columns, strict=True)
     frame.columns = pd.Index([own if pd.isna(name) else name.removeprefix("\ufeff") for name, own in pairs])
     if len(header) == 1 and (found := [mark for mark in ";\t|" if mark in frame.columns[0]]):
-        raise MisuseError(
-            f"{path}: its columns are separated by {found[0]!r}; save it with commas (and decimal points)"
-        )
+        raise MisuseError(f"{path}: its columns are separated by {found[0]!r}; save it with commas")
     return frame
 
 

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["format_interval", "format_number", "render_table"]
+from jaxscale.format import format_number
 
-
-def format_number(value: Any, digits: int = 4) -> str:
-    """A number with `digits` significant ones; text as it is; None and NaN as a dash.
-
-    >>> format_number(0.5123456), format_number(3.8e25), format_number(None)
-    ('0.5123', '3.8e+25', '-')
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
-
-
-def format_interval(interval: Sequence[float | None] | None) -> str:
-    """An interval as [low, high]; a dash where there is none.
-
-    >>> format_interval((0.25, 0.5)), format_interval((None, None))
-    ('[0.25, 0.5]', '-')
-    """
-    if interval is None or interval[0] is None or interval[1] is None:
-        return "-"
-    return f"[{format_number(interval[0])}, {format_number(interval[1])}]"
+__all__ = ["render_table"]
 
 
 def render_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -87,7 +87,8 @@ def isoflop_fit(frame: pd.DataFrame, column: str = "budget") -> Fit:
     draws |= {"E": list(LAW["E"] + 0.02 * rng.standard_normal(DRAWS)), "A": [float(np.exp(log_A))] * DRAWS,
               "alpha": [float(-alpha)] * DRAWS}  # fmt: skip
     return Fit(
-        method="isoflop", law="power", source={"rows_used": len(frame)}, params={}, confidence=0.95,
+        method="isoflop", law="power", source={"rows_used": len(frame)}, confidence=0.95,
+        params={"a": estimates["N"][1], "b": estimates["D"][1], "G": estimates["N"][0], "H": estimates["D"][0]},
         bootstrap=DRAWS, resample="residual", seed=0, intervals={}, std_errors={},
         exponents={key: Estimate(slope, tuple(interval)) for key, (_, slope, interval) in estimates.items()},
         coefficients={key: Estimate(level, (None, None)) for key, (level, _, _) in estimates.items()},
@@ -113,7 +114,7 @@ def parametric_fit(params: dict[str, float], spread: float = 0.01) -> Fit:
         bootstrap=DRAWS, resample="wild", seed=0, intervals={"E": (1.15, 1.26)}, std_errors={},
         exponents=exponents, coefficients=coefficients, loss_law=None,
         objective={"name": "huber", "delta": 1e-3, "value": 1e-3, "gradient_norm": 1e-10}, noise={},
-        draws=draws,
+        diagnostics={"flops": {"rule": "6ND", "k": 6.0, "p": 1.0}}, draws=draws,
     )  # fmt: skip
 
 

@@ -110,3 +110,11 @@ def test_programs_of_a_fit_are_compiled_once_a_machine(table, tmp_path):
         assert done.returncode == 0 and not done.stderr
         kept.append(sorted((tmp_path / ".cache" / "jaxscale" / "xla").glob("*-cache")))
     assert kept[0] and kept[0] == kept[1]
+
+
+def test_a_report_takes_one_fit_or_several(table, tmp_path, capsys):
+    out = tmp_path / "fits.json"
+    assert dispatch(["fit", str(table), "--method", "all", *COLUMNS, "--out", str(out)]) == 0
+    assert dispatch(["report", str(out), "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "IsoFLOP minima" in page and "parametric law" in page

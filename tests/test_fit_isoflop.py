@@ -90,7 +90,12 @@ def test_cs336_readings_agree_among_themselves(shared_data):
     # full-range parabola: .13317 C^.51458 (shared/data/README.md)
     assert fit.params["a"] == pytest.approx(0.51458, abs=1e-5)
     assert fit.params["G"] == pytest.approx(0.13317, rel=1e-4)
-    assert {row["interpolant"] for row in fit.diagnostics["sensitivity"]} == {"parabola", "akima"}
+    readings = {row["interpolant"]: row for row in fit.diagnostics["sensitivity"]}
+    assert set(readings) == {"parabola", "akima", "lowest run"}
+    # the lowest run of each budget: 1.1634 C^.46868, 45% away in N at 1e24 from the parabola
+    assert readings["lowest run"]["N"] == pytest.approx(0.46868, abs=1e-5)
+    assert readings["lowest run"]["N_far"] == pytest.approx(1.1634 * 3e23**0.46868, rel=1e-3)
+    assert any("how the minima are read matters" in note for note in fit.notes)
 
 
 def test_order_of_rows_and_unit_of_N_do_not_matter():

@@ -65,3 +65,11 @@ def test_loss_below_the_irreducible_one_needs_infinite_compute():
 def test_arrays_of_parameters_are_many_laws():
     many = Chinchilla(*(np.array([v, v * 1.1]) for v in (1.8, 480.0, 2085.0, 0.34, 0.37)))
     assert many.optimum(1e21).N.shape == (2,)
+
+
+def test_tokens_at_a_loss_give_that_loss_or_none():
+    N = np.geomspace(1e6, 1e11, 7)
+    D = EPOCH.tokens(2.2, N)
+    reached = np.isfinite(D)
+    assert reached.any() and not reached.all()
+    np.testing.assert_allclose(EPOCH.loss(N[reached], D[reached]), 2.2, rtol=1e-12)

@@ -18,8 +18,9 @@ from simulated_study import LAW, forecast_of, isoflop_fit, loss_of, parametric_f
 from jaxscale.format import format_count, format_loss
 from jaxscale.report import write_report
 from jaxscale.report.charts import theme
-from jaxscale.report.curves import band_at, draw_valley, iso_loss, loss_at, optimum_at
+from jaxscale.report.curves import band_at, draw_valley, optimum_at
 from jaxscale.report.evidence import Evidence, collect_evidence
+from jaxscale.report.tables import list_runs, summarize_fits
 from jaxscale.report.verdict import find_cautions, list_answers
 from jaxscale.runs import Observations
 
@@ -245,15 +246,15 @@ def test_methods_that_disagree_and_wide_intervals_are_said():
 def test_the_surface_optimum_is_the_minimum_over_sizes():
     fit = replace(parametric_fit(LAW), exponents=None, coefficients=None)
     C, N = 1e12, np.geomspace(1e3, 1e7, 20_001)
-    best = N[np.argmin(loss_at(LAW, N, C / (6 * N)))]
+    best = N[np.argmin(loss_of(N, C / (6 * N)))]
     assert optimum_at(fit, "N", np.array([C]))[0] == pytest.approx(best, rel=1e-3)
-    assert optimum_at(fit, "loss", np.array([C]))[0] == pytest.approx(loss_at(LAW, best, C / (6 * best)), rel=1e-6)
+    assert optimum_at(fit, "loss", np.array([C]))[0] == pytest.approx(loss_of(best, C / (6 * best)), rel=1e-6)
 
 
 def test_the_optimum_follows_the_fits_own_count_of_flops():
     fit = replace(parametric_fit(LAW), exponents=None, coefficients=None, diagnostics={"flops": {"k": 9.0, "p": 0.9}})
     C, N = 1e12, np.geomspace(1e3, 1e7, 20_001)
-    best = N[np.argmin(loss_at(LAW, N, C / (9 * N**0.9)))]
+    best = N[np.argmin(loss_of(N, C / (9 * N**0.9)))]
     assert optimum_at(fit, "N", np.array([C]))[0] == pytest.approx(best, rel=1e-3)
 
 
@@ -277,14 +278,6 @@ def test_the_fits_own_curve_is_the_one_drawn():
     assert len(draw_valley(evidence, own, own.budgets[1])) > 10
 
 
-def test_iso_loss_lines_have_that_loss():
-    N = np.geomspace(1e4, 1e6, 7)
-    D = iso_loss(LAW, 1.6, N)
-    reached = np.isfinite(D)
-    assert reached.any()
-    assert loss_at(LAW, N[reached], D[reached]) == pytest.approx(1.6)
-
-
 @pytest.mark.parametrize("quantity", ["N", "D", "loss"])
 @pytest.mark.parametrize("make", [lambda: parametric_fit(LAW), lambda: isoflop_fit(law_frame(), "C")])
 def test_bands_hold_the_line_and_widen_with_distance(quantity, make):
@@ -301,3 +294,22 @@ def test_dark_and_light_differ_only_in_colour():
     assert light["axis"].keys() == dark["axis"].keys()
     assert light["axis"]["gridColor"] != dark["axis"]["gridColor"]
     assert light["axis"]["labelFontSize"] == dark["axis"]["labelFontSize"] >= 12
+
+
+def test_runs_stand_by_budget_and_then_size_though_their_counts_differ(study, tmp_path):
+    frame = law_frame().assign(budget=lambda f: f["C"])
+    frame["C"] *= np.linspace(1.01, 0.99, len(frame))  # exact counts: the largest size has the least
+    runs = list_runs(evidence_of(Observations(frame), []))
+    assert [row[3] for row in runs.rows] == [format_count(N) for N in frame["N"]]
+
+
+def test_a_fixed_irreducible_loss_is_called_fixed():
+    fit = isoflop_fit(law_frame(), "C")
+    fixed = replace(fit, loss_law={**fit.loss_law, "E": 0.0})
+    assert "0 (fixed)" in summarize_fits(evidence_of(Observations(law_frame()), [fixed])).rows[0]
+
+
+def test_points_without_budgets_are_not_called_isoflop_curves(tmp_path):
+    html = write_outside(tmp_path, law_frame(budgets=np.geomspace(1e18, 1e22, 30)), [parametric_fit(LAW)])
+    assert "<h2>What was measured</h2>" in html and "<h2>IsoFLOP curves</h2>" not in html
+    assert "rms by decade of compute" in words_of(html)

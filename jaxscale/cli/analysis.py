@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxscale.fit.result import Fit, Fits
     from jaxscale.runs import Observations
 
-__all__ = ["backtest", "fit", "forecast"]
+__all__ = ["backtest", "fit", "forecast", "read_fits"]
 
 T = TypeVar("T")
 Method = Literal["isoflop", "parametric", "envelope", "all"]
@@ -230,18 +230,25 @@ def _pairs(option: str, items: Iterable[str]) -> dict[str, str]:
 
 
 def _load_fit(args: ForecastArguments) -> Fit | Fits:
-    from jaxscale.fit import Fit, Fits, fit_all
+    from jaxscale.fit import fit_all
+
+    if args.source.endswith(".json"):
+        return read_fits(Path(args.source))
+    _keep_programs()
+    return fit_all(_read(args.source, args))
+
+
+def read_fits(path: Path) -> Fit | Fits:
+    """A FIT.json or FITS.json; MisuseError for any other JSON."""
+    from jaxscale.fit import Fit, Fits
     from jaxscale.runs import read_json
 
-    if not args.source.endswith(".json"):
-        _keep_programs()
-        return fit_all(_read(args.source, args))
-    plain = read_json(Path(args.source))
+    plain = read_json(path)
     schema = plain.get("schema") if isinstance(plain, dict) else None
     kinds: dict[Any, type[Fit] | type[Fits]] = {"jaxscale.fit/1": Fit, "jaxscale.fits/1": Fits}
     if schema not in kinds:
-        raise MisuseError(f"{args.source}: schema {schema!r} is no fit; `jaxscale fit SOURCE --out` writes one")
-    return kinds[schema].from_json(args.source)
+        raise MisuseError(f"{path}: schema {schema!r} is no fit; `jaxscale fit SOURCE --out` writes one")
+    return kinds[schema].from_json(path)
 
 
 def _finish(result: Any, out: Path | None) -> None:

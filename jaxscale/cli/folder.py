@@ -148,21 +148,24 @@ def report(argv: list[str]) -> int:
 
 
 def _report_fit(options: ReportOptions, console: Console, command: str) -> int:
-    from jaxscale.fit import Fit
+    from jaxscale.cli.analysis import read_fits
+    from jaxscale.fit import Fits
     from jaxscale.forecast import forecast_optimum
     from jaxscale.report import write_report
     from jaxscale.source import read_observations
 
-    fit = Fit.from_json(options.source)
-    observations = read_observations(fit.source["path"], **_reading(fit.source))
+    found = read_fits(options.source)
+    fits = found.fits if isinstance(found, Fits) else (found,)
+    source = fits[0].source
+    observations = read_observations(source["path"], **_reading(source))
     page = write_report(
         options.out or options.source.parent,
-        title=Path(fit.source["path"]).stem,
+        title=Path(source["path"]).stem,
         plan=None,
         observations=observations,
-        fits=[fit],
-        forecast=forecast_optimum(fit, flops=_targets((), observations)) if fit.exponents else None,
-        provenance={"source": fit.source["path"], "source_sha256": fit.source["sha256"]},
+        fits=fits,
+        forecast=forecast_optimum(found, flops=_targets((), observations)) if any(f.exponents for f in fits) else None,
+        provenance={"source": source["path"], "source_sha256": source["sha256"]},
         commands=[command],
     )
     console.print(f"report: {page}", soft_wrap=True)

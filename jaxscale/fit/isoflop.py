@@ -24,10 +24,16 @@ from jaxscale.fit.curves import (
     split_curves,
 )
 from jaxscale.fit.minima import Curve
-from jaxscale.fit.readings import compare_readings, draw_curve, read_minimum
+from jaxscale.fit.readings import FAR, compare_readings, draw_curve, read_minimum, say_disagreement
 from jaxscale.fit.resample import NoiseModel, choose_resample, f_tail
 from jaxscale.fit.result import Budget, Estimate, Fit, refused_fit
-from jaxscale.fit.summary import check_options, describe_rule, describe_source, summarize_draws
+from jaxscale.fit.summary import (
+    check_options,
+    describe_rule,
+    describe_source,
+    percentile_interval,
+    summarize_draws,
+)
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
 
@@ -127,6 +133,9 @@ def _fit_usable(
     point = {name: float(v[0]) for name, v in _fit_laws(C, log_N, log_D, loss, free_E=free_E).items()}
     intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
     params = {name: point[name] for name in LINES}
+    readings, far = compare_readings(cells), np.log(draws["G"]) + draws["a"] * np.log(FAR * C.max())
+    notes = _notes(cells, budgets, found, rounds, max(factor_N, factor_D), free_E)
+    notes += say_disagreement(readings, *percentile_interval(np.exp(far), options["confidence"]))
     return Fit(
         method="isoflop", law="power", source=describe_source(obs), params=params, intervals=intervals,
         std_errors=errors, confidence=options["confidence"], bootstrap=rounds, resample=kind,
@@ -140,12 +149,12 @@ def _fit_usable(
         },
         noise={"seed_std": model.seed_std, "residual_std": model.residual_std}, budgets=budgets,
         diagnostics={
-            "notes": _notes(cells, budgets, found, rounds, max(factor_N, factor_D), free_E),
+            "notes": notes,
             "flops": describe_rule(obs, cells), "largest_C": float(C.max()),
             "interpolant": "akima" if reading.akima else "parabola", "window": reading.window,
             "windows_tried": reading.tried, "a_plus_b": point["a"] + point["b"],
             "line_misfit_factor": {"N": factor_N, "D": factor_D},
-            "loss_law_E": "free" if free_E else "fixed at 0", "sensitivity": compare_readings(cells),
+            "loss_law_E": "free" if free_E else "fixed at 0", "sensitivity": readings,
             "curves": [draw_curve(curve, reading) for curve in curves],
         },
         draws={name: values.tolist() for name, values in draws.items()},

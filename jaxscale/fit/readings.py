@@ -9,10 +9,13 @@ import numpy as np
 from jaxscale.fit import frontier, minima
 from jaxscale.fit.cells import Cells
 from jaxscale.fit.curves import Reading, choose_reading, locate_minimum, split_curves
-from jaxscale.fit.minima import Curve
+from jaxscale.fit.minima import MIN_SIZES, Curve
 from jaxscale.fit.result import Budget
 
-__all__ = ["compare_readings", "draw_curve", "read_minima", "read_minimum"]
+__all__ = ["FAR", "compare_readings", "draw_curve", "read_minima", "read_minimum", "say_disagreement"]
+
+FAR, FAR_APART = 100.0, 1.2
+"""Readings are compared this many times beyond the largest budget; factors in N below the second are agreement."""
 
 
 def read_minima(cells: Cells) -> tuple[Budget, ...]:
@@ -33,23 +36,54 @@ def read_minimum(curve: Curve, reading: Reading) -> Budget:
 
 
 def compare_readings(cells: Cells) -> list[dict[str, Any]]:
-    """The exponents under other windows and interpolants: often a larger doubt than the interval."""
+    """Exponents and far N_opt under other windows and interpolants: often a larger doubt than the interval.
+
+    The last reading takes the lowest run of each budget as its minimum, as much of the literature does.
+    """
     curves = split_curves(cells)
     most = max(len(curve.x) for curve in curves)
     readings = [Reading(False, size, []) for size in sorted({5, 7, most}) if size <= most]
-    return [_read_exponents(curves, reading) for reading in [*readings, Reading(True, most, [])]]
+    return [_read_exponents(curves, reading) for reading in [*readings, Reading(True, most, []), None]]
 
 
-def _read_exponents(curves: list[Curve], reading: Reading) -> dict[str, Any]:
-    usable = [c for c in curves if minima.judge_curve(c, c.window(reading.window))[0] == "ok"]
-    row: dict[str, Any] = {"interpolant": "akima" if reading.akima else "parabola", "window": reading.window,
-           "budgets": len(usable), "N": None, "D": None}  # fmt: skip
+def say_disagreement(readings: list[dict[str, Any]], low: float | None, high: float | None) -> list[str]:
+    """A sentence where another reading puts the far N_opt outside its interval, by a factor above FAR_APART."""
+    far = [row["N_far"] for row in readings if row["N_far"] is not None]
+    if low is None or high is None or not far or max(far) < FAR_APART * min(far):
+        return []
+    if low <= min(far) and max(far) <= high:
+        return []
+    names = {row["N_far"]: row["interpolant"] for row in readings}
+    span = " to ".join(f"{N:.3g} ({names[N]})" for N in (min(far), max(far)))
+    return [
+        f"how the minima are read matters more than noise: {FAR:g} times beyond the largest budget N_opt is {span}, "
+        f"its interval [{low:.3g}, {high:.3g}]"
+    ]
+
+
+def _read_exponents(curves: list[Curve], reading: Reading | None) -> dict[str, Any]:
+    """One reading; None is the lowest run."""
+    row: dict[str, Any] = {"interpolant": "lowest run", "window": 1, "budgets": 0, "N": None, "D": None, "N_far": None}
+    judging = reading or Reading(False, MIN_SIZES, [])
+    usable = [c for c in curves if minima.judge_curve(c, c.window(judging.window))[0] == "ok"]
+    row["budgets"] = len(usable)
+    if reading is not None:
+        row |= {"interpolant": "akima" if reading.akima else "parabola", "window": reading.window}
     if len(usable) > 1:
-        x = [locate_minimum(curve, reading, curve.loss[None])[0][0] for curve in usable]
-        log_D = [np.interp(at, curve.x, curve.log_D) for at, curve in zip(x, usable, strict=True)]
+        x = np.array([_place(curve, reading) for curve in usable])
+        log_D = np.array([np.interp(at, curve.x, curve.log_D) for at, curve in zip(x, usable, strict=True)])
         log_C = np.log([curve.C for curve in usable])
-        row["N"], row["D"] = (float(frontier.fit_lines(log_C, np.array([y]))[0][0]) for y in (x, log_D))
+        (slope, intercept), (slope_D, _) = (frontier.fit_lines(log_C, y[None]) for y in (x, log_D))
+        N_far = np.exp(intercept + slope * np.log(FAR * curves[-1].C))
+        row |= {"N": float(slope[0]), "D": float(slope_D[0]), "N_far": float(N_far[0])}
     return row
+
+
+def _place(curve: Curve, reading: Reading | None) -> float:
+    """log N of the minimum."""
+    if reading is None:
+        return float(curve.x[np.argmin(curve.loss)])
+    return float(locate_minimum(curve, reading, curve.loss[None])[0][0])
 
 
 def draw_curve(curve: Curve, reading: Reading) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.format import format_interval, format_number
 from jaxscale.laws import Chinchilla, FlopRule, LossLaw, Optimum, PowerLaw
 from jaxscale.runs import from_plain, read_json
-from jaxscale.tables import format_interval, format_number, render_table
+from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,10 +109,11 @@ class Fit:
         self.require_answer()
         return self._optimum({**self.params, **(self.loss_law or {})}, C)
 
-    def sample_optimum(self, C: float) -> Optimum:
-        """The same for every bootstrap round: arrays (rounds,)."""
+    def sample_optimum(self, C: Any) -> Optimum:
+        """The same for every bootstrap round: arrays (rounds,), or (rounds, n) for C (n,)."""
         self.require_answer()
-        return self._optimum({name: np.asarray(values) for name, values in self.draws.items()}, C)
+        shape = (-1, *(1 for _ in np.shape(C)))
+        return self._optimum({name: np.reshape(values, shape) for name, values in self.draws.items()}, C)
 
     def frontier(self) -> LossLaw:
         """L_opt(C) as a value that can be inverted."""
@@ -166,7 +168,7 @@ class Fit:
     def __str__(self) -> str:
         title = f"{self.method} fit, {self.source.get('rows_used', '?')} rows of {self.source.get('path', '?')}"
         rows: list[tuple[Any, ...]] = [
-            (name, value, format_interval(i), error) for name, value, i, error in self._quantities()
+            (name, value, format_interval(i, format_number), error) for name, value, i, error in self._quantities()
         ]
         header = ("quantity", "value", f"{self.confidence:.0%} interval", "std error")
         parts = [render_table(title, header, rows) if rows else title]
@@ -218,9 +220,10 @@ class Fits:
     def __str__(self) -> str:
         rows = []
         for fit in self.fits:
-            a, b = (fit.exponents or {}).get("N"), (fit.exponents or {}).get("D")
-            cells = [x for e in (a, b) for x in ((e.value, format_interval(e.interval)) if e else (None, None))]
-            rows.append((fit.method, *cells))
+            row: list[Any] = [fit.method]
+            for found in ((fit.exponents or {}).get(key) for key in "ND"):
+                row += [found.value, format_interval(found.interval, format_number)] if found else [None, None]
+            rows.append(row)
         table = render_table("N_opt ~ C^a, D_opt ~ C^b", ("method", "a", "interval", "b", "interval"), rows)
         return "\n\n".join([*(str(fit) for fit in self.fits), table])
 

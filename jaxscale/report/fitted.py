@@ -95,10 +95,14 @@ def _layer_law(
 
 
 def _forecast_label(quantity: Quantity, forecast: Records) -> alt.Chart:
-    """Numbers for the first method forecast, on the empty side of the line; the others are in the table."""
+    """Numbers for the first method forecast, on the empty side of the lines; the others are in the table."""
     first = [row for row in forecast if row["fit"] == forecast[0]["fit"]] if forecast else []
-    below = quantity == "loss"
-    mark = _chart(first).mark_text(align="right", dx=-9, dy=16 if below else -10, fontWeight="bold")
+    falls = quantity == "loss"
+    above = any(other["value"] > row["value"] for row in first for other in forecast if other["C"] == row["C"])
+    below = any(other["value"] < row["value"] for row in first for other in forecast if other["C"] == row["C"])
+    crowded = below if falls else above  # by another method, where the number would stand
+    mark = _chart(first).mark_text(align="left" if crowded else "right", dx=7 if crowded else -9,
+                                   dy=16 if falls != crowded else -10, fontWeight="bold")  # fmt: skip
     return mark.encode(text="shown:N")
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vl_convert
+from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -68,7 +71,8 @@ def write_report(
     Everything but `observations` and `provenance` may be missing; the page says what that leaves open.
     """
     evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves)
-    sections = _draw_sections(evidence)
+    with debug_mode(False):  # each figure is validated once, when it is finished, and not part by part
+        sections = _draw_sections(evidence)
     stills = {figure.name: _write_still(figure, Path(out_dir) / "figures") for _, drawn in sections for figure in drawn}
     html = _render(
         title=title,
@@ -98,7 +102,7 @@ def _draw_sections(evidence: Evidence) -> list[tuple[str, list[Figure]]]:
     if not len(evidence.points):
         return []
     drawn: list[tuple[str, Sequence[Figure | None]]] = [
-        ("IsoFLOP curves", [draw_isoflop(evidence)]),
+        (_isoflop_heading(evidence), [draw_isoflop(evidence)]),
         ("How size and tokens should grow", draw_optima(evidence)),
         ("What loss to expect", [draw_loss_law(evidence)]),
         ("Training", [draw_training(evidence)]),
@@ -107,6 +111,10 @@ def _draw_sections(evidence: Evidence) -> list[tuple[str, list[Figure]]]:
     ]
     kept = [(heading, [figure for figure in figures if figure is not None]) for heading, figures in drawn]
     return [(heading, figures) for heading, figures in kept if figures]
+
+
+def _isoflop_heading(evidence: Evidence) -> str:
+    return "IsoFLOP curves" if evidence.points["budget_C"].notna().any() else "What was measured"
 
 
 def _write_still(figure: Figure, folder: Path) -> str:
@@ -145,5 +153,11 @@ def _asset(name: str) -> str:
 
 @cache
 def _vega() -> str:
-    """Vega, Vega-Lite and vegaEmbed as one script that cannot close its own tag."""
-    return vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    """Vega, Vega-Lite and vegaEmbed as one script that cannot close its own tag; kept, as it takes a second."""
+    path = Path(f"~/.cache/jaxscale/vega-{version('vl-convert-python')}.js").expanduser()
+    if path.is_file():
+        return path.read_text()
+    script = vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    with suppress(OSError):  # a home that cannot be written only costs that second
+        write_json(path, script)
+    return script

@@ -10,6 +10,7 @@ import pandas as pd
 
 from jaxscale.fit.result import Fit
 from jaxscale.format import format_count, format_flops, format_percent
+from jaxscale.laws import Chinchilla
 from jaxscale.report.charts import (
     Figure,
     Records,
@@ -21,7 +22,7 @@ from jaxscale.report.charts import (
     log_domain,
     tips,
 )
-from jaxscale.report.curves import Array, fit_residuals, has_surface, iso_loss, loss_at, optimum_at
+from jaxscale.report.curves import Array, fit_residuals, has_surface, optimum_at
 from jaxscale.report.evidence import Evidence
 from jaxscale.report.fitted import compute_range
 from jaxscale.report.measured import POINT_TIPS, point_rows
@@ -57,7 +58,7 @@ def draw_contour(evidence: Evidence) -> Figure | None:
         log_domain([*evidence.points["N"], *sizes]),
         log_domain([*evidence.points["D"], *tokens]),
     )
-    lines = _iso_rows(fit, N_domain, D_domain, loss_at(fit.params, sizes, tokens))
+    lines = _iso_rows(fit, N_domain, D_domain, fit.predict_loss(sizes, tokens))
     x = log_axis(alt.X, "D", "training tokens D", D_domain, "count")
     y = log_axis(alt.Y, "N", "parameters N", N_domain, "count")
     layers = [*_iso_layers(lines), _frontier(sizes, tokens, C), _measured(evidence)]
@@ -94,7 +95,11 @@ def _draw_residual(evidence: Evidence, name: str, fit_name: str, points: pd.Data
 def _rms_by_budget(points: pd.DataFrame) -> str:
     rms = points.groupby("budget", sort=False)["residual"].apply(lambda values: np.sqrt(np.mean(values**2)))
     order = points.sort_values("C")["budget"].drop_duplicates()
-    return "rms by budget: " + ", ".join(f"{budget}: {_percent(rms[budget])}" for budget in order) + "."
+    return (
+        f"rms by {'budget' if points['budget_C'].notna().any() else 'decade of compute'}: "
+        + ", ".join(f"{budget}: {_percent(rms[budget])}" for budget in order)
+        + "."
+    )
 
 
 def _percent(share: float) -> str:
@@ -112,7 +117,7 @@ def _iso_rows(
     digits = max(len(f"{level:g}".partition(".")[2]) for level in levels) if levels else 0
     for level in levels:
         name = f"{level:.{digits}f}"
-        D = iso_loss(fit.params, level, N)
+        D = Chinchilla(**fit.params).tokens(level, N)
         shown = np.isfinite(D) & (D_domain[0] <= D) & (D_domain[1] >= D)
         rows += [{"N": float(n), "D": float(d), "level": name} for n, d in zip(N[shown], D[shown], strict=True)]
     return rows

@@ -69,11 +69,17 @@ def list_runs(evidence: Evidence) -> Table:
     """Every measured run, by compute and then size."""
     headings = ("run", "role", "budget C", "N", "D", "D/N", "loss", "std error", "seed", "time", "tokens/s")
     results = {result.run_id: result for result in evidence.results}
-    ordered = records(evidence.points.sort_values(["C", "N"], kind="stable"))
+    ordered = records(_sort_runs(evidence.points))
     rows = [_run_row(row, results.get(row["run_id"])) for row in ordered[:MAX_ROWS]]
     left = len(ordered) - len(rows)
     note = f"{left} more runs are in the source, and in every fit that uses them." if left else ""
     return Table(headings, rows, note, 2)
+
+
+def _sort_runs(points: pd.DataFrame) -> pd.DataFrame:
+    """By budget, then size: exact counts differ within a budget, and would scatter its sizes."""
+    compute = points["budget_C"].fillna(points["C"])
+    return points.assign(_compute=compute).sort_values(["_compute", "N"], kind="stable").drop(columns="_compute")
 
 
 def list_refused(evidence: Evidence) -> Table:
@@ -181,6 +187,8 @@ def _rounds(fit: Fit) -> str:
 
 def _irreducible(fit: Fit) -> str:
     E = (fit.loss_law or {}).get("E", fit.params.get("E"))
+    if E == 0:
+        return "0 (fixed)"
     interval = format_interval(fit.intervals.get("E"))
     return f"{format_loss(E)} {interval}" if interval != UNKNOWN else format_loss(E)
 

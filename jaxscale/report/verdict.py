@@ -198,7 +198,7 @@ def _wide_intervals(evidence: Evidence) -> Iterator[str]:
         low, high = _ends(row, "loss")
         words = [f"the size spans {format_factor(high_N / low_N)}"] if high_N > WIDE_N * low_N else []
         if high - low > WIDE_LOSS * row["loss"]:
-            words.append(f"the loss is {(high - low) / row['loss']:.0%} of it wide")
+            words.append(f"the loss is {(high - low) / row['loss']:.0%} of the loss itself")
         if words and row["method"] not in told:
             told.add(row["method"])
             where = f"{_method(row)} at {format_flops(row['C'])} FLOPs"
