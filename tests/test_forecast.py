@@ -124,11 +124,7 @@ def test_a_loss_asked_for_gives_the_compute_that_reaches_it(parametric):
     with pytest.raises(VerdictError, match="no compute reaches it"):
         forecast_optimum(parametric, loss=0.5 * parametric.params["E"])
     for both in ({}, {"flops": [1e22], "loss": 2.0}, {"loss": -1.0}):
-<<<<<<< HEAD
         with pytest.raises(MisuseError, match=r"flops|loss"):
-=======
-        with pytest.raises(MisuseError, match="loss"):
->>>>>>> review-fit
             forecast_optimum(parametric, **both)
 
 
