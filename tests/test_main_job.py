@@ -140,6 +140,18 @@ def test_interrupted_run_saves_and_says_how_to_go_on(place: Path, finished: Path
     assert losses(out) == losses(finished)
 
 
+def test_what_a_worker_cannot_mend_ends_the_study_at_once_and_saved(place: Path) -> None:
+    """A foreign run folder: its sentence, exit 2, no minute of waiting for a worker that has nothing to do."""
+    out = planned(place, "foreign")
+    ids = [cell.run_id for cell in read_plan(out).cells]
+    (out / ids[0]).mkdir()
+    (out / ids[0] / "spec.json").write_text("[]")
+    started = time.monotonic()
+    code, _, err = jaxscale("train", str(out), "--all", cwd=place)
+    assert code == 2 and "Traceback" not in err and "spec.json: is no specification of a run" in err
+    assert time.monotonic() - started < 50
+
+
 def test_sigterm_saves_and_ends_with_75(place: Path, finished: Path) -> None:
     out = place / "runs" / "preempted"
     process = start("run", "tiny.py", "--out", str(out), cwd=place)

@@ -77,12 +77,18 @@ class RunFolder:
         file = self.path / "spec.json"
         if not file.exists():
             write_json(file, json.dumps(to_plain(self.spec), indent=1))
-        found = from_plain(read_json(file), RunSpec)
-        if found.run_id != self.spec.run_id:
+        problem = self._find_foreign(read_json(file))
+        if problem:
             raise MisuseError(
-                f"{file}: describes run {found.run_id}, not {self.spec.run_id}; the folder is foreign or was "
-                f"edited; move it away and run the same command again"
+                f"{file}: {problem}; the folder is foreign or was edited; move it away and run the same command again"
             )
+
+    def _find_foreign(self, plain: Any) -> str:
+        try:
+            found = from_plain(plain, RunSpec).run_id
+        except MisuseError as error:
+            return f"is no specification of a run ({error})"
+        return "" if found == self.spec.run_id else f"describes run {found}, not {self.spec.run_id}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -31,11 +31,16 @@ def main(argv: list[str]) -> int:
     if core >= 0:
         os.sched_setaffinity(0, {core})  # before JAX sizes its thread pools
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    names: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put may be called in a signal handler
+
+    def leave(*_: object) -> None:
+        stop.set()
+        names.put(None)
+
+    signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     plan = read_plan(study_dir)
     mesh = from_plain(plan.config, Study).mesh
-    names: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_listen, args=(names, stop), daemon=True).start()
     use_compile_cache(mesh)
     _tell("ready")
@@ -45,7 +50,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _listen(names: queue.Queue[str | None], stop: threading.Event) -> None:
+def _listen(names: queue.SimpleQueue[str | None], stop: threading.Event) -> None:
     for line in sys.stdin:
         names.put(line.strip())
     stop.set()
