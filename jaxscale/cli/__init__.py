@@ -68,6 +68,9 @@ def dispatch(argv: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"jaxscale {argv[0]}: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _help() -> str:
