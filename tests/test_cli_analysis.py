@@ -118,3 +118,19 @@ def test_a_report_takes_one_fit_or_several(table, tmp_path, capsys):
     assert dispatch(["report", str(out), "--out", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "report.html").read_text()
     assert "IsoFLOP minima" in page and "parametric law" in page
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(table, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert dispatch(["fit", str(table), *COLUMNS, "--out", str(tmp_path / "file" / "fit.json")]) == 1
+    error = capsys.readouterr().err
+    assert "file" in error and len(error.strip().splitlines()) == 1
+
+
+def test_budgets_may_be_names(tmp_path):
+    frame = draw_grid(noise=0.003).assign(budget=lambda f: "b" + f["C"].astype(str))
+    frame.to_csv(tmp_path / "named.csv", index=False)
+    out = tmp_path / "fit.json"
+    assert dispatch(["fit", str(tmp_path / "named.csv"), "--bootstrap", "20", "--out", str(out)]) == 0
+    assert dispatch(["report", str(out)]) == 0
+    assert "1e18" in (tmp_path / "report.html").read_text()

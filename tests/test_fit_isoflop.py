@@ -95,7 +95,7 @@ def test_cs336_readings_agree_among_themselves(shared_data):
     # the lowest run of each budget: 1.1634 C^.46868, 45% away in N at 1e24 from the parabola
     assert readings["lowest run"]["N"] == pytest.approx(0.46868, abs=1e-5)
     assert readings["lowest run"]["N_far"] == pytest.approx(1.1634 * 3e23**0.46868, rel=1e-3)
-    assert any("how the minima are read matters" in note for note in fit.notes)
+    assert any("lowest run of each budget, read as its minimum" in note for note in fit.notes)
 
 
 def test_order_of_rows_and_unit_of_N_do_not_matter():

@@ -97,6 +97,11 @@ def test_ended_run_is_read_not_trained_again(finished: Path, spec: RunSpec) -> N
     assert (finished / spec.run_id / "result.json").stat().st_mtime_ns == before
 
 
+def test_ended_run_keeps_one_checkpoint_its_final_weights(finished: Path, spec: RunSpec) -> None:
+    steps = [p.name for p in (finished / spec.run_id / "checkpoints").iterdir() if p.name.isdigit()]
+    assert steps == [str(spec.steps)]
+
+
 @pytest.mark.parametrize("intervals", [1, 7])
 def test_resumed_run_continues_to_the_same_bits(root: Path, spec: RunSpec, finished: Path, intervals: int) -> None:
     out = root / f"stopped{intervals}"

@@ -126,6 +126,19 @@ def test_dead_worker_is_replaced_and_its_cell_put_back(place: Path, finished: Pa
     assert losses(out) == losses(finished)
 
 
+def test_one_cell_interrupted_saves_and_goes_on(place: Path, finished: Path) -> None:
+    out = planned(place, "one")
+    run_id = read_plan(out).cells[0].run_id
+    process = start("train", str(out), "--run", run_id, cwd=place)
+    wait_for(lambda: (out / run_id / "metrics.jsonl").exists(), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    if process.returncode != 0:  # it may have ended first
+        assert process.returncode == 130 and "saved at step" in err
+    assert jaxscale("train", str(out), "--run", run_id, cwd=place)[0] == 0
+    assert run_id in losses(out)
+
+
 def test_interrupted_run_saves_and_says_how_to_go_on(place: Path, finished: Path) -> None:
     out = planned(place, "interrupted")
     process = start("train", str(out), "--all", cwd=place)

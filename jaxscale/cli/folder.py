@@ -190,9 +190,13 @@ def _collect(folder: Path, console: Console, *, allow_mixed: bool = False) -> Ob
 
 def _targets(asked: Sequence[float], observations: Observations) -> list[float]:
     """FLOPs to forecast: as asked, else 10x and 100x the largest budget fitted."""
+    import pandas as pd
+
     frame = observations.frame
-    grid = frame[frame["role"] == "grid"] if "role" in frame else frame
-    largest = float(grid["budget" if "budget" in grid else "C"].max())
+    grid = frame[frame["role"] != "holdout"] if "role" in frame else frame
+    largest = float(grid["C"].max())
+    meant = float(pd.to_numeric(grid["budget"], errors="coerce").max()) if "budget" in grid else largest
+    largest = meant if abs(meant / largest - 1) < 0.1 else largest  # a budget may be a name
     return list(asked) or [10 * largest, 100 * largest]
 
 

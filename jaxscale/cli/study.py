@@ -92,7 +92,7 @@ def train(argv: list[str]) -> int:
 
 
 def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
-    """One cell in this process: 0 done, 1 diverged, 75 preempted and saved."""
+    """One cell in this process: 0 done, 1 diverged, 75 preempted and saved, 130 interrupted and saved."""
     import signal
 
     from jaxscale.train.loop import Preempted, train_run
@@ -102,7 +102,8 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
     mesh = from_plain(planned.config, Study).mesh
     use_compile_cache(mesh)
     stopped: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    watched = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, lambda number, _: stopped.append(number)) for number in watched]
     progress = StudyProgress([cell], 1, console)
     progress({"event": "start", "worker": 0, "run_id": cell.run_id})
     try:
@@ -117,9 +118,10 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
-        return PREEMPTED
+        return PREEMPTED if signal.SIGTERM in stopped else 130
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(watched, previous, strict=True):
+            signal.signal(number, handler)
     progress({"event": "ended", "worker": 0, "run_id": cell.run_id, "state": result.state, "loss": result.loss,
               "reason": result.reason})  # fmt: skip
     return 0 if result.state == "done" else 1

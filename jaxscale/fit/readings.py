@@ -47,18 +47,21 @@ def compare_readings(cells: Cells) -> list[dict[str, Any]]:
 
 
 def say_disagreement(readings: list[dict[str, Any]], low: float | None, high: float | None) -> list[str]:
-    """A sentence where another reading puts the far N_opt outside its interval, by a factor above FAR_APART."""
-    far = [row["N_far"] for row in readings if row["N_far"] is not None]
-    if low is None or high is None or not far or max(far) < FAR_APART * min(far):
+    """Sentences where another reading puts the far N_opt outside its interval and FAR_APART from the others."""
+    *fitted, lowest = readings
+    known = {row["N_far"]: row["interpolant"] for row in fitted if row["N_far"] is not None}
+    if low is None or high is None or not known:
         return []
-    if low <= min(far) and max(far) <= high:
-        return []
-    names = {row["N_far"]: row["interpolant"] for row in readings}
-    span = " to ".join(f"{N:.3g} ({names[N]})" for N in (min(far), max(far)))
-    return [
-        f"how the minima are read matters more than noise: {FAR:g} times beyond the largest budget N_opt is {span}, "
-        f"its interval [{low:.3g}, {high:.3g}]"
-    ]
+    where, words = f"{FAR:g} times beyond the largest budget", []
+    if max(known) > FAR_APART * min(known) and (min(known) < low or max(known) > high):
+        span = " to ".join(f"{N:.3g} ({known[N]})" for N in (min(known), max(known)))
+        words.append(f"how the minima are read matters more than noise: N_opt {where} is {span}, "
+                     f"its interval [{low:.3g}, {high:.3g}]")  # fmt: skip
+    N = lowest["N_far"]
+    if N is not None and (FAR_APART * high < N or low > FAR_APART * N):
+        words.append(f"the lowest run of each budget, read as its minimum, would give {N:.3g} for N_opt {where}, "
+                     f"outside [{low:.3g}, {high:.3g}]: the sizes are too far apart for that")  # fmt: skip
+    return words
 
 
 def _read_exponents(curves: list[Curve], reading: Reading | None) -> dict[str, Any]:

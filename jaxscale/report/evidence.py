@@ -24,6 +24,8 @@ MAX_BUDGETS = 12
 """More distinct budgets than this are no IsoFLOP design; they are grouped by decades of compute."""
 CLUSTER_SPREAD = 1.05
 """Runs whose FLOPs differ by less than 5% share a budget (ARCHITECTURE.md, Observations)."""
+NOMINAL = 0.1
+"""A number in the column `budget` within this share of its runs' FLOPs is what they were meant to spend."""
 METHOD_NAMES = {"isoflop": "IsoFLOP minima", "parametric": "parametric law", "envelope": "envelope"}
 
 
@@ -128,9 +130,14 @@ def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _find_budgets(points: pd.DataFrame) -> pd.Series:
-    """The nominal FLOPs of each point: its `budget`, else the geometric mean of its cluster, else NaN."""
+    """The nominal FLOPs of each point: its `budget`, else the geometric mean of its cluster, else NaN.
+
+    A budget that is a name, or a number far from the FLOPs of its runs, stands for their geometric mean.
+    """
     if "budget" in points and points["budget"].notna().all():
-        budgets = points["budget"].astype(float)
+        mean = np.exp(np.log(points["C"]).groupby(points["budget"].astype(str)).transform("mean"))
+        given = pd.to_numeric(points["budget"], errors="coerce").astype(float)
+        budgets = given.where(abs(given / mean - 1) < NOMINAL, mean)
     else:
         C = points["C"].sort_values()
         cluster = (CLUSTER_SPREAD * C.shift() < C).cumsum()

@@ -28,6 +28,8 @@ from jaxscale.report.measured import LOSS_TITLE, POINT_TIPS, point_rows
 __all__ = ["compute_range", "draw_loss_law", "draw_optima"]
 
 SAMPLES = 60
+NEAR = 1.02
+"""Forecasts within this factor stand on one spot of a figure."""
 STYLES: dict[str, Callable[[float | None], str]] = {"N": format_count, "D": format_count, "loss": format_loss}
 TITLES = {"N": "parameters N", "D": "training tokens D", "loss": LOSS_TITLE}
 KEYS = {"N": "N_opt", "D": "D_opt", "loss": "loss"}
@@ -98,8 +100,8 @@ def _forecast_label(quantity: Quantity, forecast: Records) -> alt.Chart:
     """Numbers for the first method forecast, on the empty side of the lines; the others are in the table."""
     first = [row for row in forecast if row["fit"] == forecast[0]["fit"]] if forecast else []
     falls = quantity == "loss"
-    above = any(other["value"] > row["value"] for row in first for other in forecast if other["C"] == row["C"])
-    below = any(other["value"] < row["value"] for row in first for other in forecast if other["C"] == row["C"])
+    ratios = [other["value"] / row["value"] for row in first for other in forecast if other["C"] == row["C"]]
+    above, below = (any(ratio > NEAR for ratio in ratios), any(ratio < 1 / NEAR for ratio in ratios))
     crowded = below if falls else above  # by another method, where the number would stand
     mark = _chart(first).mark_text(align="left" if crowded else "right", dx=7 if crowded else -9,
                                    dy=16 if falls != crowded else -10, fontWeight="bold")  # fmt: skip

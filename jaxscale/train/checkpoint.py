@@ -22,7 +22,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, an
 
 
 class Checkpoints:
-    """The checkpoint folder of a run; the newest two steps are kept."""
+    """The checkpoint folder of a run; the newest two steps are kept, one when it has ended."""
 
     def __init__(self, folder: Path) -> None:
         options = ocp.CheckpointManagerOptions(
@@ -38,6 +38,13 @@ class Checkpoints:
             self.manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
         if wait:
             self.manager.wait_until_finished()
+
+    def finish(self, state: TrainState, step: int) -> None:
+        """Save the last step and drop the earlier ones: an ended run keeps one checkpoint, its final weights."""
+        self.save(state, step, wait=True)
+        for earlier in self.manager.all_steps():
+            if earlier != step:
+                self.manager.delete(earlier)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable state, laid out as `like` (shapes, dtypes, shardings); None if there is none."""

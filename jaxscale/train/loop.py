@@ -1,7 +1,7 @@
 """Train one run to its end: restore, dispatch, watch, save, validate, and write down how it ended.
 
-The loop keeps one dispatch in flight and reads its metrics while the next one runs. It stops at whole
-logging intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve
+The dispatches of a logging interval are queued without waiting; their metrics are read at its end. It stops at
+whole logging intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve
 agrees to the bit on the same devices and thread count.
 """
 
@@ -181,7 +181,7 @@ class _Trainer:
                     saved_at = time.perf_counter()
                 if stop:
                     raise Preempted(f"run {self.spec.run_id} saved at step {step} of {self.spec.steps}")
-        checkpoints.save(state, self.spec.steps, wait=True)
+        checkpoints.finish(state, self.spec.steps)
         return state, last_loss, ""
 
     def _intervals(self, state: TrainState, step: int) -> Iterator[tuple[TrainState, int, np.ndarray, np.ndarray]]:

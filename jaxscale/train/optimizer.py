@@ -3,7 +3,9 @@
 Everything a sweep varies (rates, decay, epsilon, horizon) is traced, so cells that share shapes share one
 compiled program. One group per distinct `Rule`; its update is
 
-    p -= lr(step) * lr_rule * (m_hat / (sqrt(v_hat) + eps * eps_rule) + lambda * decay_rule * p)
+    p -= lr(step) * lr_rule * k * (m_hat / (sqrt(v_hat) + eps * eps_rule) + lambda * decay_rule * p)
+
+with k = embed_lr for the table, head_lr for an untied head, else 1: k multiplies their decay too.
 """
 
 from __future__ import annotations
