@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
@@ -164,9 +164,10 @@ class _Pool:
 
     def _pump(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            if line.startswith("{") and line.endswith("}\n"):  # a kill may tear the last line
-                self.events.put((worker, json.loads(line)))
+        with worker.process.stdout as stream:
+            for line in stream:
+                if line.startswith("{") and line.endswith("}\n"):  # a kill may tear the last line
+                    self.events.put((worker, json.loads(line)))
         worker.process.wait()
         self.events.put((worker, None))
 
@@ -199,6 +200,7 @@ class _Pool:
     def _bury(self, worker: _Worker) -> None:
         """A worker has ended: put its cell back or give it up, and start another if cells wait."""
         del self.workers[worker.index]
+        _close(worker)
         if not worker.ready:
             raise VerdictError(f"worker {worker.index} did not start: {_last_words(worker)}; see {worker.log}")
         if worker.cell is not None:
@@ -225,6 +227,7 @@ class _Pool:
                 worker.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
+            _close(worker)
         self.workers.clear()
 
 
@@ -236,6 +239,13 @@ def _environment(pinned: bool) -> dict[str, str]:
     flags = [flag for flag in given if "host_platform_device_count" not in flag]
     flags.append("--xla_cpu_multi_thread_eigen=false")
     return {**os.environ, **CPU_ENVIRONMENT, "XLA_FLAGS": " ".join(flags)}
+
+
+def _close(worker: _Worker) -> None:
+    """Close this end of an ended worker's input; what was still in it is of no use to anybody."""
+    assert worker.process.stdin is not None
+    with suppress(BrokenPipeError):
+        worker.process.stdin.close()
 
 
 def _last_words(worker: _Worker) -> str:
