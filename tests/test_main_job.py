@@ -18,11 +18,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
-    """A `jaxscale` process in its own group."""
+    """A `jaxscale` process in its own group, which SIGINT reaches also where the suite runs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here a child would ignore too
     return subprocess.Popen(
         [sys.executable, "-m", "jaxscale", *words], cwd=cwd, env=ENVIRONMENT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )  # fmt: skip
 
 
