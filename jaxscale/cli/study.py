@@ -40,6 +40,8 @@ def run(argv: list[str]) -> int:
                           "example: jaxscale run configs/quickstart.py --grid.seeds 2 1")  # fmt: skip
     console = make_console()
     with _hold(options.folder):
+        if not _text_is_here(options.study.data):
+            _build_data(options.study.data, console)  # says which pattern matches nothing
         planned = _write_plan(options.study, options.folder, console)
         print_plan(planned, console)
         if not _train(options.folder, planned, planned.cells, console):
