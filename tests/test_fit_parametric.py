@@ -69,7 +69,7 @@ def test_squares_equals_scipy_least_squares():
     fit = fit_parametric(frame, objective="squares", bootstrap=0)
     design = build_design(frame["N"].to_numpy(), frame["D"].to_numpy(), {})
     y = np.log(frame["loss"].to_numpy())
-    start = design.theta_of({name: np.array([getattr(LAW, name)]) for name in LAW.names})[0]
+    start = design.theta_of({name: np.array([getattr(LAW, name)]) for name in LAW.param_names()})[0]
     reference = optimize.least_squares(
         lambda t: residuals(design.problem, t, y), start, jac=lambda t: -design.jacobian(t), xtol=1e-15,
         ftol=1e-15, gtol=1e-15,
@@ -138,7 +138,7 @@ def test_what_cannot_be_determined_is_a_verdict():
 
 def test_misuse_is_one_sentence():
     wrong = [{"law": "kaplan"}, {"objective": "mae"}, {"delta": -1.0}, {"delta": "1e-3"}]
-    wrong += [{"fix": {"C": 1.0}}, {"fix": {"A": 0.0}}, {"fix": dict.fromkeys(LAW.names, 1.0)}]
+    wrong += [{"fix": {"C": 1.0}}, {"fix": {"A": 0.0}}, {"fix": dict.fromkeys(LAW.param_names(), 1.0)}]
     for options in wrong:
         with pytest.raises(MisuseError):
             fit_parametric(draw_grid(), **options)

@@ -36,7 +36,7 @@ Quantity = Literal["N", "D", "loss"]
 
 def has_surface(fit: Fit) -> bool:
     """Whether the fit is a Chinchilla law, whose loss is known at every (N, D)."""
-    return set(fit.params) == set(Chinchilla.names)
+    return set(fit.params) == set(Chinchilla.param_names())
 
 
 def optimum_at(fit: Fit, quantity: Quantity, C: Array) -> Array | None:
