@@ -1,8 +1,9 @@
 """How much the answer hangs on its worst points: the fit with and without them.
 
 An outlier is a cell whose residual sqrt(w) |r| lies beyond CUT robust deviations (a normal error does so
-once in 2,000) about a robust fit, since squares bend towards their outliers. The k worst are taken out and the law is fitted again; every parameter's shift is given in
-units of its own standard error by the Hessian, so that "five points move B sixfold" is a number.
+once in 2,000) about a robust fit, since squares bend towards their outliers. The k worst are taken out and
+the law is fitted again; every parameter's shift is given in units of its own standard error, so that "five
+points move B sixfold" is a number.
 """
 
 from __future__ import annotations
