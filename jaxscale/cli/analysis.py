@@ -75,6 +75,8 @@ class FitArguments(FitOptions):
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
+    stability: bool = False
+    """Also: the fit without the smallest budgets, and whether they belong to the law."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,22 @@ def fit(argv: list[str]) -> int:
                   "jaxscale fit runs/quickstart --method isoflop --out fit.json")  # fmt: skip
     result = _fit(_read(args.source, args), args)
     _finish(result, args.out)
+    if args.stability:
+        _print_beginning(args)
     fits = result.fits if args.method == "all" else (result,)
     verdicts = [f"{one.method}: {one.verdict}" for one in fits if one.verdict]
     for verdict in verdicts:
         print(f"jaxscale fit: {verdict}", file=sys.stderr)
     return 1 if len(verdicts) == len(fits) else 0
+
+
+def _print_beginning(args: FitArguments) -> None:
+    from jaxscale.fit.beginning import find_beginning
+
+    _keep_programs()
+    law = args.law if args.method != "isoflop" else "chinchilla"
+    rounds, confidence = min(args.bootstrap, 200) or 200, args.confidence
+    print(find_beginning(_read(args.source, args), law=law, bootstrap=rounds, confidence=confidence, seed=args.seed))
 
 
 def forecast(argv: list[str]) -> int:
@@ -192,7 +205,7 @@ def _options(args: FitOptions) -> dict[str, Any]:
     if args.method == "envelope":
         raise MisuseError("method envelope reads training curves and is not available; "
                           "use isoflop, parametric or all")  # fmt: skip
-    defaults = {field.name: field.default for field in fields(FitOptions)}
+    defaults = {field.name: field.default for field in fields(args)}
     options = {name: getattr(args, name) for name in ("bootstrap", "resample", "confidence", "seed")}
     for method, names in ONLY.items():
         for name in names:
