@@ -30,7 +30,7 @@ from jaxscale.tables import render_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FACTORS", "TOLERANCES", "Flatness", "Valley", "measure_flatness", "valley_of"]
+__all__ = ["FACTORS", "TOLERANCES", "Flatness", "Valley", "measure_flatness", "measured_valley", "valley_of"]
 
 FACTORS = (0.5, 0.8, 1.25, 2.0)
 """Sizes over the optimal one at which the penalty is told."""
@@ -140,7 +140,7 @@ def measure_flatness(
                 raise MisuseError(f"{name}: {value:g} must be finite and above 0")
     rows, notes = [], []
     for one in answered(fit):
-        valley, words = _valley(one)
+        valley, words = measured_valley(one)
         notes += words
         drawn = _drawn_valley(one)
         for C in [float(C) for C in flops] or _own_budgets(one):
@@ -210,7 +210,7 @@ def _reach(valley: Valley, C: float, tolerance: float, side: float) -> Any:
     return inside
 
 
-def _valley(fit: Fit) -> tuple[Valley, list[str]]:
+def measured_valley(fit: Fit) -> tuple[Valley, list[str]]:
     """The fit's valley, and what to know of it."""
     if has_surface(fit):
         return valley_of(surface(fit), fit.rule), []
