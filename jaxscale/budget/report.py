@@ -79,7 +79,7 @@ class Budget:
 
 def _show(row: Row) -> str:
     if row.unit in ("params", "tokens"):
-        return format_count(row.value)
+        return format_count(row.value, 4)
     return format_flops(row.value, 4) if row.value >= 1e9 else format_number(float(row.value))
 
 
@@ -150,9 +150,10 @@ def _write_rate(sheet: _Sheet, given: Mapping[str, float], chip: str | None) -> 
         if "mfu" in given:
             raise MisuseError(f"mfu is a share of a chip's peak; name the chip ({', '.join(CHIPS)}) or give flops_per_s")
         return None
-    if {"flops", "chips", "days"} <= given.keys():
+    known = "flops" in given or {"params", "tokens"} <= given.keys()
+    if known and {"chips", "days"} <= given.keys():
         if "mfu" in given:
-            raise MisuseError("flops, chips, days and mfu: each follows from the other three; leave one out")
+            raise MisuseError("the training FLOPs, chips, days and mfu: each follows from the other three; leave one out")
         return None
     peak = sheet.write("peak rate", CHIPS[chip], "FLOP/s a chip", f"{chip}, dense bf16, data sheet", "given")
     mfu = given.get("mfu", ASSUMED_UTILIZATION)
@@ -281,7 +282,7 @@ def _write_price(sheet: _Sheet, given: Mapping[str, float], C: float, rate: floa
     if "price_per_chip_hour" in given:
         price = given["price_per_chip_hour"]
         words = f"chip-hours x price = {hours:.4g} x {price:g}"
-        sheet.write("cost", arithmetic.cost(hours, price), "of the price's currency", words)
+        sheet.write("cost", arithmetic.cost(hours, price), "in the price's currency", words)
     watts = given.get("watts_per_chip", CHIP_WATTS.get(chip or ""))
     if watts is None:
         if "pue" in given or "carbon_g_per_kwh" in given:
