@@ -115,7 +115,7 @@ def lowest_spend(law: Law, loss: float, limits: Limits = NONE, rule: FlopRule = 
 
     def tokens(x: Any) -> Any:
         D = _tokens_to_reach(law, loss, np.exp(x))
-        return np.where(D <= limits.max_tokens, D, np.inf)
+        return np.where(limits.max_tokens < D, np.inf, D)
 
     def train(x: Any) -> Any:
         return rule.flops(np.exp(x), tokens(x))
@@ -191,5 +191,3 @@ def _shape(law: Law) -> tuple[int, ...]:
     inner = _shape(law.law) if isinstance(law, Repeated) else ()
     own = [np.shape(value) for value in law.params.values() if not isinstance(value, Law)]
     return np.broadcast_shapes(inner, *own)
-
-

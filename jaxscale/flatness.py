@@ -138,13 +138,20 @@ def measure_flatness(
         for value in values:
             if not (np.isfinite(value) and value > 0):
                 raise MisuseError(f"{name}: {value:g} must be finite and above 0")
-    rows, notes = [], []
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     for one in answered(fit):
-        valley, words = measured_valley(one)
+        try:
+            valley, words = measured_valley(one)
+        except VerdictError as error:  # one of several methods without curves is a note, the only one a verdict
+            notes.append(str(error))
+            continue
         notes += words
         drawn = _drawn_valley(one)
         for C in [float(C) for C in flops] or _own_budgets(one):
             rows += list(_rows(one, valley, drawn, C, factors, tolerances))
+    if not rows:
+        raise VerdictError("; ".join(notes))
     return Flatness(tuple(rows), answered(fit)[0].confidence, tuple(notes))
 
 
@@ -156,27 +163,40 @@ def _own_budgets(fit: Fit) -> list[float]:
 def _rows(
     fit: Fit, valley: Valley, drawn: Valley | None, C: float, factors: Sequence[float], tolerances: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
-    best, head = valley.best(C), {"method": fit.method, "C": C}
+    head = {"method": fit.method, "C": C}
     if drawn is not None:
-        chosen = np.log(best.N / drawn.best(C).N)
-        lost = drawn.across(C, chosen) - drawn.best(C).loss
-        yield {**head, "kind": "off", "factor": None, **_place(valley, C, best.N), "penalty_nats": 0.0, "penalty": 0.0,
-               "compute_factor": 1.0, "penalty_nats_interval": list(percentile_interval(lost, fit.confidence))}  # fmt: skip
+        yield head | _fit_error(valley, drawn, C, fit.confidence)
     for factor in factors:
-        loss = float(valley.across(C, np.log(factor)))
-        yield {**head, "kind": "off", "factor": float(factor), **_place(valley, C, best.N * factor),
-               "penalty_nats": loss - float(best.loss), "penalty": loss / float(best.loss) - 1,
-               "compute_factor": C / float(valley.compute(loss)),
-               "penalty_nats_interval": _penalty_interval(drawn, C, factor, fit.confidence)}  # fmt: skip
+        yield head | _off_by(valley, drawn, C, factor, fit.confidence)
     for tolerance in tolerances:
-        low, high = (float(_reach(valley, C, tolerance, side)) for side in (-1.0, 1.0))
-        lower, upper = (float(best.N * np.exp(x)) for x in (low, high))
-        yield {**head, "kind": "range", "tolerance": float(tolerance), "N_low": lower, "N_high": upper,
-               "low": float(np.exp(low)), "high": float(np.exp(high)),
-               "tokens_per_param_low": float(valley.rule.tokens(C, upper) / upper),
-               "tokens_per_param_high": float(valley.rule.tokens(C, lower) / lower),
-               "low_interval": _reach_interval(drawn, C, tolerance, -1.0, fit.confidence),
-               "high_interval": _reach_interval(drawn, C, tolerance, 1.0, fit.confidence)}  # fmt: skip
+        yield head | _within(valley, drawn, C, tolerance, fit.confidence)
+
+
+def _fit_error(valley: Valley, drawn: Valley, C: float, confidence: float) -> dict[str, Any]:
+    """What the fit's own N_opt loses where the truth is another bootstrap round."""
+    N = valley.best(C).N
+    lost = drawn.across(C, np.log(N / drawn.best(C).N)) - drawn.best(C).loss
+    return {"kind": "off", "factor": None, **_place(valley, C, N), "penalty_nats": 0.0, "penalty": 0.0,
+            "compute_factor": 1.0, "penalty_nats_interval": list(percentile_interval(lost, confidence))}  # fmt: skip
+
+
+def _off_by(valley: Valley, drawn: Valley | None, C: float, factor: float, confidence: float) -> dict[str, Any]:
+    best, loss = valley.best(C), float(valley.across(C, np.log(factor)))
+    return {"kind": "off", "factor": float(factor), **_place(valley, C, best.N * factor),
+            "penalty_nats": loss - float(best.loss), "penalty": loss / float(best.loss) - 1,
+            "compute_factor": C / float(valley.compute(loss)),
+            "penalty_nats_interval": _penalty_interval(drawn, C, factor, confidence)}  # fmt: skip
+
+
+def _within(valley: Valley, drawn: Valley | None, C: float, tolerance: float, confidence: float) -> dict[str, Any]:
+    low, high = (float(_reach(valley, C, tolerance, side)) for side in (-1.0, 1.0))
+    N_low, N_high = (float(valley.best(C).N * np.exp(x)) for x in (low, high))
+    return {"kind": "range", "tolerance": float(tolerance), "N_low": N_low, "N_high": N_high,
+            "low": float(np.exp(low)), "high": float(np.exp(high)),
+            "tokens_per_param_low": _place(valley, C, N_high)["tokens_per_param"],
+            "tokens_per_param_high": _place(valley, C, N_low)["tokens_per_param"],
+            "low_interval": _reach_interval(drawn, C, tolerance, -1.0, confidence),
+            "high_interval": _reach_interval(drawn, C, tolerance, 1.0, confidence)}  # fmt: skip
 
 
 def _place(valley: Valley, C: float, N: Any) -> dict[str, float]:
@@ -224,8 +244,10 @@ def measured_valley(fit: Fit) -> tuple[Valley, list[str]]:
         return loss + measured * (loss - loss_law.E) * np.square(x)
 
     low, high = min(curvature.values()), max(curvature.values())
-    words = (f"{fit.method}: parabolas in log N, trustworthy within the sizes trained; off the measured budgets the "
-             f"curvature over L - E is their median, {share:.3g} (they span {low:.3g} to {high:.3g}); no intervals")
+    words = (
+        f"{fit.method}: parabolas in log N, trustworthy within the sizes trained; off the measured budgets the "
+        f"curvature over L - E is their median, {share:.3g} (they span {low:.3g} to {high:.3g}); no intervals"
+    )
     return Valley(fit.predict_optimum, across, loss_law.compute, fit.rule), [words]
 
 

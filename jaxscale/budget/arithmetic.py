@@ -1,8 +1,8 @@
 """What compute is made of and what it costs; every unit is in a name.
 
-    C = chips x days x 86400 x FLOP/s achieved by a chip       achieved = peak x MFU
-    C = k N^p D                                                 6 N D by default (Kaplan et al. 2020)
-    energy = chip-hours x watts / 1000 x PUE,  carbon = energy x g CO2e a kWh    (Touvron et al. 2023, section 6)
+C = chips x days x 86400 x FLOP/s achieved by a chip       achieved = peak x MFU
+C = k N^p D                                                 6 N D by default (Kaplan et al. 2020)
+energy = chip-hours x watts / 1000 x PUE,  carbon = energy x g CO2e a kWh    (Touvron et al. 2023, section 6)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.fit.result import Fit, Fits, without_nan
-from jaxscale.fitted import answered
+from jaxscale.fitted import answered, has_surface, surface
 from jaxscale.format import format_count, format_flops
 from jaxscale.laws import SIX_ND
 from jaxscale.tables import render_table
@@ -38,12 +38,12 @@ class KnownModel:
 
 KNOWN_MODELS = (
     KnownModel("GPT-3", 174.6e9, 300e9, 3.14e23, "6 N D", "Brown et al. 2020, arXiv 2005.14165, table D.1"),
-    KnownModel("Gopher", 280e9, 300e9, 5.76e23, "all operations", "Rae et al. 2021; Hoffmann et al. 2022, section 4"),
+    KnownModel("Gopher", 280e9, 300e9, 5.76e23, "their own count", "Rae et al. 2021; Hoffmann et al. 2022, section 4"),
     KnownModel("Chinchilla", 70e9, 1.4e12, 5.76e23, "Gopher's budget", "Hoffmann et al. 2022, arXiv 2203.15556"),
     KnownModel("PaLM", 540.35e9, 780e9, None, "", "Chowdhery et al. 2022, arXiv 2204.02311, table 1"),
     KnownModel("LLaMA 65B", 65.2e9, 1.4e12, None, "", "Touvron et al. 2023, arXiv 2302.13971, table 2"),
     KnownModel("Llama 2 70B", 70e9, 2.0e12, None, "", "Touvron et al. 2023, arXiv 2307.09288, table 1"),
-    KnownModel("Llama 3 405B", 405e9, 15.6e12, 3.8e25, "6 N D", "Grattafiori et al. 2024, arXiv 2407.21783, section 1"),
+    KnownModel("Llama 3 405B", 405e9, 15.6e12, 3.8e25, "equals 6 N D", "Grattafiori et al. 2024, arXiv 2407.21783"),
     KnownModel("Qwen2.5 72B", 72.7e9, 18e12, None, "", "Qwen 2024, arXiv 2412.15115, section 3.1"),
     KnownModel("DeepSeek-V3", 37e9, 14.8e12, None, "N active of 671B", "DeepSeek-AI 2024, arXiv 2412.19437, abstract"),
 )  # fmt: skip
@@ -98,6 +98,6 @@ def compare_models(fit: Fit | Fits | None = None, models: Sequence[KnownModel] =
 
 
 def _optimum(fit: Fit, C: float) -> dict[str, Any]:
-    best = fit.predict_optimum(C)
+    best = surface(fit).optimum(C, fit.rule) if has_surface(fit) else fit.predict_optimum(C)
     N, D = float(best.N), float(best.D)
     return {"method": fit.method, "N_opt": N, "D_opt": D, "tokens_per_param_opt": D / N}

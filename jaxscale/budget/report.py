@@ -1,7 +1,8 @@
 """What is given of a budget -> everything that follows from it, each number with its formula.
 
-FLOPs come from one of three: given, chips x days x rate, or N and D. The rest follows; what is missing or said
-twice is one sentence. Assumptions (utilization, watts, PUE, carbon intensity) are rows of their own.
+FLOPs come from one of four: given, chips x days x rate, N and D, or money, price and rate. The rest follows;
+what is missing or said twice is one sentence. Assumptions (utilization, watts, PUE, carbon intensity) are rows
+of their own.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ class Budget:
 def _show(row: Row) -> str:
     if row.unit in ("params", "tokens"):
         return format_count(row.value, 4)
+    if row.value < 1e9 and row.value == round(row.value):
+        return f"{row.value:.0f}"
     return format_flops(row.value, 4) if row.value >= 1e9 else format_number(float(row.value))
 
 
@@ -107,15 +110,17 @@ def calculate_budget(
     token_law: tuple[float, float] | None = None,
     rounded_law: tuple[float, float] | None = None,
     price_per_chip_hour: float | None = None,
+    money: float | None = None,
     watts_per_chip: float | None = None,
     pue: float | None = None,
     carbon_g_per_kwh: float | None = None,
     rule: FlopRule = SIX_ND,
 ) -> Budget:
-    """Everything that follows from what is given; chips and rates are those of one chip where they are rates.
+    """Everything that follows from what is given; a rate, a price and a power are those of one chip.
 
-    token_law (A, alpha): D = A C^alpha, N by the rule; rounded_law: the same law as it is printed elsewhere.
-    MisuseError where C is missing, given twice, or a quantity cannot be had from the rest.
+    money: what the chip-hours may cost, in the currency of the price. token_law (A, alpha): D = A C^alpha, N by
+    the rule; rounded_law: the same law as it is printed elsewhere. MisuseError where C is missing,
+    given twice, or a quantity cannot be had from the rest.
 
     >>> calculate_budget(chips=100, days=30, flops_per_s=210e12)["training FLOPs"]
     5.4432e+22
@@ -148,12 +153,16 @@ def _write_rate(sheet: _Sheet, given: Mapping[str, float], chip: str | None) -> 
         return rate
     if chip is None:
         if "mfu" in given:
-            raise MisuseError(f"mfu is a share of a chip's peak; name the chip ({', '.join(CHIPS)}) or give flops_per_s")
+            raise MisuseError(
+                f"mfu is a share of a chip's peak; name the chip ({', '.join(CHIPS)}) or give flops_per_s"
+            )
         return None
     known = "flops" in given or {"params", "tokens"} <= given.keys()
     if known and {"chips", "days"} <= given.keys():
         if "mfu" in given:
-            raise MisuseError("the training FLOPs, chips, days and mfu: each follows from the other three; leave one out")
+            raise MisuseError(
+                "the training FLOPs, chips, days and mfu: each follows from the other three; leave one out"
+            )
         return None
     peak = sheet.write("peak rate", CHIPS[chip], "FLOP/s a chip", f"{chip}, dense bf16, data sheet", "given")
     mfu = given.get("mfu", ASSUMED_UTILIZATION)
@@ -165,7 +174,9 @@ def _write_rate(sheet: _Sheet, given: Mapping[str, float], chip: str | None) -> 
 def _write_mfu(sheet: _Sheet, rate: float, chip: str) -> None:
     peak = sheet.write("peak rate", CHIPS[chip], "FLOP/s a chip", f"{chip}, dense bf16, data sheet", "given")
     if rate > peak:
-        raise MisuseError(f"flops_per_s: {rate:.4g} is above the peak of {chip}, {peak:.4g}; check chips, days and FLOPs")
+        raise MisuseError(
+            f"flops_per_s: {rate:.4g} is above the peak of {chip}, {peak:.4g}; check chips, days and FLOPs"
+        )
     sheet.write("utilization", rate / peak, "of peak", f"rate / peak = {rate:.4g} / {peak:.4g}")
 
 
@@ -175,15 +186,18 @@ def _write_flops(sheet: _Sheet, given: Mapping[str, float], rate: float | None, 
         "flops": "flops" in given,
         "chips x days x rate": rate is not None and {"chips", "days"} <= given.keys(),
         "params and tokens": {"params", "tokens"} <= given.keys(),
+        "money": "money" in given,
     }
     found = [name for name, there in sources.items() if there]
     if len(found) > 1:
         raise MisuseError(f"{' and '.join(found)} each fix the training FLOPs; leave one of them out")
     if not found:
-        raise MisuseError(f"the training FLOPs do not follow from {', '.join(given) or 'nothing'}; give flops, or chips "
-                          "and days with a chip or flops_per_s, or params and tokens")  # fmt: skip
+        raise MisuseError(f"the training FLOPs do not follow from {', '.join(given) or 'nothing'}; give flops, or "
+                          "chips and days with a chip or flops_per_s, or params and tokens")  # fmt: skip
     if found == ["flops"]:
         C = sheet.write("training FLOPs", given["flops"], "FLOPs", "", "given")
+    elif found == ["money"]:
+        C = _flops_for(sheet, given, rate)
     elif rate is not None and "chips" in given and "days" in given:
         C = arithmetic.flops_from_chips(given["chips"], given["days"], rate)
         words = f"chips x days x 86400 x rate = {given['chips']:g} x {given['days']:g} x 86400 x {rate:.4g}"
@@ -193,6 +207,18 @@ def _write_flops(sheet: _Sheet, given: Mapping[str, float], rate: float | None, 
         sheet.write("training FLOPs", C, "FLOPs", f"{_say(rule)} = {_say(rule, given['params'], given['tokens'])}")
     sheet.write("PF-days", arithmetic.pf_days(C), "PF-days", f"C / (1e15 x 86400) = {C:.4g} / 8.64e19")
     return C
+
+
+def _flops_for(sheet: _Sheet, given: Mapping[str, float], rate: float | None) -> float:
+    """C that the money pays for."""
+    if rate is None or "price_per_chip_hour" not in given:
+        raise MisuseError("money: needs price_per_chip_hour and a rate; give them, and a chip or flops_per_s")
+    money, price = given["money"], given["price_per_chip_hour"]
+    sheet.write("money", money, "in the price's currency", "", "given")
+    C = money / arithmetic.price_per_flop(price, rate)
+    return sheet.write(
+        "training FLOPs", C, "FLOPs", f"money / price x 3600 x rate = {money:g} / {price:g} x 3600 x {rate:.4g}"
+    )
 
 
 def _write_time(
@@ -220,7 +246,9 @@ def _write_time(
     elif days and not chips:
         words = f"C / (days x 86400 x rate) = {C:.4g} / ({days:g} x 86400 x {rate:.4g})"
         sheet.write("chips", arithmetic.chips_for(C, days, rate), "chips", words)
-    sheet.write("chip-hours", arithmetic.chip_hours(C, rate), "hours", f"C / (rate x 3600) = {C:.4g} / {rate:.4g} / 3600")
+    sheet.write(
+        "chip-hours", arithmetic.chip_hours(C, rate), "hours", f"C / (rate x 3600) = {C:.4g} / {rate:.4g} / 3600"
+    )
     return rate
 
 
@@ -290,7 +318,9 @@ def _write_price(sheet: _Sheet, given: Mapping[str, float], C: float, rate: floa
                               f"{chip or 'this chip'} is not published, known are {', '.join(CHIP_WATTS)}")  # fmt: skip
         return
     own = "watts_per_chip" in given
-    sheet.write("power", watts, "W a chip", "" if own else f"{chip}, the most it may draw", "given" if own else "assumed")
+    sheet.write(
+        "power", watts, "W a chip", "" if own else f"{chip}, the most it may draw", "given" if own else "assumed"
+    )
     pue = given.get("pue", ASSUMED_PUE)
     sheet.write("PUE", pue, "", "meter over machines", "given" if "pue" in given else "assumed")
     kwh = arithmetic.energy_kwh(hours, watts, pue)

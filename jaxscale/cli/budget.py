@@ -47,6 +47,8 @@ class BudgetArguments:
     """The same law as it is printed elsewhere, to see what rounding does."""
     price: float | None = None
     """Price of a chip-hour."""
+    money: float | None = None
+    """What the chip-hours may cost, instead of --flops; with --price and a rate."""
     watts: float | None = None
     """Watts a chip; the chip's most is assumed where it is published."""
     pue: float | None = None
@@ -86,9 +88,12 @@ class BudgetArguments:
 
 
 SUPPLY = ("flops", "chips", "days", "tflops", "chip", "mfu", "params", "tokens", "token_law", "token_law_rounded",
-          "price", "watts", "pue", "carbon")  # fmt: skip
+          "price", "money", "watts", "pue", "carbon")  # fmt: skip
 WITH_FIT = ("loss", "max_params", "max_tokens", "unique_tokens", "r_d", "r_n", "deadline_days", "served_tokens",
             "serving_ratio", "serve_tflops", "serve_price")  # fmt: skip
+
+
+NO_SIZE: dict[str, Any] = {"params": None, "tokens": None, "token_law": None, "rounded_law": None, "money": None}
 
 
 def budget(argv: list[str]) -> int:
@@ -146,7 +151,9 @@ def _refuse_without_fit(args: BudgetArguments) -> None:
 
 def _deadline_only(args: BudgetArguments) -> bool:
     """Whether the chips are there for the deadline or a price, and no other budget is given."""
-    return not any((args.flops, args.days, args.params, args.tokens)) and any((args.deadline_days, args.loss))
+    return not any((args.flops, args.days, args.params, args.tokens, args.money)) and any(
+        (args.deadline_days, args.loss)
+    )
 
 
 def _sheet(args: BudgetArguments, fit: Fit | Fits | None, **other: Any) -> Any:
@@ -159,11 +166,11 @@ def _sheet(args: BudgetArguments, fit: Fit | Fits | None, **other: Any) -> Any:
         "flops": args.flops, "chips": args.chips, "days": args.days,
         "flops_per_s": None if args.tflops is None else args.tflops * 1e12, "chip": args.chip, "mfu": args.mfu,
         "params": args.params, "tokens": args.tokens, "token_law": args.token_law,
-        "rounded_law": args.token_law_rounded, "price_per_chip_hour": args.price, "watts_per_chip": args.watts,
-        "pue": args.pue, "carbon_g_per_kwh": args.carbon,
+        "rounded_law": args.token_law_rounded, "price_per_chip_hour": args.price, "money": args.money,
+        "watts_per_chip": args.watts, "pue": args.pue, "carbon_g_per_kwh": args.carbon,
     }  # fmt: skip
     rule = fit.rule if isinstance(fit, Fit) and fit.verdict is None else SIX_ND
-    return calculate_budget(rule=rule, **{**given, **other})  # type: ignore[arg-type]
+    return calculate_budget(rule=rule, **{**given, **other})
 
 
 def _constrained(args: BudgetArguments, fit: Fit | Fits, C: float | None) -> Any:
@@ -173,7 +180,7 @@ def _constrained(args: BudgetArguments, fit: Fit | Fits, C: float | None) -> Any
         fit, flops=C if args.loss is None else None, loss=args.loss, max_params=args.max_params,
         max_tokens=args.max_tokens, unique_tokens=args.unique_tokens, R_D=args.r_d, R_N=args.r_n,
         max_train_flops=_deadline_flops(args), served_tokens=args.served_tokens,
-        serving_ratio=_serving_ratio(args),
+        serving_ratio=_serving_ratio(args), price_per_flop=_training_price(args),
     )  # fmt: skip
 
 
@@ -183,9 +190,7 @@ def _deadline_flops(args: BudgetArguments) -> float | None:
         return None
     if args.chips is None or (args.tflops is None and args.chip is None):
         raise MisuseError("--deadline-days needs the chips: give --chips and --tflops or --chip")
-    found = _sheet(args, None, flops=None, params=None, tokens=None, token_law=None, rounded_law=None,
-                   days=args.deadline_days)  # fmt: skip
-    return float(found["training FLOPs"])
+    return float(_sheet(args, None, **{**NO_SIZE, "flops": None, "days": args.deadline_days})["training FLOPs"])
 
 
 def _serving_ratio(args: BudgetArguments) -> float | None:
@@ -198,8 +203,21 @@ def _serving_ratio(args: BudgetArguments) -> float | None:
         raise MisuseError("--serving-ratio and --serve-tflops or --serve-price say the same; leave one out")
     if args.tflops is None and args.chip is None:
         raise MisuseError("--serve-tflops and --serve-price are read beside training: give --tflops or --chip")
-    training = _sheet(args, None, flops=1e20, chips=None, days=None, params=None, tokens=None, token_law=None,
-                      rounded_law=None)["achieved rate"]  # fmt: skip
+    training = _rate(args)
     price = args.price or 1.0
     serve_rate = training if args.serve_tflops is None else args.serve_tflops * 1e12
     return price_per_flop(args.serve_price or price, serve_rate) / price_per_flop(price, training)
+
+
+def _training_price(args: BudgetArguments) -> float | None:
+    """Price of a training FLOP, where a price and a rate are given."""
+    from jaxscale.budget import price_per_flop
+
+    if args.price is None or (args.tflops is None and args.chip is None):
+        return None
+    return price_per_flop(args.price, _rate(args))
+
+
+def _rate(args: BudgetArguments) -> float:
+    """FLOP/s that a chip achieves in training."""
+    return float(_sheet(args, None, **{**NO_SIZE, "flops": 1.0, "chips": None, "days": None})["achieved rate"])
