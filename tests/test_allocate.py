@@ -42,11 +42,11 @@ def test_a_cap_above_the_optimum_does_not_bind(law, rule):
 def test_a_binding_cap_is_met_and_all_flops_are_spent(law, rule):
     free = law.optimum(1e22, rule)
     capped = lowest_loss(law, 1e22, Limits(max_params=free.N / 5), rule)
-    assert capped.N == pytest.approx(free.N / 5, rel=1e-12)
-    assert capped.D == pytest.approx(rule.tokens(1e22, free.N / 5), rel=1e-12)
+    assert pytest.approx(free.N / 5, rel=1e-12) == capped.N
+    assert pytest.approx(rule.tokens(1e22, free.N / 5), rel=1e-12) == capped.D
     few = lowest_loss(law, 1e22, Limits(max_tokens=free.D / 5), rule)
-    assert few.D == pytest.approx(free.D / 5, rel=1e-9)
-    assert few.N == pytest.approx(rule.params(1e22, free.D / 5), rel=1e-9)
+    assert pytest.approx(free.D / 5, rel=1e-9) == few.D
+    assert pytest.approx(rule.params(1e22, free.D / 5), rel=1e-9) == few.N
     late = lowest_loss(law, 1e22, Limits(max_train_flops=1e21), rule)
     assert pytest.approx(law.optimum(1e21, rule).N, rel=1e-6) == late.N
 
@@ -82,7 +82,7 @@ def test_the_cheapest_way_to_the_best_loss_is_the_budget(law, name):
     best = lowest_loss(law, C, limits)
     cheapest = lowest_spend(law, float(best.loss), limits)
     assert limits.lifetime_flops(cheapest.N, cheapest.D) == pytest.approx(C, rel=1e-6)
-    assert cheapest.N == pytest.approx(best.N, rel=1e-3)
+    assert pytest.approx(best.N, rel=1e-3) == cheapest.N
 
 
 def test_sardanas_first_figure():
@@ -95,15 +95,15 @@ def test_sardanas_first_figure():
     served = Limits(served_tokens=2e12)
     plan = lowest_spend(law, law.loss(N, D), served)
     before, after = served.lifetime_flops(N, D), served.lifetime_flops(plan.N, plan.D)
-    assert plan.N == pytest.approx(7e9, rel=0.01)
+    assert pytest.approx(7e9, rel=0.01) == plan.N
     assert before - after == pytest.approx(1.7e22, rel=0.01)
     assert 1 - after / before == pytest.approx(0.17, abs=0.005)
 
 
 def test_serving_next_to_nothing_is_training_alone():
     free = EPOCH.optimum(1e22)
-    assert lowest_loss(EPOCH, 1e22, Limits(served_tokens=1.0)).N == pytest.approx(free.N, rel=1e-6)
-    assert lowest_spend(EPOCH, float(free.loss), Limits(served_tokens=1.0)).N == pytest.approx(free.N, rel=1e-6)
+    assert pytest.approx(free.N, rel=1e-6) == lowest_loss(EPOCH, 1e22, Limits(served_tokens=1.0)).N
+    assert pytest.approx(free.N, rel=1e-6) == lowest_spend(EPOCH, float(free.loss), Limits(served_tokens=1.0)).N
 
 
 def test_more_served_tokens_mean_smaller_models_and_more_training():
@@ -125,7 +125,7 @@ def test_a_deadline_binds_on_the_way_to_the_cheapest_lifetime():
 def test_unique_data_without_end_are_fresh_data():
     free = EPOCH.optimum(1e22)
     plan = lowest_loss(repeat_data(EPOCH, 1e18, 15.4, 5.3), 1e22)
-    assert plan.N == pytest.approx(free.N, rel=1e-6)
+    assert pytest.approx(free.N, rel=1e-6) == plan.N
     assert plan.loss == pytest.approx(free.loss, rel=1e-12)
 
 
@@ -168,8 +168,8 @@ def test_units_do_not_matter():
     rule, served = FlopRule(k=6e15), Limits(served_tokens=1e11)
     units = Limits(served_tokens=1e2, serving_ratio=1e15)
     plain, other = lowest_loss(EPOCH, 1e22, served), lowest_loss(scaled, 1e22, units, rule)
-    assert other.N * 1e6 == pytest.approx(plain.N, rel=1e-6)
-    assert other.D * 1e9 == pytest.approx(plain.D, rel=1e-6)
+    assert pytest.approx(plain.N, rel=1e-6) == other.N * 1e6
+    assert pytest.approx(plain.D, rel=1e-6) == other.D * 1e9
     assert other.loss == pytest.approx(plain.loss, rel=1e-12)
 
 

@@ -12,7 +12,7 @@ from jaxscale.allocate import Limits
 from jaxscale.fit.result import Fit
 from jaxscale.fit.summary import percentile_interval
 
-__all__ = ["CAPS", "FREE", "Case", "binding_caps", "list_cases", "make_row"]
+__all__ = ["AT_CAP", "CAPS", "FREE", "Case", "binding_caps", "list_cases", "make_row"]
 
 NOTHING = Limits()
 CAPS = ("max_params", "max_tokens", "max_train_flops")

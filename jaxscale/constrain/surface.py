@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxscale.allocate import Limits, Repeated, lowest_loss, lowest_spend, repeat_data
-from jaxscale.constrain.cases import FREE, Case, binding_caps, list_cases, make_row
+from jaxscale.constrain.cases import AT_CAP, FREE, Case, binding_caps, list_cases, make_row
 from jaxscale.errors import VerdictError
 from jaxscale.fit.result import Fit
 from jaxscale.fitted import drawn_surface, surface
@@ -71,9 +71,18 @@ class _Problem:
         binds = binding_caps(case, N, D, float(self.rule.flops(N, D)))
         law = self.on_data(case)
         if isinstance(law, Repeated):
-            repeats, decays = case.U is not None and case.U * (1 + 1e-6) < D, float(law.size) < N
+            repeats, decays = case.U is not None and case.U * (1 + AT_CAP) < D, float(law.size) < N
             binds += ["unique_tokens"] * (repeats or decays)
-        return binds + ["served_tokens"] * (case.limits.served_tokens > 0)
+        return binds + ["served_tokens"] * self._serving_matters(case, plan, binds)
+
+    def _serving_matters(self, case: Case, plan: Optimum, binds: list[str]) -> bool:
+        """Whether the plan would be another without tokens to serve: not where caps alone fix it."""
+        if not case.limits.served_tokens:
+            return False
+        if "flops" not in self.asked:
+            return "max_params" not in binds
+        lifetime = float(case.limits.lifetime_flops(plan.N, plan.D, self.rule))
+        return lifetime > self.asked["flops"] * (1 - AT_CAP)
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # rounds without a plan are NaN and counted
