@@ -30,7 +30,8 @@ from jaxscale.tables import render_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FACTORS", "TOLERANCES", "Flatness", "Valley", "measure_flatness", "measured_valley", "valley_of"]
+__all__ = ["FACTORS", "TOLERANCES", "Flatness", "Valley", "measure_flatness", "measured_valley", "say_beyond",
+           "valley_of"]  # fmt: skip
 
 FACTORS = (0.5, 0.8, 1.25, 2.0)
 """Sizes over the optimal one at which the penalty is told."""
@@ -149,10 +150,18 @@ def measure_flatness(
         notes += words
         drawn = _drawn_valley(one)
         for C in [float(C) for C in flops] or _own_budgets(one):
-            rows += list(_rows(one, valley, drawn, C, factors, tolerances))
+            mine = list(_rows(one, valley, drawn, C, factors, tolerances))
+            rows += mine
+            for row in mine if not has_surface(one) else ():
+                sizes = [row["factor"]] if row["kind"] == "off" else [row["low"], row["high"]]
+                notes += say_beyond(one, _name_row(row), sizes)
     if not rows:
         raise VerdictError("; ".join(notes))
-    return Flatness(tuple(rows), answered(fit)[0].confidence, tuple(notes))
+    return Flatness(tuple(rows), answered(fit)[0].confidence, tuple(dict.fromkeys(notes)))
+
+
+def _name_row(row: dict[str, Any]) -> str:
+    return f"off by {row['factor']:g}" if row["kind"] == "off" else f"{100 * row['tolerance']:g}% at {row['C']:.3g}"
 
 
 def _own_budgets(fit: Fit) -> list[float]:
@@ -270,6 +279,24 @@ def measure_curvature(fit: Fit) -> dict[float, float]:
         raise VerdictError(f"{fit.method} fit: it keeps no curve that opens upward, so flatness is not known; "
                            "fit with --method parametric, or again with --method isoflop")  # fmt: skip
     return found
+
+
+def say_beyond(fit: Fit, what: str, factors: Sequence[float]) -> list[str]:
+    """A word where sizes over the optimal one leave those that an isoflop fit's curves cover."""
+    ends = [
+        np.divide(curve["window_N"], budget.N_opt)
+        for budget in fit.budgets or () for curve in fit.diagnostics.get("curves") or ()
+        if budget.N_opt is not None and np.isclose(curve["C"], budget.C, rtol=1e-6)
+    ]  # fmt: skip
+    if not ends:
+        return []
+    low, high = np.min(ends), np.max(ends)
+    beyond = [factor for factor in factors if not low <= factor <= high]
+    if not beyond:
+        return []
+    asked = ", ".join(format_factor(factor) for factor in beyond)
+    return [f"{fit.method}: {what} looks at {asked} the optimal size, the curves cover {format_factor(low)} to "
+            f"{format_factor(high)}: there the parabola is a guess"]  # fmt: skip
 
 
 def _second_order(curve: dict[str, Any]) -> float:

@@ -103,6 +103,7 @@ def test_the_utilization_that_a_plan_takes_is_told():
         ({"flops": 1e25, "chips": 8.0, "days": 3.0, "chip": "h100"}, "above the peak of h100"),
         ({"flops": 1e22, "chip": "abacus"}, "chip: 'abacus' is not known"),
         ({"flops": 1e22, "token_law": (0.3, 0.5), "params": 1e9}, "both fix the size"),
+        ({"flops": 1e22, "token_law": (-0.3, 0.5)}, "token_law: -0.3 must be"),
         ({"flops": 1e22, "rounded_law": (0.3, 0.5)}, "beside token_law"),
         ({"flops": 1e22, "pue": 1.2}, "pue: needs chip-hours"),
         ({"flops": 1e22, "chip": "v5e", "carbon_g_per_kwh": 30.0}, "power of v5e is not published"),

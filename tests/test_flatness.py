@@ -7,6 +7,7 @@ import pytest
 from fit_values import fit_of
 from planted import LAW, draw_grid
 
+from jaxscale.constrain import constrain_optimum
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit import Fits, fit_isoflop
 from jaxscale.flatness import measure_curvature, measure_flatness
@@ -131,3 +132,12 @@ def test_tables_and_json_say_the_same():
 def test_a_value_that_is_not_positive_is_misuse(options):
     with pytest.raises(MisuseError, match="must be finite and above 0"):
         measure_flatness(fit_of(LAW), **options)
+
+
+def test_sizes_beyond_the_curves_are_told():
+    fit = fit_isoflop(draw_grid(span=1.5, budgets=4), interpolant="parabola", window=7, bootstrap=0)
+    notes = measure_flatness(fit, factors=[1.25, 2.0], tolerances=[0.001]).notes
+    beyond = [note for note in notes if "the parabola is a guess" in note]
+    assert len(beyond) == 1 and "off by 2 looks at 2x the optimal size" in beyond[0]
+    plans = constrain_optimum(fit, flops=1e20, max_params=LAW.optimum(1e20).N / 4).notes
+    assert any("max_params looks at 0.25x" in note for note in plans)

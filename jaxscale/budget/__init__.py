@@ -14,8 +14,9 @@ from jaxscale.budget.arithmetic import (
     price_per_flop,
     tokens_for,
 )
+from jaxscale.budget.calculate import calculate_budget
 from jaxscale.budget.models import KNOWN_MODELS, KnownModel, compare_models
-from jaxscale.budget.report import Budget, Row, calculate_budget
+from jaxscale.budget.result import Budget, Row
 
 __all__ = [
     "KNOWN_MODELS", "Budget", "KnownModel", "Row", "achieved_flops_per_s", "calculate_budget", "carbon_kg",

@@ -15,7 +15,7 @@ from jaxscale.allocate import Limits
 from jaxscale.constrain.cases import binding_caps, list_cases, make_row
 from jaxscale.errors import VerdictError
 from jaxscale.fit.result import Fit
-from jaxscale.flatness import Valley, measured_valley
+from jaxscale.flatness import Valley, measured_valley, say_beyond
 from jaxscale.laws import FlopRule, Optimum
 
 __all__ = ["plan_line", "refuse_line"]
@@ -50,6 +50,7 @@ def plan_line(fit: Fit, asked: Mapping[str, float]) -> tuple[list[dict[str, Any]
         samples = {"N": np.clip(fit.sample_optimum(C).N, low, high)} if rounds > 1 else {}
         binds = binding_caps(case, float(numbers["N"]), float(numbers["D"]), C)
         rows.append(make_row(fit, case, numbers, samples, binds, asked))
+        notes += say_beyond(fit, case.name, [float(numbers["N"] / valley.best(C).N)])
     return rows, notes
 
 

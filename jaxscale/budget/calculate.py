@@ -7,83 +7,22 @@ of their own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from jaxscale.budget import arithmetic
+from jaxscale.budget.result import Basis, Budget, Row
 from jaxscale.errors import MisuseError
-from jaxscale.format import format_count, format_flops, format_number
 from jaxscale.hardware import ASSUMED_UTILIZATION, CHIP_WATTS, CHIPS
 from jaxscale.laws import SIX_ND, FlopRule, PowerLaw
-from jaxscale.tables import render_table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["ASSUMED_CARBON_G_PER_KWH", "ASSUMED_PUE", "Budget", "Row", "calculate_budget"]
+__all__ = ["ASSUMED_CARBON_G_PER_KWH", "ASSUMED_PUE", "calculate_budget"]
 
 ASSUMED_PUE = 1.1
 """Energy at the meter over that of the machines, as Touvron et al. 2023 (arXiv 2302.13971, section 6) assume."""
 ASSUMED_CARBON_G_PER_KWH = 385.0
 """g CO2e a kWh, the average of the United States in the same section."""
-
-Basis = Literal["given", "computed", "assumed"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number: what it is, its unit, where it comes from."""
-
-    quantity: str
-    value: float
-    unit: str
-    formula: str
-    basis: Basis
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Rows of a budget in the order they follow from each other; to_json has schema jaxscale.budget/1."""
-
-    rows: tuple[Row, ...]
-    schema: str = "jaxscale.budget/1"
-
-    def __getitem__(self, quantity: str) -> float:
-        """A quantity by name; KeyError names those there are."""
-        found = {row.quantity: row.value for row in self.rows}
-        if quantity not in found:
-            raise KeyError(f"{quantity!r} does not follow from what was given; there are {', '.join(found)}")
-        return found[quantity]
-
-    def to_plain(self) -> dict[str, Any]:
-        """The schema's dictionary."""
-        return {"schema": self.schema, "rows": [asdict(row) for row in self.rows]}
-
-    def to_json(self) -> str:
-        """The rows as JSON."""
-        return json.dumps(self.to_plain(), indent=1)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a quantity."""
-        import pandas as pd
-
-        return pd.DataFrame([asdict(row) for row in self.rows])
-
-    def __str__(self) -> str:
-        rows = [(row.quantity, _show(row), row.unit, row.basis, row.formula) for row in self.rows]
-        return render_table("budget", ("quantity", "value", "unit", "", "formula"), rows)
-
-
-def _show(row: Row) -> str:
-    if row.unit in ("params", "tokens"):
-        return format_count(row.value, 4)
-    if row.value < 1e9 and row.value == round(row.value):
-        return f"{row.value:.0f}"
-    return format_flops(row.value, 4) if row.value >= 1e9 else format_number(float(row.value))
 
 
 class _Sheet:
@@ -126,7 +65,8 @@ def calculate_budget(
     5.4432e+22
     """
     given = {name: value for name, value in locals().items() if isinstance(value, int | float)}
-    for name, value in given.items():
+    laws = (("token_law", token_law), ("rounded_law", rounded_law))
+    for name, value in [*given.items(), *((name, value) for name, law in laws for value in law or ())]:
         if not (np.isfinite(value) and value > 0):
             raise MisuseError(f"{name}: {value:g} must be finite and above 0")
     if chip is not None and chip not in CHIPS:
