@@ -5,8 +5,6 @@ What reads a surface L(N, D) (flatness, constrained optima, known models beside 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from jaxscale.errors import MisuseError
@@ -43,11 +41,11 @@ def drawn_surface(fit: Fit) -> Law | None:
     rounds = max((len(values) for values in fit.draws.values()), default=0)
     if rounds < 2:
         return None
-    law = replace(find_law(fit.law)(**fit.params), **{  # type: ignore[type-var]
+    values = {
         name: np.asarray(fit.draws[name]) if name in fit.draws else np.full(rounds, value)
         for name, value in fit.params.items()
-    })  # fmt: skip
-    return _of_fresh_data(law)
+    }
+    return _of_fresh_data(find_law(fit.law)(**values))
 
 
 def _of_fresh_data(law: Law) -> Law:

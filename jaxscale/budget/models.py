@@ -44,7 +44,7 @@ KNOWN_MODELS = (
     KnownModel("LLaMA 65B", 65.2e9, 1.4e12, None, "", "Touvron et al. 2023, arXiv 2302.13971, table 2"),
     KnownModel("Llama 2 70B", 70e9, 2.0e12, None, "", "Touvron et al. 2023, arXiv 2307.09288, table 1"),
     KnownModel("Llama 3 405B", 405e9, 15.6e12, 3.8e25, "equals 6 N D", "Grattafiori et al. 2024, arXiv 2407.21783"),
-    KnownModel("Qwen2.5 72B", 72.7e9, 18e12, None, "", "Qwen 2024, arXiv 2412.15115, section 3.1"),
+    KnownModel("Qwen2.5 72B", 72.7e9, 18e12, None, "", "Qwen 2024, arXiv 2412.15115; N of the model card"),
     KnownModel("DeepSeek-V3", 37e9, 14.8e12, None, "N active of 671B", "DeepSeek-AI 2024, arXiv 2412.19437, abstract"),
 )  # fmt: skip
 

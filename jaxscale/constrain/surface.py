@@ -18,6 +18,8 @@ from jaxscale.laws import MUENNIGHOFF_2023, FlopRule, Kaplan, Law, Optimum
 
 __all__ = ["plan_surface", "say_overfitting"]
 
+ENDLESS_FLOPS = 1e60
+"""A compute nobody will spend."""
 USED_UP = 1e-4
 """Relative gain in loss from twice the compute below which the unique data count as used up."""
 
@@ -95,7 +97,7 @@ def plan_surface(fit: Fit, asked: Mapping[str, float]) -> tuple[list[dict[str, A
     for case in list_cases(asked):
         plan = free if case is FREE else problem.solve(case, free)
         if not np.isfinite(plan.loss):
-            raise VerdictError(_no_plan(case, asked))
+            raise VerdictError(_no_plan(problem, case))
         samples: dict[str, Any] = {}
         if drawn is not None:
             many = free_drawn if case is FREE else drawn.solve(case, free_drawn)
@@ -128,11 +130,15 @@ def _pose_rounds(fit: Fit, asked: Mapping[str, float]) -> _Problem | None:
     return _Problem(law, fit.rule, asked, **decays)
 
 
-def _no_plan(case: Case, asked: Mapping[str, float]) -> str:
-    if "loss" in asked:
-        what = "at any compute" if case is FREE else f"under {case.name} as asked"
-        return f"loss {asked['loss']:g}: no plan reaches it {what}; ask for a higher loss or lift a constraint"
-    return f"flops {asked['flops']:g}: no plan fits under {case.name} as asked; give more FLOPs or lift a constraint"
+def _no_plan(problem: _Problem, case: Case) -> str:
+    """Why there is none, and the lowest loss there is."""
+    if "flops" in problem.asked:
+        return (f"flops {problem.asked['flops']:g}: no plan fits under {case.name} as asked; "
+                "give more FLOPs or lift a constraint")  # fmt: skip
+    what = "at any compute" if case is FREE else f"under {case.name} as asked"
+    lowest = float(lowest_loss(problem.on_data(case), ENDLESS_FLOPS, case.limits, problem.rule).loss)
+    return (f"loss {problem.asked['loss']:g}: no plan reaches it {what}, the lowest is {lowest:.4g}; "
+            "ask for a higher loss or lift a constraint")  # fmt: skip
 
 
 def _say_assumed(fit: Fit, problem: _Problem) -> list[str]:
