@@ -30,6 +30,10 @@ _HOMES = {
     "fit_parametric": "fit",
     "forecast_optimum": "forecast",
     "backtest_fit": "backtest",
+    "calculate_budget": "budget",
+    "compare_models": "budget",
+    "constrain_optimum": "constrain",
+    "measure_flatness": "flatness",
     "write_report": "report",
 }
 
