@@ -104,6 +104,13 @@ class Fit:
         self.require_answer()
         return Chinchilla(**self.params).loss(N, D)
 
+    def sample_loss(self, N: Any, D: Any) -> np.ndarray:
+        """The same for every bootstrap round (rounds,) at one N and D."""
+        if self.method != "parametric":
+            raise MisuseError(f"method {self.method!r} knows the loss at the optimum of C only; use sample_optimum")
+        self.require_answer()
+        return np.asarray(Chinchilla(**{name: np.asarray(values) for name, values in self.draws.items()}).loss(N, D))
+
     def predict_optimum(self, C: Any) -> Optimum:
         """N, D and loss that are optimal at C FLOPs; VerdictError where the fit has no answer."""
         self.require_answer()
@@ -191,10 +198,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fits:
-    """Several methods on the same observations; `weights` (equal) are those of their average."""
+    """Several methods on the same observations; `weights` (equal) are those of their average.
+
+    `agreement`: what `judge_agreement` found between them; None in files of before, or with one answer.
+    """
 
     fits: tuple[Fit, ...]
     weights: tuple[float, ...]
+    agreement: dict[str, Any] | None = None
     schema: str = "jaxscale.fits/1"
 
     def to_json(self) -> str:
@@ -204,7 +215,8 @@ class Fits:
     def to_plain(self) -> dict[str, Any]:
         """The schema's dictionary."""
         fits = [fit.to_plain() for fit in self.fits]
-        return {"schema": self.schema, "fits": fits, "weights": list(self.weights)}
+        agreement = without_nan(self.agreement)
+        return {"schema": self.schema, "fits": fits, "weights": list(self.weights), "agreement": agreement}
 
     @classmethod
     def from_json(cls, path: str | Path) -> Fits:
@@ -218,13 +230,10 @@ class Fits:
         return pd.concat([fit.to_frame().assign(method=fit.method) for fit in self.fits], ignore_index=True)
 
     def __str__(self) -> str:
-        rows = []
-        for fit in self.fits:
-            row: list[Any] = [fit.method]
-            for found in ((fit.exponents or {}).get(key) for key in "ND"):
-                row += [found.value, format_interval(found.interval, format_number)] if found else [None, None]
-            rows.append(row)
-        table = render_table("N_opt ~ C^a, D_opt ~ C^b", ("method", "a", "interval", "b", "interval"), rows)
+        from jaxscale.fit.agreement import describe_agreement, tabulate_exponents
+
+        words = describe_agreement(self.agreement) if self.agreement else []
+        table = "\n".join([tabulate_exponents(self.fits), *words])
         return "\n\n".join([*(str(fit) for fit in self.fits), table])
 
 
