@@ -2,8 +2,9 @@
 
     log L = log A - alpha log C,   log N = log G + a log C        least squares through the lowest runs
 
-The lowest run of every training budget; without budgets every run that none of less or equal compute beats.
-No irreducible loss, no interpolated minimum. Skill is measured against it.
+The lowest run of every training budget; without budgets every run. In both cases only those that none of less
+or equal compute beats: what a person would call the envelope. No irreducible loss, no interpolated minimum.
+Skill is measured against it.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def extend_lowest(split: Split) -> LowestRuns | None:
     cells = split.trained
     if split.corner:
         return None
+    lowest = np.arange(len(cells))
     if len(cells.budget_C):
         inside = [np.flatnonzero(cells.budget == b) for b in range(len(cells.budget_C))]
         lowest = np.array([rows[np.argmin(cells.loss[rows])] for rows in inside])
-    else:
-        lowest = frontier_of(cells)
+    lowest = lowest[frontier_of(cells.take(lowest))]
     if len(lowest) < 2:
         return None
     log_C = np.log(cells.C[lowest])

@@ -75,10 +75,15 @@ class Backtest:
         return "\n".join([*parts, *self.words, *self._verdicts()])
 
     def _verdicts(self) -> Iterator[str]:
+        """The first verdict of every method, law and split, and how many more there are."""
+        silent: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in self.summary:
             if "verdict" in row:
-                yield (f"verdict: {row['method']} ({row['law']}), {row['split']} up to "
-                       f"{format_flops(row['trained_to_C'])}: {row['verdict']}")  # fmt: skip
+                silent.setdefault((row["method"], row["law"], row["split"]), []).append(row)
+        for (method, law, split), rows in silent.items():
+            more = f" (and {len(rows) - 1} more origins)" if len(rows) > 1 else ""
+            to = format_flops(rows[0]["trained_to_C"])
+            yield f"verdict: {method} ({law}), {split} up to {to}{more}: {rows[0]['verdict']}"
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null
@@ -157,6 +162,9 @@ def _show_sum(name: str, row: dict[str, Any]) -> Any:
         return f"{value}/{row['tested']}" if row["tested"] else None
     if name == "compute_factor":
         return format_factor(value)
-    if name in ("bias", "rms_error", "skill"):
-        return format_percent(value) if name == "bias" else format_percent(value).lstrip("+")
+    if name in ("bias", "rms_error"):  # logs: a factor in N, a share of the loss
+        share = format_percent(value) if name == "bias" else format_percent(value).lstrip("+")
+        return format_factor(None if value is None else float(np.exp(value))) if row["quantity"] == "N_opt" else share
+    if name == "skill":
+        return format_percent(value).lstrip("+")
     return format_number(value, 2) if name == "interval_score" else value

@@ -6,8 +6,9 @@
               tried, predict all others: small models and little data foretell the rest (Rosenfeld et al. 2020)
     holdout   fit the whole grid, predict the held-out rows
 
-An optimum can be checked where a budget was measured; where there are no budgets, at the runs above the
-origin that no run of less or equal compute beats. Both lie above the true minimum, the second more.
+An optimum can be checked where a budget was measured at four sizes or more, and at the runs that no run of
+less or equal compute beats (the frontier of all runs, the only way where there are no budgets). A held-out row
+is taken as somebody's optimum. A lowest run lies above the true minimum.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit.cells import Cells, assign_budgets, gather_cells, grid_rows
+from jaxscale.fit.minima import MIN_SIZES
 from jaxscale.format import format_factor
 from jaxscale.runs import Observations
 
@@ -129,16 +131,28 @@ def _roll(obs: Observations, grid: pd.DataFrame, held: pd.DataFrame) -> Iterator
     if number.max() < 0:
         yield from _roll_compute(obs, grid, held)
         return
+    front = _front_places(_gather(obs, grid, held)) | set(zip(held["N"], held["D"], strict=True))
     for k in range(FEWEST_BUDGETS, number.max() + 1):
         targets = _gather(obs, grid[number >= k], held)
-        yield Split("rolling", grid[number < k], _gather(obs, grid[number < k]), targets, _group(targets))
+        optima = tuple((C, inside) for C, inside in _group(targets) if _shows_optimum(targets.take(inside), front))
+        yield Split("rolling", grid[number < k], _gather(obs, grid[number < k]), targets, optima)
+
+
+def _shows_optimum(part: Cells, front: set[tuple[float, float]]) -> bool:
+    """Whether enough sizes were measured, or the lowest run is one of `front`."""
+    lowest = int(np.argmin(part.loss))
+    return len(np.unique(part.N)) >= MIN_SIZES or (part.N[lowest], part.D[lowest]) in front
+
+
+def _front_places(cells: Cells) -> set[tuple[float, float]]:
+    """N and D of the runs that no run of less or equal C beats."""
+    front = cells.take(frontier_of(cells))
+    return set(zip(front.N, front.D, strict=True))
 
 
 def _roll_compute(obs: Observations, grid: pd.DataFrame, held: pd.DataFrame) -> Iterator[Split]:
     """Origins at quantiles of C: the optima are the frontier of all runs above the origin."""
-    everything = _gather(obs, grid, held)
-    front = everything.take(frontier_of(everything))
-    on_front = set(zip(front.N, front.D, strict=True))
+    on_front = _front_places(_gather(obs, grid, held))
     for origin in dict.fromkeys(np.quantile(grid["C"], C_QUANTILES, method="lower")):
         below = grid["C"] <= origin
         if below.all():

@@ -32,7 +32,7 @@ def ratio_bin(ratio: float) -> str:
     if ratio <= 1:
         return "within"
     k = max(int(np.ceil(2 * np.log10(ratio / WIDE) - 1e-9)), 1)
-    return "-".join(f"{10 ** (end / 2):.2g}" if end < 6 else f"{10 ** (end / 2):.0f}" for end in (k - 1, k)) + "x"
+    return "-".join(f"{float(f'{10 ** (end / 2):.2g}'):g}" for end in (k - 1, k)) + "x"
 
 
 def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -135,13 +135,19 @@ def backtest(argv: list[str]) -> int:
     """Fit on the smaller budgets, predict the larger, report the error."""
     args = _parse(BacktestArguments, "backtest", argv, "Fit on less, predict the rest, report the error.",
                   "jaxscale backtest runs/quickstart --split all --ratio 10 --out backtest.json")  # fmt: skip
+    from rich.console import Console
+
     from jaxscale.backtest import backtest_fit
+    from jaxscale.cli.progress import data_progress
 
     obs, options = _read(args.source, args), _options(args)
     if args.method != "all":
         options["methods"] = (args.method,)
     _keep_programs(args.method)
-    result = backtest_fit(obs, split=args.split, ratio=args.ratio, **options)
+    with data_progress(Console(stderr=True)) as bars:
+        task = bars.add_task("splits", total=1.0)
+        options["on_split"] = lambda done, of: bars.update(task, completed=done / of)
+        result = backtest_fit(obs, split=args.split, ratio=args.ratio, **options)
     _finish(result, args.out)
     if not result.rows:
         print(f"jaxscale backtest: no method has an answer on any part of {args.source}", file=sys.stderr)
