@@ -35,6 +35,8 @@ __all__ = ["Answer", "Forecast", "add_run_noise", "average_answer", "forecast_op
 Answer = Fit | Average
 """What predicts an optimum and can draw it again."""
 
+NOISY = 16
+"""Single runs drawn for every bootstrap round."""
 REACH, PER_DECADE = (-8, 16), 16
 """The inverse question looks this many decades of C around its answer, on a grid of that many points each."""
 
@@ -258,19 +260,21 @@ def _say_unreached(method: str, loss: float, C: np.ndarray, interval: Sequence[f
 
 
 def add_run_noise(answer: Answer, losses: np.ndarray) -> np.ndarray:
-    """Losses of single runs (rounds,): the deviation between seeds, else that about the fit, in log loss.
+    """Losses of single runs (NOISY rounds,): the deviation between seeds, else that about the fit, in log loss.
 
     Student's t with `noise["dof"]` degrees of freedom where the fit tells how many measured the deviation.
+    Every round meets NOISY runs, half of them mirrored, so that the interval of a run is the wider one also
+    where the noise is small beside the law's own doubt.
     """
     if isinstance(answer, Average):
         blocks = np.split(losses, len(answer.fits))
         return np.concatenate([add_run_noise(fit, part) for fit, part in zip(answer.fits, blocks, strict=True)])
     seed_std = answer.noise.get("seed_std")
     noise = seed_std if seed_std is not None else answer.noise.get("residual_std")
-    rng, dof = np.random.default_rng([answer.seed, 1]), answer.noise.get("dof")
-    normal = rng.standard_normal(len(losses))
-    few = np.sqrt(dof / rng.chisquare(dof, len(losses))) if dof else 1.0
-    return losses * np.exp((noise or 0.0) * few * normal)
+    rng, dof, shape = np.random.default_rng([answer.seed, 1]), answer.noise.get("dof"), (NOISY // 2, len(losses))
+    normal = rng.standard_normal(shape)
+    errors = (noise or 0.0) * normal * (np.sqrt(dof / rng.chisquare(dof, shape)) if dof else 1.0)
+    return (losses * np.exp(np.concatenate([errors, -errors]))).reshape(-1)
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:
