@@ -136,6 +136,7 @@ def forecast_optimum(
     if not answers:
         raise VerdictError("; ".join(f"{one.method} fit: {one.verdict}" for one in fits))
     notes = [f"{one.method} gives no row: {one.verdict}" for one in fits if one.verdict]
+    notes += _say_disagreement(fit)
     mean = average_answer(fits)
     answers += [mean] if mean else []
     if loss is None:
@@ -158,6 +159,20 @@ def average_answer(fits: Sequence[Fit]) -> Average | None:
         if fit.verdict is None:
             by_method.setdefault(fit.method, fit)
     return Average(tuple(by_method.values())) if len(by_method) > 1 else None
+
+
+def _say_disagreement(fit: Fit | Fits) -> list[str]:
+    """A sentence for every pair of fits that were found to disagree."""
+    record = fit.agreement if isinstance(fit, Fits) else None
+    if record is None:
+        return []
+    words = []
+    for pair in record["pairs"]:
+        where = ", ".join(row["quantity"] for row in pair["quantities"] if row["agree"] is False)
+        if where:
+            words.append(f"{' and '.join(pair['methods'])} disagree at {record['confidence']:.0%} ({where}): "
+                         f"trust no interval but the average's; `jaxscale fit --method all` says why")  # fmt: skip
+    return words
 
 
 def _check_targets(flops: Sequence[float], loss: float | None) -> list[float]:

@@ -191,3 +191,8 @@ def test_a_forecast_fits_a_terminal_of_120_columns():
             assert max(map(len, str(forecast_optimum(one, **asked)).splitlines())) <= 120
     text = str(forecast_optimum(fits, flops=[1e21]))
     assert "* isoflop" in text and "mean curve" in text and "one run" in text
+
+
+def test_fits_that_disagree_are_said_beside_the_forecast():
+    fits = fit_all(draw_grid(noise=0.003), bootstrap=64, fix={"E": 0.5})
+    assert "disagree at 95%" in "".join(forecast_optimum(fits, flops=[1e21]).notes)
