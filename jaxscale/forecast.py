@@ -267,7 +267,8 @@ def _open_interval(values: np.ndarray, confidence: float) -> tuple[float | None,
 
 
 def _say_unreached(method: str, loss: float, C: np.ndarray, interval: Sequence[float | None]) -> list[str]:
-    never = float(np.isinf(C[~np.isnan(C)]).mean()) if len(C) else 0.0
+    known = C[~np.isnan(C)]
+    never = float(np.isinf(known).mean()) if len(known) else 0.0
     if not never:
         return []
     end = ": the upper end of its C is open" if interval[1] is None else ""

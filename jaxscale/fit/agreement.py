@@ -36,8 +36,7 @@ PUBLISHED = (
 )
 """Hoffmann et al. 2022, table 2: a and b with 10th and 90th percentiles. Context, never part of a judgement."""
 ASSUMPTION = (
-    "the approaches are taken as independent although they read the same losses: "
-    "'agree' is said too readily, 'disagree' can be believed"
+    "taken as independent although they read the same losses: 'agree' is said too readily, 'disagree' can be believed"
 )
 
 
@@ -55,14 +54,14 @@ def judge_agreement(fits: Sequence[Fit]) -> dict[str, Any] | None:
 
 
 def describe_agreement(record: dict[str, Any]) -> list[str]:
-    """The judgement as sentences."""
+    """The judgement as sentences, a line a quantity: difference, for N_opt as a factor, for the loss as a share."""
     lines = []
     for pair in record["pairs"]:
         one, other = pair["methods"]
         words = {"disagree": f"disagree at {record['confidence']:.0%}", "agree": "agree"}
         said = words.get(pair["verdict"], "cannot be compared: a fit has no intervals")
-        known = [q for q in pair["quantities"] if q["difference"] is not None]
-        lines.append(f"{one} and {other} {said}: {'; '.join(map(_say_difference, known))}")
+        lines.append(f"{one} and {other} {said}; {one} against {other} with {record['confidence']:.0%} intervals:")
+        lines += [f"  {_say_difference(row)}" for row in pair["quantities"] if row["difference"] is not None]
         lines += [f"  why they may not: {reason}" for reason in pair["reasons"]]
     return [*lines, f"note: {record['assumption']}"]
 
@@ -144,9 +143,13 @@ def _say_difference(row: dict[str, Any]) -> str:
     name, style = {
         "log N_opt": (f"N_opt at {BEYOND:g}x", _factor),
         "log loss": (f"loss at {BEYOND:g}x", _share),
-    }.get(row["quantity"], (f"{row['quantity']} by", _short))
-    mark = "" if row["agree"] is not False else ", not 0"
+    }.get(row["quantity"], (row["quantity"], _signed))
+    mark = "" if row["agree"] is not False else ": they differ"
     return f"{name} {style(row['difference'])} {format_interval(row['interval'], style)}{mark}"
+
+
+def _signed(value: float | None) -> str:
+    return _short(value) if value is None else f"{value:+.3g}"
 
 
 def _factor(log: float | None) -> str:
