@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,3 +105,15 @@ def test_files_of_before_are_read_and_the_record_survives(right, tmp_path):
     path.write_text(json.dumps(plain))
     old = Fits.from_json(path)
     assert old.agreement is None and "for context" in str(old)
+
+
+def test_rounds_without_an_optimum_are_left_out(right):
+    """A tenth of the rounds with alpha below 0 has no N_opt; the judgement rests on the others, without a warning."""
+    isoflop, law = right.fits
+    alpha = [-x if i % 10 == 0 else x for i, x in enumerate(law.draws["alpha"])]
+    spoiled = replace(law, draws=law.draws | {"alpha": alpha})
+    kept = {name: [x for i, x in enumerate(values) if i % 10] for name, values in law.draws.items()}
+    found, wanted = (
+        judge_agreement([isoflop, one])["pairs"][0]["quantities"] for one in (spoiled, replace(law, draws=kept))
+    )
+    assert [row["interval"] for row in found] == [row["interval"] for row in wanted]

@@ -40,6 +40,7 @@ ASSUMPTION = (
 )
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # rounds without an optimum are left out
 def judge_agreement(fits: Sequence[Fit]) -> dict[str, Any] | None:
     """Every pair of answers compared; None with fewer than two answers."""
     answers = [fit for fit in fits if fit.verdict is None]
