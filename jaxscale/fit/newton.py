@@ -35,9 +35,11 @@ DECAY, SETTLED, PATIENCE = 0.2, 0.3, 12
 """Continuation: delta falls once the gradient is below SETTLED delta sqrt(sum w), or after PATIENCE steps."""
 FIRST_DAMPING, LEAST_DAMPING, STUCK = 1e-3, 1e-15, 1e6
 """A lane whose steps no longer lower the value at STUCK has met the rounding of float64."""
-EASE, REJECT, REJECTED = 0.1, 10.0, 1e-5
-"""Damping after a step that was accepted, and after one that was not: REJECT max(damping, REJECTED)."""
-ROUNDING = 1e-15
+EASE, KEEP, REJECT, REJECTED, TRUSTED = 0.1, 1.0, 4.0, 1e-5, 0.75
+"""Factors on the damping: EASE after a step that brought TRUSTED of what it promised, KEEP after a poorer one,
+REJECT (from REJECTED at least) after one that went up."""
+ROUNDING = 1e-14
+"""Relative error of a summed value: below it the gradient decides."""
 BLOCK = 1024
 """Rows that one pass holds at a time: memory does not grow with the data."""
 
@@ -131,18 +133,21 @@ def _advance(
         stuck = old.damping >= STUCK
         settled = stuck | (_norm(old.gradient) < SETTLED * old.delta * noise) | (old.spent >= PATIENCE)
         delta = jnp.where(settled, jnp.maximum(old.delta * DECAY, last), old.delta)
-        move = -_solve(old.hessian, old.gradient, old.damping[:, None] * old.scale)
-        trial = old.theta + jnp.where(jnp.isfinite(move) & ~stuck[:, None], move, 0.0)
+        ridge = old.damping[:, None] * old.scale
+        move = -_solve(old.hessian, old.gradient, ridge)
+        move = jnp.where(jnp.isfinite(move) & ~stuck[:, None], move, 0.0)
+        trial = old.theta + move
         there, value, gradient, hessian = _evaluate(tables, trial, y, w, old.delta, delta)
         lower = there < old.value * (1 - ROUNDING)
         level = (there <= old.value * (1 + ROUNDING)) & ((delta < old.delta) | (_norm(gradient) < _norm(old.gradient)))
         accepted = lower | level
-        new = _follow(old, State(trial, value, gradient, hessian, *old[4:6], delta, *old[7:]), accepted)
-        at_end = (_norm(new.gradient) <= tolerance) | (new.damping >= STUCK)
-        return count + 1, _where(old.live, new._replace(live=~((new.delta <= last) & at_end)), old)
+        promised = jnp.sum(move * (ridge * move - old.gradient), 1) / 2
+        easy = accepted & (old.value - there > TRUSTED * promised)
+        new = _follow(old, State(trial, value, gradient, hessian, *old[4:6], delta, *old[7:]), accepted, easy)
+        at_end = (new.delta <= last) & ((_norm(new.gradient) <= tolerance) | (new.damping >= STUCK))
+        return count + 1, _where(old.live, new._replace(live=~at_end & (new.steps < MAX_STEPS)), old)
 
-    _, state = jax.lax.while_loop(go_on, step, (0, _where(reset, _begin(theta, deltas[0]), state)))
-    return state._replace(live=state.live & (state.steps < MAX_STEPS))
+    return jax.lax.while_loop(go_on, step, (0, _where(reset, _begin(theta, deltas[0]), state)))[1]
 
 
 def _begin(theta: Any, delta: Any) -> State:
@@ -156,10 +161,11 @@ def _begin(theta: Any, delta: Any) -> State:
     )  # fmt: skip
 
 
-def _follow(old: State, new: State, accepted: Any) -> State:
+def _follow(old: State, new: State, accepted: Any, easy: Any) -> State:
     """The accepted lanes at their trial, the others where they were; damping and counts of both."""
     fell = accepted & (new.delta < old.delta)
-    damping = jnp.where(accepted, old.damping * EASE, jnp.maximum(old.damping, REJECTED) * REJECT)
+    kept = jnp.where(accepted, old.damping * KEEP, jnp.maximum(old.damping, REJECTED) * REJECT)
+    damping = jnp.where(easy, old.damping * EASE, kept)
     damping = jnp.where(fell, FIRST_DAMPING, jnp.clip(damping, LEAST_DAMPING, STUCK))
     chosen = _where(accepted, new, old)
     curvature = jnp.abs(jnp.diagonal(chosen.hessian, axis1=1, axis2=2))
