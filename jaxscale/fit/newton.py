@@ -19,7 +19,7 @@ compare, and at the new one, to go on.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import jax
@@ -74,13 +74,12 @@ def tabulate(problem: Problem, rows: int) -> Tables:
     """The distinct columns of a problem, padded with zeros to `rows`, and where their sums belong."""
     Z, offset = problem
     K, n, P = Z.shape
+    used = [np.flatnonzero(term.any(0)) for term in Z]
     place: dict[bytes, int] = {}
     columns: list[np.ndarray] = []
     entries: list[tuple[int, int, int]] = []
 
     def add(feature: int, column: np.ndarray, target: int) -> None:
-        if not column.any():
-            return
         key = column.tobytes()
         if key not in place:
             place[key] = len(columns)
@@ -89,11 +88,11 @@ def tabulate(problem: Problem, rows: int) -> Tables:
 
     pairs = [(k, k) for k in range(K)] + list(combinations(range(K), 2))
     for k in range(K):
-        for p in range(P):
+        for p in used[k]:
             add(k, Z[k, :, p], p)
     for feature, (k, m) in enumerate(pairs, start=K):
-        for p, q in np.ndindex(P, P):
-            for one, other in {(k, m), (m, k)}:
+        for one, other in {(k, m), (m, k)}:
+            for p, q in product(used[one], used[other]):
                 add(feature, Z[one, :, p] * Z[other, :, q], P + p * P + q)
     assembly = np.zeros((K + len(pairs), len(columns), P + P * P))
     np.add.at(assembly, tuple(np.array(entries).T), 1.0)

@@ -16,9 +16,9 @@ __all__ = ["project_starts"]
 
 EXPONENTS = (0.03, 1.5)
 ALPHAS, BETAS = 16, 32
-FLOOR = 0.3
+FLOOR = 0.5
 """Least share of the loss that a term starts from. At small shares a start sits where log E or log A is flat,
-and crawls: 150 steps against 50 (docs/fit_speed.md)."""
+and crawls: 150 steps against 35 (docs/fit_speed.md)."""
 
 
 def project_starts(N: np.ndarray, D: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
