@@ -30,8 +30,8 @@ from jaxscale.fit.design import Problem
 
 __all__ = ["MAX_STEPS", "State", "Tables", "advance", "blank", "tabulate"]
 
-MAX_STEPS = 300
-DECAY, SETTLED, PATIENCE = 0.2, 0.3, 12
+MAX_STEPS = 500
+DECAY, SETTLED, PATIENCE = 0.2, 0.1, 12
 """Continuation: delta falls once the gradient is below SETTLED delta sqrt(sum w), or after PATIENCE steps."""
 FIRST_DAMPING, LEAST_DAMPING, STUCK = 1e-3, 1e-15, 1e6
 """A lane whose steps no longer lower the value at STUCK has met the rounding of float64."""
