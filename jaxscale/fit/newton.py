@@ -74,7 +74,7 @@ def tabulate(problem: Problem, rows: int) -> Tables:
     """The distinct columns of a problem, padded with zeros to `rows`, and where their sums belong."""
     Z, offset = problem
     K, n, P = Z.shape
-    used = [np.flatnonzero(term.any(0)) for term in Z]
+    used = [np.flatnonzero(term.any(0)).tolist() for term in Z]
     place: dict[bytes, int] = {}
     columns: list[np.ndarray] = []
     entries: list[tuple[int, int, int]] = []
