@@ -92,8 +92,8 @@ def polish(
     slots, rows = _choose_shape(count, n)
     tables = newton.tabulate(problem, rows)
     deltas = np.array([delta if start_delta is None else max(start_delta, delta), delta])
-    empty = [np.full((count, *shape), np.inf) for shape in ((P,), (), (P,), (P, P))]
-    found = Solution(*empty, steps=np.zeros(count, int))
+    theta, value, gradient, hessian = (np.full((count, *shape), np.inf) for shape in ((P,), (), (P,), (P, P)))
+    found = Solution(theta, value, gradient, hessian, np.zeros(count, int))
     state, holder, taken = newton.blank(slots, P), np.full(slots, -1), 0
     theta, y, w = np.zeros((slots, P)), np.zeros((slots, rows)), np.zeros((slots, rows))
     while taken < count or (holder >= 0).any():
