@@ -22,6 +22,7 @@ from jaxscale.fit.curves import (
     model_noise,
     redraw_minima,
     split_curves,
+    weigh_curves,
 )
 from jaxscale.fit.minima import Curve
 from jaxscale.fit.readings import FAR, compare_readings, draw_curve, read_minimum, say_disagreement
@@ -71,6 +72,7 @@ def fit_isoflop(
         return refused_fit("isoflop", "power", describe_source(obs), options, _no_budgets(cells))
     curves = split_curves(cells)
     reading = choose_reading(curves, cells, interpolant, window)
+    curves = weigh_curves(curves, reading)
     budgets = tuple(read_minimum(curve, reading) for curve in curves)
     usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
@@ -80,8 +82,8 @@ def fit_isoflop(
 
 
 def _check_reading(interpolant: str, window: str | int) -> None:
-    if interpolant not in ("auto", "parabola", "akima"):
-        raise MisuseError(f"interpolant {interpolant!r} is unknown; use auto, parabola or akima")
+    if interpolant not in ("auto", "powers", "parabola", "akima"):
+        raise MisuseError(f"interpolant {interpolant!r} is unknown; use auto, powers, parabola or akima")
     if window != "auto" and (not isinstance(window, int) or window < minima.MIN_SIZES):
         raise MisuseError(f"window {window!r} must be auto or at least {minima.MIN_SIZES} sizes")
 
@@ -133,7 +135,7 @@ def _fit_usable(
     point = {name: float(v[0]) for name, v in _fit_laws(C, log_N, log_D, loss, free_E=free_E).items()}
     intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
     params = {name: point[name] for name in LINES}
-    readings, far = compare_readings(cells), np.log(draws["G"]) + draws["a"] * np.log(FAR * C.max())
+    readings, far = compare_readings(cells, reading), np.log(draws["G"]) + draws["a"] * np.log(FAR * C.max())
     notes = _notes(cells, budgets, found, rounds, max(factor_N, factor_D), free_E)
     notes += say_disagreement(readings, *percentile_interval(np.exp(far), options["confidence"]))
     return Fit(
@@ -151,7 +153,7 @@ def _fit_usable(
         diagnostics={
             "notes": notes,
             "flops": describe_rule(obs, cells), "largest_C": float(C.max()),
-            "interpolant": "akima" if reading.akima else "parabola", "window": reading.window,
+            "interpolant": reading.kind, "window": reading.window,
             "windows_tried": reading.tried, "a_plus_b": point["a"] + point["b"],
             "line_misfit_factor": {"N": factor_N, "D": factor_D},
             "loss_law_E": "free" if free_E else "fixed at 0", "sensitivity": readings,
