@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["fit_isoflop"]
 
 LINES = ("a", "b", "G", "H")
+SMALLEST_VARIANCE = 1e-14
+"""Of a log loss: below it is rounding."""
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null, and said
@@ -130,13 +132,14 @@ def _fit_usable(
     drawn_N, drawn_D, drawn_loss = redraw_minima(curves, reading, model, windows, kind, rounds, rng)
     drawn_N, factor_N = _widen(C, log_N, drawn_N, model.total_dof)
     drawn_D, factor_D = _widen(C, log_D, drawn_D, model.total_dof)
-    draws = _fit_laws(C, drawn_N, drawn_D, drawn_loss, free_E=len(C) > 2)
-    free_E = _sees_E(C, loss, _loss_variance(model))
-    point = {name: float(v[0]) for name, v in _fit_laws(C, log_N, log_D, loss, free_E=free_E).items()}
+    spread = _loss_variance(loss[0], drawn_loss, model)
+    law, drawn_law, no_floor = _fit_loss_law(C, loss[0], spread, model.total_dof, len(drawn_loss), options["seed"])
+    draws = _fit_lines(C, drawn_N, drawn_D) | _name_law(drawn_law)
+    point = {name: float(v[0]) for name, v in (_fit_lines(C, log_N, log_D) | _name_law(law)).items()}
     intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
     params = {name: point[name] for name in LINES}
     readings, far = compare_readings(cells, reading), np.log(draws["G"]) + draws["a"] * np.log(FAR * C.max())
-    notes = _notes(cells, budgets, found, rounds, max(factor_N, factor_D), free_E)
+    notes = _notes(cells, budgets, found, rounds, max(factor_N, factor_D), no_floor)
     notes += say_disagreement(readings, *percentile_interval(np.exp(far), options["confidence"]))
     return Fit(
         method="isoflop", law="power", source=describe_source(obs), params=params, intervals=intervals,
@@ -156,21 +159,21 @@ def _fit_usable(
             "interpolant": reading.kind, "window": reading.window,
             "windows_tried": reading.tried, "a_plus_b": point["a"] + point["b"],
             "line_misfit_factor": {"N": factor_N, "D": factor_D},
-            "loss_law_E": "free" if free_E else "fixed at 0", "sensitivity": readings,
+            "loss_law_E": {"weight_on_0": no_floor}, "sensitivity": readings,
             "curves": [draw_curve(curve, reading) for curve in curves],
         },
         draws={name: values.tolist() for name, values in draws.items()},
     )  # fmt: skip
 
 
-def _fit_laws(
-    C: np.ndarray, log_N: np.ndarray, log_D: np.ndarray, loss: np.ndarray, *, free_E: bool
-) -> dict[str, np.ndarray]:
-    """a, G, b, H, E, A, alpha (rounds,) from minima (rounds, budgets)."""
+def _fit_lines(C: np.ndarray, log_N: np.ndarray, log_D: np.ndarray) -> dict[str, np.ndarray]:
+    """a, G, b, H (rounds,) from minima (rounds, budgets)."""
     (a, log_G), (b, log_H) = (frontier.fit_lines(np.log(C), y) for y in (log_N, log_D))
-    law = frontier.fit_loss_laws(C, loss, free_E=free_E)
-    values = (a, np.exp(log_G), b, np.exp(log_H), law.E, law.A, law.alpha)
-    return dict(zip(("a", "G", "b", "H", "E", "A", "alpha"), values, strict=True))
+    return {"a": a, "G": np.exp(log_G), "b": b, "H": np.exp(log_H)}
+
+
+def _name_law(law: frontier.LossLaws) -> dict[str, np.ndarray]:
+    return {"E": law.E, "A": law.A, "alpha": law.alpha}
 
 
 def _widen(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, dof: float) -> tuple[np.ndarray, float]:
@@ -185,22 +188,32 @@ def _widen(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, dof: float) -> 
     return center + np.sqrt(ratio) * (drawn - center), float(np.sqrt(ratio))
 
 
-def _loss_variance(model: NoiseModel) -> float:
-    """Mean variance of log loss_opt over the budgets: noise times the smallest leverage of a cell."""
+def _fit_loss_law(
+    C: np.ndarray, loss: np.ndarray, variance: np.ndarray, dof: float, rounds: int, seed: int
+) -> tuple[frontier.LossLaws, frontier.LossLaws, float]:
+    """The averaged loss law; where even it misses the minima beyond their noise (5%), with their misfit as noise."""
+    law, draws, no_floor = frontier.average_loss_laws(
+        C, loss, variance, dof, rounds, np.random.default_rng([seed, 2])
+    )
+    left = len(C) - 3
+    if left < 1 or dof < 1 or f_tail(float(law.ss[0]) / left, left, dof) > 0.05:
+        return law, draws, no_floor
+    wider = variance * float(law.ss[0]) / left
+    return frontier.average_loss_laws(C, loss, wider, dof, rounds, np.random.default_rng([seed, 2]))
+
+
+def _loss_variance(loss: np.ndarray, drawn: np.ndarray, model: NoiseModel) -> np.ndarray:
+    """Variance of each log loss_opt (budgets,) under the noise as estimated: the rounds hold a draw of it too."""
+    dof = model.total_dof
+    if len(drawn) > 1:
+        shrink = (dof - 2) / dof if dof > 3 else 1 / 3
+        return np.maximum(np.var(np.log(drawn / loss), 0) * shrink, SMALLEST_VARIANCE)
     leverage = [model.leverage[model.stratum == b].min() for b in range(len(model.dof))]
-    return float((model.scales() ** 2 * np.array(leverage)).mean())
-
-
-def _sees_E(C: np.ndarray, loss: np.ndarray, variance: float) -> bool:
-    """Whether an irreducible loss improves L_opt(C) beyond the noise of the minima (likelihood ratio, 5%)."""
-    if len(C) < 3:
-        return False
-    gain = [float(frontier.fit_loss_laws(C, loss, free_E=free).ss[0]) for free in (False, True)]
-    return gain[0] - gain[1] > frontier.CHI2_1 * variance + 1e-16
+    return np.maximum(model.scales() ** 2 * np.array(leverage), SMALLEST_VARIANCE)
 
 
 def _notes(
-    cells: Cells, budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, free_E: bool
+    cells: Cells, budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, no_floor: float
 ) -> list[str]:
     notes = [f"budget {b.C:.3g} left out: {b.status}, {b.reason}" for b in budgets if b.status != "ok"]
     notes += [words] if (words := _say_spread(cells)) else []
@@ -210,9 +223,9 @@ def _notes(
         notes.append("three usable budgets: one degree of freedom, lack of fit of the line is hardly testable")
     if factor > 1:
         notes.append(f"a line misses the minima by more than their noise: intervals widened {factor:.2g} times")
-    if not free_E:
-        varies = "; the intervals let it vary" if len(found) > 2 else ""
-        notes.append(f"the budgets do not show an irreducible loss, E is fixed at 0 in the loss law{varies}")
+    if no_floor > 0.05:
+        notes.append(f"the budgets hardly show an irreducible loss: E = 0 keeps {no_floor:.0%} of the weight, E is "
+                     f"the mean, and the intervals let it vary")  # fmt: skip
     if not rounds:
         notes.append("no degrees of freedom for the noise, or bootstrap 0: no intervals")
     return notes
