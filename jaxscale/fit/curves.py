@@ -16,7 +16,7 @@ from jaxscale.fit import minima
 from jaxscale.fit.cells import Cells
 from jaxscale.fit.minima import Curve
 from jaxscale.fit.powers import Shape, fit_shape, has_minimum, minimum_powers, powers_hat, redraw_shapes, soften
-from jaxscale.fit.resample import NoiseModel, draw_counts, draw_errors
+from jaxscale.fit.resample import NoiseModel, draw_counts, draw_errors, estimate_intraclass
 from jaxscale.fit.windows import NARROWEST, choose_window
 
 __all__ = ["Reading", "choose_reading", "judge_curve", "locate_minimum", "model_noise", "redraw_minima",
@@ -123,7 +123,7 @@ def _shared(reading: Reading) -> float:
 def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tuple[NoiseModel, list[slice]]:
     """Residuals of log loss about each curve's local polynomial, a stratum a budget."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("r", "h", "w", "b", "cell")}
-    windows, dof = [], []
+    windows, dof, hats = [], [], []
     for number, curve in enumerate(curves):
         window, hat, spent = _noise_hat(curve, reading)
         fitted = hat @ curve.loss[window]
@@ -133,13 +133,34 @@ def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tupl
         parts["b"].append(np.full(len(fitted), number))
         parts["cell"].append(curve.cells[window])
         windows.append(window)
+        hats.append(hat)
         dof.append(max(len(fitted) - spent - _shared(reading) / len(curves), 0.0))
     r, h, w, b, cell = (np.concatenate(part) for part in parts.values())
     inside = [curve.cells for curve in curves]
     cluster = np.unique(cells.cluster[cell], return_inverse=True)[1]
     seed_ss = np.array([cells.seed_ss[i].sum() for i in inside])
     seed_dof = np.array([cells.seed_dof[i].sum() for i in inside])
-    return NoiseModel(r, h, w, b, cluster, np.array(dof), seed_ss, seed_dof), windows
+    misfit, side = _misfit_sides(cells, cell, w, b) if reading.shape is not None else (None, None)
+    intraclass = estimate_intraclass(r, w, _block_diagonal(hats), cluster)
+    return NoiseModel(r, h, w, b, cluster, np.array(dof), seed_ss, seed_dof, misfit, side, intraclass), windows
+
+
+def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    ends = np.cumsum([len(block) for block in blocks])
+    whole = np.zeros((ends[-1], ends[-1]))
+    for block, end in zip(blocks, ends, strict=True):
+        whole[end - len(block) : end, end - len(block) : end] = block
+    return whole
+
+
+def _misfit_sides(
+    cells: Cells, cell: np.ndarray, weight: np.ndarray, budget: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of misfit in each cell's variance, and its side: below or above the lowest size of its budget."""
+    misfit = np.clip(1 - weight / cells.weight[cell], 0.0, 1.0)
+    lowest = {b: cells.N[cell[budget == b]][np.argmin(cells.loss[cell[budget == b]])] for b in np.unique(budget)}
+    above = cells.N[cell] > np.array([lowest[b] for b in budget])
+    return misfit, 2 * budget + above
 
 
 def redraw_minima(

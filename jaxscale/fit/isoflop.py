@@ -35,6 +35,7 @@ from jaxscale.fit.summary import (
     percentile_interval,
     summarize_draws,
 )
+from jaxscale.fit.suspect import annotate_fit, contradict_budgets, describe_shared_error, shared_error
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
 
@@ -70,8 +71,16 @@ def fit_isoflop(
     obs = as_observations(source)
     cells = gather_cells(obs)
     options = {"confidence": confidence, "bootstrap": bootstrap, "resample": resample, "seed": seed}
-    if not len(cells.budget_C):
-        return refused_fit("isoflop", "power", describe_source(obs), options, _no_budgets(cells))
+    return annotate_fit(_fit_cells(obs, cells, interpolant, window, options), obs)
+
+
+def _fit_cells(
+    obs: Observations, cells: Cells, interpolant: str, window: str | int, options: dict[str, Any]
+) -> Fit:
+    """The fit, or one whose verdict says why there is none."""
+    verdict = _no_budgets(cells) if not len(cells.budget_C) else contradict_budgets(cells)
+    if verdict:
+        return refused_fit("isoflop", "power", describe_source(obs), options, verdict)
     curves = split_curves(cells)
     reading = choose_reading(curves, cells, interpolant, window)
     curves = weigh_curves(curves, reading)
@@ -126,7 +135,7 @@ def _fit_usable(
     log_N, log_D = (np.log([[getattr(b, name) for b in found]]) for name in ("N_opt", "D_opt"))
     loss = np.array([[b.loss_opt for b in found]])
     model, windows = model_noise(curves, cells, reading)
-    kind = choose_resample(options["resample"], planned=True, cluster=model.cluster)
+    kind = choose_resample(options["resample"], planned=True, cluster=model.cluster, intraclass=model.intraclass)
     rounds = options["bootstrap"] if model.total_dof >= 1 else 0
     rng = np.random.default_rng(options["seed"])
     drawn_N, drawn_D, drawn_loss = redraw_minima(curves, reading, model, windows, kind, rounds, rng)
@@ -136,10 +145,14 @@ def _fit_usable(
     law, drawn_law, no_floor = _fit_loss_law(C, loss[0], spread, model.total_dof, len(drawn_loss), options["seed"])
     draws = _fit_lines(C, drawn_N, drawn_D) | _name_law(drawn_law)
     point = {name: float(v[0]) for name, v in (_fit_lines(C, log_N, log_D) | _name_law(law)).items()}
+    shared = shared_error(obs)
+    draws = _share_error(draws, shared or 0.0, options["seed"])
     intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
     params = {name: point[name] for name in LINES}
     readings, far = compare_readings(cells, reading), np.log(draws["G"]) + draws["a"] * np.log(FAR * C.max())
     notes = _notes(cells, budgets, found, rounds, max(factor_N, factor_D), no_floor)
+    notes += [describe_shared_error(shared)] if shared else []
+    notes += _bounds(point)
     notes += say_disagreement(readings, *percentile_interval(np.exp(far), options["confidence"]))
     return Fit(
         method="isoflop", law="power", source=describe_source(obs), params=params, intervals=intervals,
@@ -158,6 +171,7 @@ def _fit_usable(
             "flops": describe_rule(obs, cells), "largest_C": float(C.max()),
             "interpolant": reading.kind, "window": reading.window,
             "windows_tried": reading.tried, "a_plus_b": point["a"] + point["b"],
+            "shared_error": shared,
             "line_misfit_factor": {"N": factor_N, "D": factor_D},
             "loss_law_E": {"weight_on_0": no_floor}, "sensitivity": readings,
             "curves": [draw_curve(curve, reading) for curve in curves],
@@ -202,6 +216,12 @@ def _fit_loss_law(
     return frontier.average_loss_laws(C, loss, wider, dof, rounds, np.random.default_rng([seed, 2]))
 
 
+def _share_error(draws: dict[str, np.ndarray], error: float, seed: int) -> dict[str, np.ndarray]:
+    """Loss laws of the rounds (E and A) under the error that every loss shares; the lines do not feel it."""
+    factor = np.exp(error * np.random.default_rng([seed, 3]).standard_normal(len(draws["E"])))
+    return draws | {"E": draws["E"] * factor, "A": draws["A"] * factor}
+
+
 def _loss_variance(loss: np.ndarray, drawn: np.ndarray, model: NoiseModel) -> np.ndarray:
     """Variance of each log loss_opt (budgets,) under the noise as estimated: the rounds hold a draw of it too."""
     dof = model.total_dof
@@ -210,6 +230,21 @@ def _loss_variance(loss: np.ndarray, drawn: np.ndarray, model: NoiseModel) -> np
         return np.maximum(np.var(np.log(drawn / loss), 0) * shrink, SMALLEST_VARIANCE)
     leverage = [model.leverage[model.stratum == b].min() for b in range(len(model.dof))]
     return np.maximum(model.scales() ** 2 * np.array(leverage), SMALLEST_VARIANCE)
+
+
+def _bounds(point: dict[str, float]) -> list[str]:
+    """What an exponent at a bound, or outside what a law of compute can have, says."""
+    words = [
+        f"{name} = {point[name]:.3g}: {what}_opt would not grow with C, or faster than it; check N, D and C"
+        for name, what in (("a", "N"), ("b", "D"))
+        if not 0 < point[name] < 1
+    ]
+    if abs(point["a"] + point["b"] - 1) > 0.1:
+        words.append(f"a + b = {point['a'] + point['b']:.3g}, far from the 1 of C ~ N D: C is not counted as 6 N D")
+    if not 1.01 * frontier.ALPHAS[0] < point["alpha"] < 0.99 * frontier.ALPHAS[1]:
+        words.append(f"alpha = {point['alpha']:.3g} ends at the bound of its range {frontier.ALPHAS}: the losses of the "
+                     f"budgets do not determine L_opt(C)")  # fmt: skip
+    return words
 
 
 def _notes(
