@@ -67,9 +67,7 @@ def read_observations(
     return recount(obs, count=count, flops_rule=flops_rule, loss_unit=loss_unit)
 
 
-def recount(
-    obs: Observations, *, count: str = "N", flops_rule: str = "given", loss_unit: str = "nats"
-) -> Observations:
+def recount(obs: Observations, *, count: str = "N", flops_rule: str = "given", loss_unit: str = "nats") -> Observations:
     """The same runs under other conventions; rows without the count asked for are refused.
 
     >>> import pandas as pd

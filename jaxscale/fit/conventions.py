@@ -46,7 +46,9 @@ class Conventions:
 
         rows = []
         for row in self.rows:
-            ends = {f"{name}_{end}": row[f"{name}_interval"][i] for name in "ab" for i, end in enumerate(("low", "high"))}
+            ends = {
+                f"{name}_{end}": row[f"{name}_interval"][i] for name in "ab" for i, end in enumerate(("low", "high"))
+            }
             rows.append({name: value for name, value in row.items() if not name.endswith("_interval")} | ends)
         return pd.DataFrame(rows)
 
@@ -76,7 +78,9 @@ def compare_conventions(
 
     obs = as_observations(source)
     rows = []
-    for count in (name for name in COUNTS if name in obs.frame and (pd.to_numeric(obs.frame[name], errors="coerce") > 0).any()):
+    for count in (
+        name for name in COUNTS if name in obs.frame and (pd.to_numeric(obs.frame[name], errors="coerce") > 0).any()
+    ):
         for flops_rule in ("given", "6ND"):
             names = {"count": count, "flops_rule": flops_rule}
             recounted = recount(obs, **names)
@@ -87,7 +91,7 @@ def compare_conventions(
 
 def _describe(fit: Fit, spread: float) -> dict[str, Any]:
     usable = sum(budget.status == "ok" for budget in fit.budgets or ())
-    row: dict[str, Any] = {"spread": float(spread), "budgets": usable, "reason": fit.verdict}
+    row: dict[str, Any] = {"spread": float(spread) if spread > 1e-9 else 0.0, "budgets": usable, "reason": fit.verdict}
     for name, key in (("a", "N"), ("b", "D")):
         found = fit.exponents[key] if fit.exponents else None
         row |= {name: found.value if found else None, f"{name}_interval": found.interval if found else (None, None)}

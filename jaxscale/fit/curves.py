@@ -1,7 +1,7 @@
 """All IsoFLOP curves under one reading: interpolant and window, the noise about them, and redrawn minima.
 
-The window stays where the data put it; each bootstrap round redraws the losses inside it and refits. The
-noise of an interpolant that passes through its points is measured about a cubic over six sizes.
+Window and weights stay where the data put them; each bootstrap round redraws the losses and refits. The noise
+of an interpolant that passes through its points is measured about a cubic over six sizes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Laws of compute through the minima of the budgets, for many bootstrap rounds at once.
 
-    log N_opt = log A + a log C     ordinary least squares, unweighted as in Hoffmann et al. and Llama 3
+    log N_opt = log A + a log C     ordinary least squares, unweighted as in Hoffmann et al. and Llama 3, and
+                                    beside it weighted by 1 / (noise of a minimum + scatter between budgets)
     L_opt     = E + A / C^alpha     least relative squares, E >= 0, by variable projection: a grid of alpha
                                     refined by zooming, E and A by linear least squares at each
 
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["LossLaws", "average_loss_laws", "fit_lines", "fit_loss_laws"]
+__all__ = ["LossLaws", "average_loss_laws", "extra_scatter", "fit_lines", "fit_loss_laws"]
 
 ALPHAS = (1e-3, 2.0)
 """Exponents searched; loss exponents of compute in the literature lie between .03 and .3."""
@@ -36,11 +37,33 @@ class LossLaws(NamedTuple):
     ss: np.ndarray
 
 
-def fit_lines(log_C: np.ndarray, log_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and intercept (rounds,) of log_y (rounds, budgets) on log_C (budgets,)."""
-    t = log_C - log_C.mean()
-    slope = log_y @ t / (t @ t)
-    return slope, log_y.mean(-1) - slope * log_C.mean()
+def fit_lines(log_C: np.ndarray, log_y: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and intercept (rounds,) of log_y (rounds, budgets) on log_C (budgets,); weights (budgets,), else equal."""
+    w = np.ones(len(log_C)) if weight is None else weight
+    share = w / w.sum()
+    t = log_C - share @ log_C
+    slope = log_y @ (share * t) / (share @ t**2)
+    return slope, log_y @ share - slope * (share @ log_C)
+
+
+def extra_scatter(log_C: np.ndarray, log_y: np.ndarray, variance: np.ndarray) -> float:
+    """Variance between budgets beyond `variance` (budgets,) about their line (Paule and Mandel 1982); 0 without.
+
+    Found where the weighted squares of log_y (budgets,) about the line equal their degrees of freedom.
+    """
+
+    def excess(extra: float) -> float:
+        weight = 1 / (variance + extra)
+        slope, intercept = fit_lines(log_C, log_y[None], weight)
+        return float(weight @ (log_y - intercept - slope * log_C) ** 2) - (len(log_C) - 2)
+
+    if len(log_C) < 3 or excess(0.0) <= 0:
+        return 0.0
+    low, high = -40.0, float(np.log(np.var(log_y) + variance.max()))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(float(np.exp(middle))) > 0 else (low, middle)
+    return float(np.exp(high))
 
 
 def fit_loss_laws(C: np.ndarray, losses: np.ndarray, *, free_E: bool) -> LossLaws:

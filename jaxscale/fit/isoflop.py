@@ -2,9 +2,9 @@
 
     N_opt(C) = G C^a,  D_opt(C) = H C^b,  L_opt(C) = E + A / C^alpha        (Hoffmann et al. 2022, sec. 3.2)
 
-Differs from the paper: window and interpolant are explicit and chosen by a stated rule (windows.py), edge
-and nonconvex minima never enter, and the bootstrap redraws losses within budgets instead of dropping points.
-The window stays where the data put it; each round refits the interpolant, the lines and the loss law.
+Differs from the paper: a curve is read as two powers with a skew shared by all budgets (powers.py), not as a
+parabola; edge and nonconvex minima never enter; the bootstrap redraws losses within budgets instead of
+dropping points, and each round refits skew, curves and lines; E is averaged over its likelihood (frontier.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxscale.fit.curves import (
     weigh_curves,
 )
 from jaxscale.fit.minima import Curve
-from jaxscale.fit.readings import FAR, compare_readings, draw_curve, read_minimum, say_disagreement
+from jaxscale.fit.readings import FAR, compare_readings, draw_curve, read_minimum, say_disagreement, span_readings
 from jaxscale.fit.resample import NoiseModel, choose_resample, f_tail
 from jaxscale.fit.result import Budget, Estimate, Fit, refused_fit
 from jaxscale.fit.summary import (
@@ -35,7 +35,7 @@ from jaxscale.fit.summary import (
     percentile_interval,
     summarize_draws,
 )
-from jaxscale.fit.suspect import annotate_fit, contradict_budgets, describe_shared_error, shared_error
+from jaxscale.fit.suspect import annotate_fit, contradict_budgets, describe_shared_error, recomputed_flops, shared_error
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
 
@@ -74,11 +74,9 @@ def fit_isoflop(
     return annotate_fit(_fit_cells(obs, cells, interpolant, window, options), obs)
 
 
-def _fit_cells(
-    obs: Observations, cells: Cells, interpolant: str, window: str | int, options: dict[str, Any]
-) -> Fit:
+def _fit_cells(obs: Observations, cells: Cells, interpolant: str, window: str | int, options: dict[str, Any]) -> Fit:
     """The fit, or one whose verdict says why there is none."""
-    verdict = _no_budgets(cells) if not len(cells.budget_C) else contradict_budgets(cells)
+    verdict = _no_budgets(cells) if not len(cells.budget_C) else contradict_budgets(obs, cells)
     if verdict:
         return refused_fit("isoflop", "power", describe_source(obs), options, verdict)
     curves = split_curves(cells)
@@ -87,7 +85,7 @@ def _fit_cells(
     budgets = tuple(read_minimum(curve, reading) for curve in curves)
     usable = [curve for curve, budget in zip(curves, budgets, strict=True) if budget.status == "ok"]
     if len(usable) < 2:
-        verdict = _no_answer(cells, budgets, len(usable))
+        verdict = _no_answer(obs, cells, budgets, len(usable))
         return refused_fit("isoflop", "power", describe_source(obs), options, verdict, budgets)
     return _fit_usable(obs, cells, usable, budgets, reading, options)
 
@@ -106,20 +104,22 @@ def _no_budgets(cells: Cells) -> str:
     )
 
 
-def _no_answer(cells: Cells, budgets: tuple[Budget, ...], usable: int) -> str:
+def _no_answer(obs: Observations, cells: Cells, budgets: tuple[Budget, ...], usable: int) -> str:
     unusable = [budget for budget in budgets if budget.status != "ok"]
     reasons = "; ".join(f"{b.C:.3g} FLOPs is {b.status}: {b.reason}" for b in unusable[:3])
     more = f"; and {len(unusable) - 3} more" if len(unusable) > 3 else ""
     why = f" ({reasons}{more})" if unusable else ""
-    return f"{usable} usable budgets of {len(budgets)}, at least 2 are needed{why}{_say_spread(cells, '; ')}"
+    return f"{usable} usable budgets of {len(budgets)}, at least 2 are needed{why}{_say_spread(obs, cells, '; ')}"
 
 
-def _say_spread(cells: Cells, before: str = "") -> str:
-    """What to know of a budget column whose runs differ in C; empty where they do not."""
+def _say_spread(obs: Observations, cells: Cells, before: str = "") -> str:
+    """What to know of budgets whose runs differ in C; empty where they do not."""
     if cells.spread <= SPREAD:
         return ""
-    words = f"runs of one budget differ by {cells.spread:.0%} in C, more than {SPREAD:.0%}: check the budget column"
-    return before + words
+    words = f"runs of one budget differ by {cells.spread:.0%} in C"
+    if recomputed_flops(obs):
+        return f"{before}{words} recomputed as 6 N D: the budgets are the groups that were trained"
+    return f"{before}{words}, more than {SPREAD:.0%}: check the budget column"
 
 
 def _fit_usable(
@@ -150,9 +150,10 @@ def _fit_usable(
     intervals, errors = summarize_draws({name: draws[name] for name in LINES}, options["confidence"])
     params = {name: point[name] for name in LINES}
     readings, far = compare_readings(cells, reading), np.log(draws["G"]) + draws["a"] * np.log(FAR * C.max())
-    notes = _notes(cells, budgets, found, rounds, max(factor_N, factor_D), no_floor)
+    notes = _notes(obs, cells, budgets, found, rounds, max(factor_N, factor_D), no_floor)
     notes += [describe_shared_error(shared)] if shared else []
     notes += _bounds(point)
+    notes += _say_sensitivity(intervals, span_readings(readings))
     notes += say_disagreement(readings, *percentile_interval(np.exp(far), options["confidence"]))
     return Fit(
         method="isoflop", law="power", source=describe_source(obs), params=params, intervals=intervals,
@@ -174,6 +175,8 @@ def _fit_usable(
             "shared_error": shared,
             "line_misfit_factor": {"N": factor_N, "D": factor_D},
             "loss_law_E": {"weight_on_0": no_floor}, "sensitivity": readings,
+            "sensitivity_span": span_readings(readings),
+            "weighted_lines": {"N": _weigh_line(C, log_N, drawn_N, options), "D": _weigh_line(C, log_D, drawn_D, options)},
             "curves": [draw_curve(curve, reading) for curve in curves],
         },
         draws={name: values.tolist() for name, values in draws.items()},
@@ -206,14 +209,32 @@ def _fit_loss_law(
     C: np.ndarray, loss: np.ndarray, variance: np.ndarray, dof: float, rounds: int, seed: int
 ) -> tuple[frontier.LossLaws, frontier.LossLaws, float]:
     """The averaged loss law; where even it misses the minima beyond their noise (5%), with their misfit as noise."""
-    law, draws, no_floor = frontier.average_loss_laws(
-        C, loss, variance, dof, rounds, np.random.default_rng([seed, 2])
-    )
+    law, draws, no_floor = frontier.average_loss_laws(C, loss, variance, dof, rounds, np.random.default_rng([seed, 2]))
     left = len(C) - 3
     if left < 1 or dof < 1 or f_tail(float(law.ss[0]) / left, left, dof) > 0.05:
         return law, draws, no_floor
     wider = variance * float(law.ss[0]) / left
     return frontier.average_loss_laws(C, loss, wider, dof, rounds, np.random.default_rng([seed, 2]))
+
+
+def _weigh_line(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Exponent of the line weighted by precision, with the scatter between budgets; None without rounds."""
+    if len(drawn) < 2:
+        return None
+    log_C, variance = np.log(C), np.maximum(drawn.var(0), SMALLEST_VARIANCE)
+    scatter = frontier.extra_scatter(log_C, center[0], variance)
+    slopes = [frontier.fit_lines(log_C, y, 1 / (variance + scatter))[0] for y in (center, drawn)]
+    interval = percentile_interval(slopes[1], options["confidence"])
+    return {"value": float(slopes[0][0]), "interval": list(interval), "scatter": float(np.sqrt(scatter))}
+
+
+def _say_sensitivity(intervals: Any, span: dict[str, list[float] | None]) -> list[str]:
+    """How far other windows and interpolants move a, beside its interval; silent where they stay well inside."""
+    low, high = intervals["a"]
+    if low is None or span["N"] is None or span["N"][1] - span["N"][0] < (high - low) / 4:
+        return []
+    return [f"other windows and interpolants move a from {span['N'][0]:.4f} to {span['N'][1]:.4f}, which the interval "
+            f"[{low:.4f}, {high:.4f}] of the default reading does not know of"]  # fmt: skip
 
 
 def _share_error(draws: dict[str, np.ndarray], error: float, seed: int) -> dict[str, np.ndarray]:
@@ -248,14 +269,20 @@ def _bounds(point: dict[str, float]) -> list[str]:
 
 
 def _notes(
-    cells: Cells, budgets: tuple[Budget, ...], found: list[Budget], rounds: int, factor: float, no_floor: float
+    obs: Observations,
+    cells: Cells,
+    budgets: tuple[Budget, ...],
+    found: list[Budget],
+    rounds: int,
+    factor: float,
+    no_floor: float,
 ) -> list[str]:
     notes = [f"budget {b.C:.3g} left out: {b.status}, {b.reason}" for b in budgets if b.status != "ok"]
-    notes += [words] if (words := _say_spread(cells)) else []
+    notes += [words] if (words := _say_spread(obs, cells)) else []
     if len(found) == 2:
         notes.append("two usable budgets: a line through two points cannot be tested")
     if len(found) == 3:
-        notes.append("three usable budgets: one degree of freedom, lack of fit of the line is hardly testable")
+        notes.append("three usable budgets: one degree of freedom, lack of fit of the lines cannot be tested")
     if factor > 1:
         notes.append(f"a line misses the minima by more than their noise: intervals widened {factor:.2g} times")
     if no_floor > 0.05:

@@ -22,7 +22,16 @@ import numpy as np
 
 from jaxscale.fit.minima import Curve
 
-__all__ = ["Shape", "fit_shape", "has_minimum", "minimum_powers", "powers_hat", "redraw_shapes", "soften", "value_powers"]
+__all__ = [
+    "Shape",
+    "fit_shape",
+    "has_minimum",
+    "minimum_powers",
+    "powers_hat",
+    "redraw_shapes",
+    "soften",
+    "value_powers",
+]
 
 EXPONENT_SUM = 0.7
 """Assumption: alpha + beta, .62 to .75 in Hoffmann et al. and its refits; it hardly moves a minimum."""

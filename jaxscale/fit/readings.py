@@ -13,7 +13,8 @@ from jaxscale.fit.minima import MIN_SIZES, Curve
 from jaxscale.fit.powers import value_powers
 from jaxscale.fit.result import Budget
 
-__all__ = ["FAR", "compare_readings", "draw_curve", "read_minima", "read_minimum", "say_disagreement"]
+__all__ = ["FAR", "compare_readings", "draw_curve", "read_minima", "read_minimum", "say_disagreement",
+           "span_readings"]  # fmt: skip
 
 FAR, FAR_APART = 100.0, 1.2
 """Readings are compared this many times beyond the largest budget; factors in N below the second are agreement."""
@@ -47,6 +48,17 @@ def compare_readings(cells: Cells, default: Reading | None = None) -> list[dict[
     readings = [default if default and known else choose_reading(curves, cells, "auto", "auto")]
     readings += [Reading("parabola", size, []) for size in sorted({5, 7, most}) if size <= most]
     return [_read_exponents(curves, reading) for reading in [*readings, Reading("akima", most, []), None]]
+
+
+def span_readings(readings: list[dict[str, Any]]) -> dict[str, list[float] | None]:
+    """Lowest and highest exponent (N and D) over the fitted readings that see as many budgets as the first, or more.
+
+    A reading that loses budgets to their edges compares other data.
+    """
+    fitted = [row for row in readings[:-1] if row["N"] is not None and row["budgets"] >= readings[0]["budgets"]]
+    return {
+        name: [min(row[name] for row in fitted), max(row[name] for row in fitted)] if fitted else None for name in "ND"
+    }
 
 
 def say_disagreement(readings: list[dict[str, Any]], low: float | None, high: float | None) -> list[str]:

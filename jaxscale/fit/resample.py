@@ -107,7 +107,8 @@ def estimate_intraclass(residual: np.ndarray, weight: np.ndarray, hat: np.ndarra
 def draw_errors(model: NoiseModel, kind: str, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """Errors of log loss (rounds, n) to add to the fitted values."""
     n, root = len(model.residual), np.sqrt(np.maximum(1 - model.leverage, 1e-6))
-    dof = model.total_dof
+    clusters, k = len(np.unique(model.cluster)), model.intraclass
+    dof = (1 - k) * model.total_dof + k * min(model.total_dof, max(clusters - 1, 1))  # trunks are what repeats
     widen = np.sqrt(dof / rng.chisquare(dof, (rounds, 1)))
     if kind == "wild":
         signs = rng.choice([-1.0, 1.0], (rounds, model.cluster.max() + 1))[:, model.cluster]

@@ -1,8 +1,8 @@
 """What looks wrong with a table before any law is fitted to it, in words; nothing is ever corrected in silence.
 
-    units     C / (6 N D) is 1 within a factor of a few for every transformer; D / N lies between .1 and 10^4
-    losses    above ln(10^6) nats per token no model is worse than chance: a perplexity
-    budgets   runs of one budget share their C; runs counted twice are counted once
+units     C / (6 N D) is 1 within a factor of a few for every transformer; D / N lies between .1 and 10^4
+losses    above ln(10^6) nats per token no model is worse than chance: a perplexity
+budgets   runs of one budget share their C; runs counted twice are counted once
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from jaxscale.fit.result import Fit
 from jaxscale.flops import PF_DAY_FLOPS
 from jaxscale.runs import Observations
 
-__all__ = ["MIXED", "annotate_fit", "contradict_budgets", "describe_shared_error", "find_suspicions", "shared_error"]
+__all__ = ["MIXED", "annotate_fit", "contradict_budgets", "describe_shared_error", "find_suspicions", "recomputed_flops",
+           "shared_error"]  # fmt: skip
 
 MIXED = 3.0
 """Runs of one budget that differ more than this in C are no IsoFLOP curve; conventions alone differ less."""
@@ -30,10 +31,11 @@ PLAUSIBLE_C = (0.2, 5.0)
 SMALLEST_N = 300.0
 BIT_NAMES = ("bit", "bpb", "bpc", "bpt")
 FACTORS = {
-    "N": {1e3: "thousands", 1e6: "millions", 1e9: "billions"},
-    "D": {1e3: "thousands", 1e6: "millions", 1e9: "billions", 1e12: "trillions"},
-    "C": {PF_DAY_FLOPS: "PF-days", 1e12: "TFLOPs", 1e15: "PFLOPs", 1e18: "EFLOPs", 1e21: "ZFLOPs"},
+    "N": {1e6: "millions", 1e9: "billions", 1e3: "thousands"},
+    "D": {1e9: "billions", 1e6: "millions", 1e12: "trillions", 1e3: "thousands"},
+    "C": {PF_DAY_FLOPS: "PF-days", 1e18: "EFLOPs", 1e21: "ZFLOPs", 1e15: "PFLOPs", 1e12: "TFLOPs"},
 }
+"""Units that tables use, the commonest first."""
 
 
 def find_suspicions(obs: Observations) -> list[str]:
@@ -44,7 +46,7 @@ def find_suspicions(obs: Observations) -> list[str]:
     unique, repeats = merge_repeats(frame)
     words = _suspect_units(*(unique[name].to_numpy(float) for name in ("N", "D", "C")))
     words += _suspect_losses(obs, unique["loss"].to_numpy(float))
-    if "budget" in unique:
+    if "budget" in unique and not recomputed_flops(obs):
         words += _suspect_labels(unique["budget"].to_numpy(), unique["C"].to_numpy(float))
     if repeats:
         rows = "1 row repeats a run" if repeats == 1 else f"{repeats} rows repeat runs"
@@ -63,9 +65,14 @@ def annotate_fit(fit: Fit, obs: Observations) -> Fit:
     return replace(fit, diagnostics={**fit.diagnostics, "notes": [*words, *fit.notes]})
 
 
-def contradict_budgets(cells: Cells) -> str | None:
+def recomputed_flops(obs: Observations) -> bool:
+    """Whether C was asked to be recounted: budgets then differ in C by that count, not by a mistake."""
+    return (obs.source.get("conventions") or {}).get("flops_rule") == "6ND"
+
+
+def contradict_budgets(obs: Observations, cells: Cells) -> str | None:
     """Why the budgets cannot be read as IsoFLOP curves; None where they can."""
-    if not len(cells.budget_C) or cells.spread + 1 <= MIXED:
+    if not len(cells.budget_C) or cells.spread + 1 <= MIXED or recomputed_flops(obs):
         return None
     return (
         f"the budget column contradicts N and D: runs of one budget differ {cells.spread + 1:.3g}-fold in C; "
@@ -106,7 +113,8 @@ def _guess_units(N: float, share: float, tokens: float) -> str:
         plausible = PLAUSIBLE_C[0] < ratio < PLAUSIBLE_C[1] and n * N > SMALLEST_N
         if plausible and PLAUSIBLE_D_N[0] < tokens * d / n < PLAUSIBLE_D_N[1]:
             factors = {name: by for name, by in zip("NDC", (n, d, c), strict=True) if by != 1.0}
-            found.append((len(factors), abs(np.log(tokens * d / n / 20)), factors))
+            rank = sum(list(FACTORS[name]).index(by) for name, by in factors.items())
+            found.append((len(factors), rank, factors))
     if not found:
         return ""
     factors = min(found, key=lambda item: item[:2])[2]
@@ -162,5 +170,3 @@ def describe_shared_error(error: float) -> str:
         f"the validation set gives every loss a shared error of {error:.2%}: it cancels in the exponents and "
         f"optima, and is in the intervals of the loss"
     )
-
-
