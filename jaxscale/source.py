@@ -26,7 +26,7 @@ from jaxscale.where import column_of, select_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CANONICAL", "COUNTS", "BUDGET_WIDTH", "as_observations", "label_budgets", "read_observations", "recount"]
+__all__ = ["BUDGET_WIDTH", "CANONICAL", "COUNTS", "as_observations", "label_budgets", "read_observations", "recount"]
 
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",

@@ -107,7 +107,7 @@ def test_a_note_is_said_once_and_a_verdict_carries_it():
 
 BAD = {
     "two budgets": (draw_grid(budgets=2, noise=0.003), "two usable budgets", None),
-    "one size": (GRID[GRID.groupby("C").cumcount() == 3], "sizes, at least 4 are needed", "at least one more is needed"),
+    "one size": (GRID[GRID.groupby("C").cumcount() == 3], "sizes, at least 4", "at least one more is needed"),
     "equal losses": (GRID.assign(loss=3.0), "every loss is 3", "every loss is 3"),
     "nonconvex": (
         GRID.assign(loss=3.0 - 0.1 * np.abs(GRID.groupby("C").cumcount() - 3.0) - 0.35 * (GRID.index % 7 == 3)),

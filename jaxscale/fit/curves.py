@@ -19,7 +19,7 @@ from jaxscale.fit.powers import Shape, fit_shape, has_minimum, minimum_powers, p
 from jaxscale.fit.resample import NoiseModel, draw_counts, draw_errors, estimate_intraclass
 from jaxscale.fit.windows import NARROWEST, choose_window
 
-__all__ = ["Reading", "choose_reading", "judge_curve", "locate_minimum", "model_noise", "redraw_minima",
+__all__ = ["Reading", "choose_reading", "doubt_shape", "judge_curve", "locate_minimum", "model_noise", "redraw_minima",
            "split_curves", "weigh_curves"]  # fmt: skip
 
 
@@ -142,7 +142,9 @@ def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tupl
     seed_dof = np.array([cells.seed_dof[i].sum() for i in inside])
     misfit, side = _misfit_sides(cells, cell, w, b) if reading.shape is not None else (None, None)
     intraclass = estimate_intraclass(r, w, _block_diagonal(hats), cluster)
-    return NoiseModel(r, h, w, b, cluster, np.array(dof), seed_ss, seed_dof, misfit, side, intraclass), windows
+    dofs = np.array(dof)
+    model = NoiseModel(r, h, w, b, cluster, dofs, seed_ss, seed_dof, misfit=misfit, side=side, intraclass=intraclass)
+    return model, windows
 
 
 def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
@@ -185,6 +187,27 @@ def redraw_minima(
             for curve, losses in zip(curves, redrawn, strict=True)
         ]
     )
+
+
+def doubt_shape(
+    curves: Sequence[Curve], reading: Reading, drawn: Sequence[np.ndarray], rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """Redrawn log N_opt, log D_opt and loss_opt with the doubt that a proven misfit of the shape leaves.
+
+    Where two powers miss the curves beyond their noise, the distance to an interpolant that assumes no shape
+    (Akima's) is one standard deviation of an error in common to all budgets.
+    """
+    if reading.shape is None or reading.shape.rho == 0:
+        return tuple(drawn)
+    losses = [curve.loss[None] for curve in curves]
+    plain = Reading("akima", reading.window, [])
+    found = [
+        _stack([_with_tokens(c, *locate_minimum(c, one, y)) for c, y in zip(curves, losses, strict=True)])
+        for one in (plain, reading)
+    ]
+    size = rng.standard_normal((len(drawn[0]), 1))
+    log_N, log_D, loss = (part + size * (other - own) for part, other, own in zip(drawn, *found, strict=True))
+    return log_N, log_D, loss
 
 
 def _redraw_pairs(

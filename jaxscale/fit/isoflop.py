@@ -19,6 +19,7 @@ from jaxscale.fit.cells import SPREAD, Cells, gather_cells
 from jaxscale.fit.curves import (
     Reading,
     choose_reading,
+    doubt_shape,
     model_noise,
     redraw_minima,
     split_curves,
@@ -141,6 +142,8 @@ def _fit_usable(
     drawn_N, drawn_D, drawn_loss = redraw_minima(curves, reading, model, windows, kind, rounds, rng)
     drawn_N, factor_N = _widen(C, log_N, drawn_N, model.total_dof)
     drawn_D, factor_D = _widen(C, log_D, drawn_D, model.total_dof)
+    redrawn = doubt_shape(curves, reading, (drawn_N, drawn_D, drawn_loss), rng)
+    drawn_N, drawn_D, drawn_loss = redrawn
     spread = _loss_variance(loss[0], drawn_loss, model)
     law, drawn_law, no_floor = _fit_loss_law(C, loss[0], spread, model.total_dof, len(drawn_loss), options["seed"])
     draws = _fit_lines(C, drawn_N, drawn_D) | _name_law(drawn_law)
@@ -152,7 +155,7 @@ def _fit_usable(
     readings, far = compare_readings(cells, reading), np.log(draws["G"]) + draws["a"] * np.log(FAR * C.max())
     notes = _notes(obs, cells, budgets, found, rounds, max(factor_N, factor_D), no_floor)
     notes += [describe_shared_error(shared)] if shared else []
-    notes += _bounds(point)
+    notes += _bounds(point) + _say_misfit(reading)
     notes += _say_sensitivity(intervals, span_readings(readings))
     notes += say_disagreement(readings, *percentile_interval(np.exp(far), options["confidence"]))
     return Fit(
@@ -176,7 +179,10 @@ def _fit_usable(
             "line_misfit_factor": {"N": factor_N, "D": factor_D},
             "loss_law_E": {"weight_on_0": no_floor}, "sensitivity": readings,
             "sensitivity_span": span_readings(readings),
-            "weighted_lines": {"N": _weigh_line(C, log_N, drawn_N, options), "D": _weigh_line(C, log_D, drawn_D, options)},
+            "weighted_lines": {
+                name: _weigh_line(C, y, rounds_of, options)
+                for name, y, rounds_of in (("N", log_N, drawn_N), ("D", log_D, drawn_D))
+            },
             "curves": [draw_curve(curve, reading) for curve in curves],
         },
         draws={name: values.tolist() for name, values in draws.items()},
@@ -228,13 +234,21 @@ def _weigh_line(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, options: d
     return {"value": float(slopes[0][0]), "interval": list(interval), "scatter": float(np.sqrt(scatter))}
 
 
-def _say_sensitivity(intervals: Any, span: dict[str, list[float] | None]) -> list[str]:
-    """How far other windows and interpolants move a, beside its interval; silent where they stay well inside."""
-    low, high = intervals["a"]
-    if low is None or span["N"] is None or span["N"][1] - span["N"][0] < (high - low) / 4:
+def _say_misfit(reading: Reading) -> list[str]:
+    if reading.shape is None or reading.shape.rho == 0:
         return []
-    return [f"other windows and interpolants move a from {span['N'][0]:.4f} to {span['N'][1]:.4f}, which the interval "
-            f"[{low:.4f}, {high:.4f}] of the default reading does not know of"]  # fmt: skip
+    share = reading.shape.rho * reading.shape.sigma
+    return [f"no curve of two powers fits every size (misfit {share:.2g} of the rise above the minimum): cells count "
+            f"less the higher they lie, and the distance to Akima's interpolant is in the intervals"]  # fmt: skip
+
+
+def _say_sensitivity(intervals: Any, span: dict[str, list[float] | None]) -> list[str]:
+    """How far other windows and interpolants move a, beside its interval."""
+    low, high = intervals["a"]
+    if low is None or span["N"] is None:
+        return []
+    return [f"other windows and interpolants give a from {span['N'][0]:.4f} to {span['N'][1]:.4f}, to be read "
+            f"beside the interval [{low:.4f}, {high:.4f}] of the default reading"]  # fmt: skip
 
 
 def _share_error(draws: dict[str, np.ndarray], error: float, seed: int) -> dict[str, np.ndarray]:
@@ -263,8 +277,8 @@ def _bounds(point: dict[str, float]) -> list[str]:
     if abs(point["a"] + point["b"] - 1) > 0.1:
         words.append(f"a + b = {point['a'] + point['b']:.3g}, far from the 1 of C ~ N D: C is not counted as 6 N D")
     if not 1.01 * frontier.ALPHAS[0] < point["alpha"] < 0.99 * frontier.ALPHAS[1]:
-        words.append(f"alpha = {point['alpha']:.3g} ends at the bound of its range {frontier.ALPHAS}: the losses of the "
-                     f"budgets do not determine L_opt(C)")  # fmt: skip
+        words.append(f"alpha = {point['alpha']:.3g} ends at the bound of its range {frontier.ALPHAS}: the losses of "
+                     f"the budgets do not determine L_opt(C)")  # fmt: skip
     return words
 
 

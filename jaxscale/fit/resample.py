@@ -14,7 +14,7 @@ rounds are t quantiles. h is leverage, w the weight (number of seeds), nu the de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -41,11 +41,11 @@ class NoiseModel:
     dof: np.ndarray
     seed_ss: np.ndarray
     seed_dof: np.ndarray
-    misfit: np.ndarray | None = None
+    misfit: np.ndarray | None = field(default=None, kw_only=True)
     """Share (n,) of each cell's variance that is misfit of the curve, not noise: neighbours share its sign."""
-    side: np.ndarray | None = None
+    side: np.ndarray | None = field(default=None, kw_only=True)
     """Cells (n,) of one number share the draw of their misfit."""
-    intraclass: float = 0.0
+    intraclass: float = field(default=0.0, kw_only=True)
     """Share of the noise variance that the cells of a cluster have in common (estimate_intraclass)."""
 
     @property

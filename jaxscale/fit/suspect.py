@@ -17,8 +17,8 @@ from jaxscale.fit.result import Fit
 from jaxscale.flops import PF_DAY_FLOPS
 from jaxscale.runs import Observations
 
-__all__ = ["MIXED", "annotate_fit", "contradict_budgets", "describe_shared_error", "find_suspicions", "recomputed_flops",
-           "shared_error"]  # fmt: skip
+__all__ = ["MIXED", "annotate_fit", "contradict_budgets", "describe_shared_error", "find_suspicions",
+           "recomputed_flops", "shared_error"]  # fmt: skip
 
 MIXED = 3.0
 """Runs of one budget that differ more than this in C are no IsoFLOP curve; conventions alone differ less."""
