@@ -190,24 +190,22 @@ def redraw_minima(
 
 
 def doubt_shape(
-    curves: Sequence[Curve], reading: Reading, drawn: Sequence[np.ndarray], rng: np.random.Generator
-) -> tuple[np.ndarray, ...]:
-    """Redrawn log N_opt, log D_opt and loss_opt with the doubt that a proven misfit of the shape leaves.
+    curves: Sequence[Curve], reading: Reading, drawn: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Redrawn log N_opt and log D_opt with the doubt that a proven misfit of the shape leaves.
 
     Where two powers miss the curves beyond their noise, the distance to an interpolant that assumes no shape
-    (Akima's) is one standard deviation of an error in common to all budgets.
+    (Akima's) is one standard deviation of an error in common to all budgets. The loss at a minimum hardly
+    depends on the reading.
     """
     if reading.shape is None or reading.shape.rho == 0:
-        return tuple(drawn)
-    losses = [curve.loss[None] for curve in curves]
+        return drawn
     plain = Reading("akima", reading.window, [])
-    found = [
-        _stack([_with_tokens(c, *locate_minimum(c, one, y)) for c, y in zip(curves, losses, strict=True)])
-        for one in (plain, reading)
-    ]
+    other, own = (
+        _stack([_with_tokens(c, *locate_minimum(c, one, c.loss[None])) for c in curves]) for one in (plain, reading)
+    )
     size = rng.standard_normal((len(drawn[0]), 1))
-    log_N, log_D, loss = (part + size * (other - own) for part, other, own in zip(drawn, *found, strict=True))
-    return log_N, log_D, loss
+    return drawn[0] + size * (other[0] - own[0]), drawn[1] + size * (other[1] - own[1])
 
 
 def _redraw_pairs(

@@ -142,8 +142,7 @@ def _fit_usable(
     drawn_N, drawn_D, drawn_loss = redraw_minima(curves, reading, model, windows, kind, rounds, rng)
     drawn_N, factor_N = _widen(C, log_N, drawn_N, model.total_dof)
     drawn_D, factor_D = _widen(C, log_D, drawn_D, model.total_dof)
-    redrawn = doubt_shape(curves, reading, (drawn_N, drawn_D, drawn_loss), rng)
-    drawn_N, drawn_D, drawn_loss = redrawn
+    drawn_N, drawn_D = doubt_shape(curves, reading, (drawn_N, drawn_D), rng)
     spread = _loss_variance(loss[0], drawn_loss, model)
     law, drawn_law, no_floor = _fit_loss_law(C, loss[0], spread, model.total_dof, len(drawn_loss), options["seed"])
     draws = _fit_lines(C, drawn_N, drawn_D) | _name_law(drawn_law)
