@@ -4,6 +4,10 @@ A source is a study folder (its observations.csv), a CSV (also .gz, .xz, .zst), 
 Canonical columns: N (parameters), D (tokens), C (training FLOPs), loss (nats per token); optional budget,
 U, run_id, seed, weight, group, parent, role. A given C always wins; 6 N D is computed only where the
 column is absent. The filter `where` is applied first, on the file's own names, then rows are refused.
+
+Conventions are switched here, so that every method sees the same numbers: `count` says which column N is,
+`flops_rule` "6ND" recomputes C from it (budgets stay the groups they were), `loss_unit` "bits" turns bits per
+token into nats.
 """
 
 from __future__ import annotations
@@ -22,20 +26,30 @@ from jaxscale.where import column_of, select_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CANONICAL", "as_observations", "read_observations"]
+__all__ = ["BUDGET_WIDTH", "CANONICAL", "COUNTS", "as_observations", "label_budgets", "read_observations", "recount"]
 
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
-             "N_non_embedding", "N_total")  # fmt: skip
+             "N_non_embedding", "N_total", "loss_std_error")  # fmt: skip
+COUNTS = ("N", "N_non_embedding", "N_total")
+"""Columns that can be the N of a law."""
+BUDGET_WIDTH = 0.05
+"""Largest relative width of a budget in C, from ARCHITECTURE.md."""
 
 
 def read_observations(
-    source: str | Path | pd.DataFrame, *, columns: Mapping[str, str] | None = None, where: str | None = None
+    source: str | Path | pd.DataFrame,
+    *,
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
+    count: str = "N",
+    flops_rule: str = "given",
+    loss_unit: str = "nats",
 ) -> Observations:
     """Read a study folder, CSV, Parquet or DataFrame; every row that is no evidence is listed.
 
-    `columns` maps canonical names to the table's own. MisuseError: no such file, column or expression;
-    VerdictError: no row is left.
+    `columns` maps canonical names to the table's own; `count`, `flops_rule` (given or 6ND) and `loss_unit` (nats
+    or bits) switch conventions. MisuseError: no such file, column or expression; VerdictError: no row is left.
 
     >>> import pandas as pd
     >>> obs = read_observations(pd.DataFrame({"N": [1e6, -1.0], "D": [2e7, 2e7], "loss": [3.1, 3.0]}))
@@ -49,7 +63,67 @@ def read_observations(
     record = _describe(path, raw, columns, where, chosen, frame, refused)
     if frame.empty:
         raise VerdictError(f"{record['path']}: none of {len(raw)} rows is usable: {_why_none(chosen, refused)}")
+    obs = Observations(frame=frame, refused=tuple(refused), source=record, rule=rule)
+    return recount(obs, count=count, flops_rule=flops_rule, loss_unit=loss_unit)
+
+
+def recount(obs: Observations, *, count: str = "N", flops_rule: str = "given", loss_unit: str = "nats") -> Observations:
+    """The same runs under other conventions; rows without the count asked for are refused.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"N": [2e6], "N_non_embedding": [1e6], "D": [1e7], "C": [1e14], "loss": [3.0]})
+    >>> recount(read_observations(table), count="N_non_embedding", flops_rule="6ND").frame.C.tolist()
+    [60000000000000.0]
+    """
+    _check_conventions(obs, count, flops_rule, loss_unit)
+    frame, record, refused = obs.frame, dict(obs.source), list(obs.refused)
+    if count != "N":
+        frame, added = _switch_count(frame, count)
+        refused += added
+    if flops_rule == "6ND":
+        if "budget" not in frame:
+            frame = frame.assign(budget=label_budgets(frame["C"].to_numpy()))
+        frame = frame.assign(C=6.0 * frame["N"] * frame["D"])
+    if loss_unit == "bits":
+        frame = frame.assign(loss=frame["loss"] * np.log(2.0))
+    asked = {"count": count, "flops_rule": flops_rule, "loss_unit": loss_unit}
+    record |= {"rows_used": len(frame), "rows_refused": refused, "conventions": asked}
+    rule = "6ND" if flops_rule == "6ND" else obs.rule
     return Observations(frame=frame, refused=tuple(refused), source=record, rule=rule)
+
+
+def _check_conventions(obs: Observations, count: str, flops_rule: str, loss_unit: str) -> None:
+    allowed = {"count": COUNTS, "flops_rule": ("given", "6ND"), "loss_unit": ("nats", "bits")}
+    for name, value in (("count", count), ("flops_rule", flops_rule), ("loss_unit", loss_unit)):
+        if value not in allowed[name]:
+            raise MisuseError(f"{name} {value!r} is unknown; use one of {', '.join(allowed[name])}")
+    if count not in obs.frame:
+        raise MisuseError(f"count {count}: the table has no column {count}; map it as {count}=NAME in columns")
+
+
+def _switch_count(frame: pd.DataFrame, count: str) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """N := the column `count`, and the rows that have none."""
+    import pandas as pd
+
+    number = pd.to_numeric(frame[count], errors="coerce").astype(float)
+    good = np.isfinite(number) & (number > 0)
+    rows = frame["row"] if "row" in frame else pd.Series(frame.index)
+    refused = [
+        {"row": int(rows.iloc[i]), "reason": _reason(count, frame[count].iloc[i], number.iloc[i])}
+        for i in np.flatnonzero(~good)
+    ]
+    if not good.any():
+        raise VerdictError(f"count {count}: no row has a number there; use --count N")
+    return frame.assign(N=number)[good].reset_index(drop=True), refused
+
+
+def label_budgets(C: np.ndarray) -> np.ndarray:
+    """Numbers (rows,) from 0 by rising C: log C is cut wherever neighbours differ by more than 5%."""
+    order = np.argsort(C, kind="stable")
+    number = np.empty(len(C), int)
+    cuts = np.diff(np.log(C[order])) > np.log1p(BUDGET_WIDTH)
+    number[order] = np.concatenate([[0], np.cumsum(cuts)])
+    return number
 
 
 def as_observations(source: Observations | pd.DataFrame | str | Path) -> Observations:

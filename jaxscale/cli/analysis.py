@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -33,6 +33,12 @@ class TableOptions:
     """Canonical names and the table's own: N=n_params D=tokens C=flops loss=nats."""
     where: str | None = None
     """Rows to keep, by the table's own columns: "excluded == 0 and d_tokens > 1e9"."""
+    count: Literal["N", "N_non_embedding", "N_total"] = "N"
+    """The column that is the law's N."""
+    flops_rule: Literal["given", "6ND"] = "given"
+    """C as the table gives it, or recomputed as 6 N D; budgets stay the groups they were."""
+    loss_unit: Literal["nats", "bits"] = "nats"
+    """Unit of the loss column; bits become nats."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class FitOptions(TableOptions):
     """Of every interval."""
     seed: int = 0
     """Of the bootstrap."""
-    interpolant: Literal["auto", "parabola", "akima"] = "auto"
+    interpolant: Literal["auto", "powers", "parabola", "akima"] = "auto"
     """How a minimum is read off a budget's curve."""
     window: str = "auto"
     """Sizes around the lowest that a parabola sees, auto or a count."""
@@ -73,6 +79,8 @@ class FitOptions(TableOptions):
 class FitArguments(FitOptions):
     """Arguments of `fit`."""
 
+    conventions: bool = False
+    """Also print what other counts of N and C would do to the isoflop exponents."""
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
     stability: bool = False
@@ -118,10 +126,13 @@ def fit(argv: list[str]) -> int:
     """Fit a scaling law to observations and print it as a table."""
     args = _parse(FitArguments, "fit", argv, "Fit a scaling law.",
                   "jaxscale fit runs/quickstart --method isoflop --out fit.json")  # fmt: skip
-    result = _fit(_read(args.source, args), args)
+    obs = _read(args.source, args)
+    result = _fit(obs, args)
     _finish(result, args.out)
     if args.stability:
-        _print_beginning(args)
+        _print_beginning(args, obs)
+    if args.conventions:
+        _print_conventions(args)
     fits = result.fits if args.method == "all" else (result,)
     verdicts = [f"{one.method}: {one.verdict}" for one in fits if one.verdict]
     for verdict in verdicts:
@@ -129,13 +140,13 @@ def fit(argv: list[str]) -> int:
     return 1 if len(verdicts) == len(fits) else 0
 
 
-def _print_beginning(args: FitArguments) -> None:
+def _print_beginning(args: FitArguments, obs: Observations) -> None:
     from jaxscale.fit.beginning import find_beginning
 
     _keep_programs()
     law = args.law if args.method != "isoflop" else "chinchilla"
     rounds, confidence = min(args.bootstrap, 200) or 200, args.confidence
-    print(find_beginning(_read(args.source, args), law=law, bootstrap=rounds, confidence=confidence, seed=args.seed))
+    print(find_beginning(obs, law=law, bootstrap=rounds, confidence=confidence, seed=args.seed))
 
 
 def forecast(argv: list[str]) -> int:
@@ -181,24 +192,37 @@ def _parse(kind: type[T], verb: str, argv: list[str], summary: str, example: str
         raise SystemExit(dispatch(["--version"]))
     return tyro.cli(
         kind, prog=f"jaxscale {verb}", args=argv, description=f"{summary}\n\nexample: {example}",
-        config=(tyro.conf.FlagConversionOff,),
+        config=(tyro.conf.FlagCreatePairsOff,),
     )  # fmt: skip
 
 
 def _read(source: str, table: TableOptions) -> Observations:
     from jaxscale.source import read_observations
 
-    return read_observations(source, columns=_pairs("columns", table.columns), where=table.where)
+    return read_observations(
+        source, columns=_pairs("columns", table.columns), where=table.where, count=table.count,
+        flops_rule=table.flops_rule, loss_unit=table.loss_unit,
+    )  # fmt: skip
+
+
+def _print_conventions(args: FitArguments) -> None:
+    """The table of counts, from the table as it was read, before any count was switched."""
+    from jaxscale.fit.conventions import compare_conventions
+
+    plain = replace(args, count="N", flops_rule="given")
+    print(compare_conventions(_read(args.source, plain), confidence=args.confidence, seed=args.seed))
 
 
 def _fit(obs: Observations, args: FitOptions) -> Any:
     from jaxscale.fit import fit_all, fit_isoflop, fit_parametric
+    from jaxscale.fit.suspect import annotate_fit
 
     options = _options(args)
     _keep_programs(args.method)
     if args.method == "all":
-        return fit_all(obs, **options)
-    return (fit_isoflop if args.method == "isoflop" else fit_parametric)(obs, **options)
+        fits = fit_all(obs, **options)
+        return replace(fits, fits=tuple(annotate_fit(fit, obs) for fit in fits.fits))
+    return annotate_fit((fit_isoflop if args.method == "isoflop" else fit_parametric)(obs, **options), obs)
 
 
 def _keep_programs(method: str = "all") -> None:

@@ -3,6 +3,7 @@
 A cell is one (budget, N, D, U). Its seeds are averaged (weights count), and the spread of log loss between
 them is the only noise estimate that owes nothing to a law. Rows of `role` "holdout" and rows of weight 0
 stay out.
+A row that repeats another is no second run and is counted once.
 Budgets are the `budget` column where every row has one; else log C is cut wherever neighbours differ by
 more than 5%, and a cluster wider than 5% means that the data have no budgets.
 """
@@ -16,15 +17,14 @@ import numpy as np
 
 from jaxscale.errors import VerdictError
 from jaxscale.runs import Observations
-from jaxscale.source import as_observations
+from jaxscale.source import BUDGET_WIDTH, as_observations, label_budgets
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SPREAD", "Cells", "assign_budgets", "gather_cells", "grid_rows"]
+__all__ = ["SPREAD", "Cells", "assign_budgets", "gather_cells", "grid_rows", "merge_repeats"]
 
-SPREAD = 0.05
-"""Largest relative width of a budget in C, from ARCHITECTURE.md."""
+SPREAD = BUDGET_WIDTH
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,24 @@ def grid_rows(frame: pd.DataFrame) -> pd.Series:
 def gather_cells(source: Observations | pd.DataFrame, *, role: str = "grid") -> Cells:
     """The cells of a source; role "all" includes held-out rows. VerdictError when none is left."""
     frame = as_observations(source).frame
-    frame = frame[grid_rows(frame)] if role == "grid" else frame
+    frame = merge_repeats(frame[grid_rows(frame)] if role == "grid" else frame)[0]
     if frame.empty:
         raise VerdictError("no row is left to fit: every one is held out (role) or has weight 0")
     budget, spread = assign_budgets(frame)
     return _average(frame.assign(_budget=budget, _cluster=_clusters(frame)), spread)
+
+
+def merge_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The rows with each run once, and how many were dropped: counted twice they would shrink every interval.
+
+    A row repeats another of its run_id (and seed) at the same N and D, or, where no run_id is given, one whose
+    N, D, C and loss (and seed) agree to the last digit. The first is kept.
+    """
+    seed = ["seed"] if "seed" in frame else []
+    alike = frame.duplicated(["N", "D", "C", "loss", *seed])
+    if "run_id" in frame:
+        alike = frame.duplicated(["run_id", "N", "D", *seed]).where(frame["run_id"].notna(), alike)
+    return frame[~alike], int(alike.sum())
 
 
 def assign_budgets(frame: pd.DataFrame) -> tuple[np.ndarray, float]:
@@ -107,10 +120,7 @@ def assign_budgets(frame: pd.DataFrame) -> tuple[np.ndarray, float]:
         named = sorted(set(labels), key=lambda label: float(np.median(C[labels == label])))
         number = np.array([named.index(label) for label in labels])
         return number, _widest(C, number)
-    order = np.argsort(C, kind="stable")
-    cuts = np.diff(np.log(C[order])) > np.log1p(SPREAD)
-    number = np.empty(len(C), int)
-    number[order] = np.concatenate([[0], np.cumsum(cuts)])
+    number = label_budgets(C)
     spread = _widest(C, number)
     return (number, spread) if spread <= SPREAD else (np.full(len(C), -1), spread)
 

@@ -1,7 +1,7 @@
 """All IsoFLOP curves under one reading: interpolant and window, the noise about them, and redrawn minima.
 
-The window stays where the data put it; each bootstrap round redraws the losses inside it and refits. The
-noise of an interpolant that passes through its points is measured about a cubic over six sizes.
+Window and weights stay where the data put them; each bootstrap round redraws the losses and refits. The noise
+of an interpolant that passes through its points is measured about a cubic over six sizes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,32 @@ from jaxscale.errors import MisuseError
 from jaxscale.fit import minima
 from jaxscale.fit.cells import Cells
 from jaxscale.fit.minima import Curve
-from jaxscale.fit.resample import NoiseModel, draw_counts, draw_errors
+from jaxscale.fit.powers import Shape, fit_shape, has_minimum, minimum_powers, powers_hat, redraw_shapes, soften
+from jaxscale.fit.resample import NoiseModel, draw_counts, draw_errors, estimate_intraclass
 from jaxscale.fit.windows import NARROWEST, choose_window
 
-__all__ = ["Reading", "choose_reading", "locate_minimum", "model_noise", "redraw_minima", "split_curves"]
+__all__ = ["Reading", "choose_reading", "doubt_shape", "judge_curve", "locate_minimum", "model_noise", "redraw_minima",
+           "split_curves", "weigh_curves"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the curves are read: Akima, or a parabola over `window` sizes."""
+    """How the curves are read: `powers` (shape shared), `akima`, or a `parabola` over `window` sizes."""
 
-    akima: bool
+    kind: str
     window: int
     tried: list[dict[str, float]]
+    shape: Shape | None = None
 
     @property
     def words(self) -> str:
         """Interpolant and window for people."""
-        return "akima over all sizes" if self.akima else f"parabola over up to {self.window} sizes"
+        if self.kind == "akima":
+            return "akima over all sizes"
+        if self.kind == "parabola":
+            return f"parabola over up to {self.window} sizes"
+        fade = f", misfit {self.shape.rho * self.shape.sigma:.2g} of the rise" if self.shape and self.shape.rho else ""
+        return f"two powers over all sizes, skew {self.shape.delta if self.shape else 0:.2g}{fade}"
 
 
 def split_curves(cells: Cells) -> list[Curve]:
@@ -51,44 +59,73 @@ def split_curves(cells: Cells) -> list[Curve]:
 
 
 def choose_reading(curves: list[Curve], cells: Cells, interpolant: str, window: str | int) -> Reading:
-    """Interpolant and window as asked, or by the rule of windows.py over the budgets it could use."""
+    """Interpolant and window as asked: auto is two powers (powers.py), a parabola's window that of windows.py."""
     widest = max(NARROWEST, *(len(curve.x) for curve in curves))
     if interpolant == "akima":
-        return Reading(True, widest, [])
+        return Reading("akima", widest, [])
     if window != "auto":
-        return Reading(False, int(window), [])
-    judged = [c for c in curves if minima.judge_curve(c, c.window(NARROWEST))[0] == "ok"]
+        return Reading("parabola", int(window), [])
+    judged = [curve for curve in curves if minima.judge_points(curve)[0] == "ok"]
+    if interpolant != "parabola":
+        seeds = (cells.seed_ss.sum(), cells.seed_dof.sum())
+        return Reading("powers", widest, [], fit_shape(judged, *seeds) if judged else Shape(0.0, 0.0, 0.0))
     if not judged:
-        return Reading(False, widest, [])
+        return Reading("parabola", widest, [])
     mean_loss = float(np.exp(np.log(cells.loss).mean()))
     size, tried = choose_window(judged, cells.seed_ss.sum(), cells.seed_dof.sum(), mean_loss)
-    if size is None and interpolant == "auto" and min(len(curve.x) for curve in judged) >= NARROWEST:
-        return Reading(True, widest, tried)
-    return Reading(False, size or NARROWEST, tried)
+    return Reading("parabola", size or NARROWEST, tried)
 
 
-def locate_minimum(curve: Curve, reading: Reading, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log N_opt and loss_opt (rounds,) for losses (rounds, sizes of the curve)."""
-    if reading.akima:
+def weigh_curves(curves: Sequence[Curve], reading: Reading) -> list[Curve]:
+    """The curves with the weights of their reading."""
+    return [soften(curve, reading.shape.rho) for curve in curves] if reading.shape else list(curves)
+
+
+def judge_curve(curve: Curve, reading: Reading) -> tuple[minima.Status, str]:
+    """Status of a weighed curve's minimum under its reading, and the reason in words."""
+    if minima.judge_points(curve)[0] != "ok":
+        return minima.judge_points(curve)
+    if reading.shape is None:
+        window = curve.window(reading.window)
+        name = f"parabola over {window.stop - window.start} sizes"
+        return minima.judge_vertex(curve, minima.vertex_parabola(curve, window), name)
+    found = has_minimum(curve, reading.shape.delta)
+    place = float(locate_minimum(curve, reading, curve.loss[None])[0][0]) if found else None
+    return minima.judge_vertex(curve, place, "curve of two powers")
+
+
+def locate_minimum(
+    curve: Curve, reading: Reading, losses: np.ndarray, skew: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """log N_opt and loss_opt (rounds,) of a weighed curve for losses (rounds, sizes); `skew` (rounds,) of powers."""
+    if reading.shape is not None:
+        return minimum_powers(curve, losses, reading.shape.delta if skew is None else skew)
+    if reading.kind == "akima":
         return minima.minimum_akima(curve, losses)
     window = curve.window(reading.window)
     return minima.minimum_parabola(curve, window, losses[:, window])
 
 
-def _noise_window(curve: Curve, reading: Reading) -> tuple[slice, int]:
-    """Sizes and polynomial degree whose residuals measure the noise of a curve."""
-    if not reading.akima:
-        return curve.window(reading.window), 2
-    return curve.window(NARROWEST + 1), 3
+def _noise_hat(curve: Curve, reading: Reading) -> tuple[slice, np.ndarray, int]:
+    """Sizes, hat matrix and coefficients of the fit whose residuals measure the noise of a curve."""
+    if reading.shape is not None:
+        return slice(0, len(curve.x)), powers_hat(curve, reading.shape.delta), 3
+    akima = reading.kind == "akima"
+    window, degree = (curve.window(NARROWEST + 1), 3) if akima else (curve.window(reading.window), 2)
+    return window, minima.parabola_hat(curve.x[window], curve.weight[window], degree), degree + 1
+
+
+def _shared(reading: Reading) -> float:
+    """Coefficients fitted to all curves together."""
+    return 0.0 if reading.shape is None else 1.0 + (reading.shape.rho > 0)
 
 
 def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tuple[NoiseModel, list[slice]]:
     """Residuals of log loss about each curve's local polynomial, a stratum a budget."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("r", "h", "w", "b", "cell")}
-    windows, dof = [], []
+    windows, dof, hats = [], [], []
     for number, curve in enumerate(curves):
-        window, degree = _noise_window(curve, reading)
-        hat = minima.parabola_hat(curve.x[window], curve.weight[window], degree)
+        window, hat, spent = _noise_hat(curve, reading)
         fitted = hat @ curve.loss[window]
         parts["r"].append((curve.loss[window] - fitted) / fitted)
         parts["h"].append(np.diag(hat))
@@ -96,13 +133,36 @@ def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tupl
         parts["b"].append(np.full(len(fitted), number))
         parts["cell"].append(curve.cells[window])
         windows.append(window)
-        dof.append(max(len(fitted) - degree - 1.0, 0.0))
+        hats.append(hat)
+        dof.append(max(len(fitted) - spent - _shared(reading) / len(curves), 0.0))
     r, h, w, b, cell = (np.concatenate(part) for part in parts.values())
     inside = [curve.cells for curve in curves]
     cluster = np.unique(cells.cluster[cell], return_inverse=True)[1]
     seed_ss = np.array([cells.seed_ss[i].sum() for i in inside])
     seed_dof = np.array([cells.seed_dof[i].sum() for i in inside])
-    return NoiseModel(r, h, w, b, cluster, np.array(dof), seed_ss, seed_dof), windows
+    misfit, side = _misfit_sides(cells, cell, w, b) if reading.shape is not None else (None, None)
+    intraclass = estimate_intraclass(r, w, _block_diagonal(hats), cluster)
+    dofs = np.array(dof)
+    model = NoiseModel(r, h, w, b, cluster, dofs, seed_ss, seed_dof, misfit=misfit, side=side, intraclass=intraclass)
+    return model, windows
+
+
+def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+    ends = np.cumsum([len(block) for block in blocks])
+    whole = np.zeros((ends[-1], ends[-1]))
+    for block, end in zip(blocks, ends, strict=True):
+        whole[end - len(block) : end, end - len(block) : end] = block
+    return whole
+
+
+def _misfit_sides(
+    cells: Cells, cell: np.ndarray, weight: np.ndarray, budget: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of misfit in each cell's variance, and its side: below or above the lowest size of its budget."""
+    misfit = np.clip(1 - weight / cells.weight[cell], 0.0, 1.0)
+    lowest = {b: cells.N[cell[budget == b]][np.argmin(cells.loss[cell[budget == b]])] for b in np.unique(budget)}
+    above = cells.N[cell] > np.array([lowest[b] for b in budget])
+    return misfit, 2 * budget + above
 
 
 def redraw_minima(
@@ -113,16 +173,39 @@ def redraw_minima(
     if kind == "pairs":
         return _redraw_pairs(curves, reading, model, windows, rounds, rng)
     errors = draw_errors(model, kind, rounds, rng)
-    found = []
+    redrawn = []
     for number, (curve, window) in enumerate(zip(curves, windows, strict=True)):
         losses = np.repeat(curve.loss[None], rounds, 0)
         mine = np.flatnonzero(model.stratum == number)
-        center = curve.loss[window] / (1 + model.residual[mine])
-        if reading.akima:
-            center = curve.loss[window]
+        center = curve.loss[window] if reading.kind == "akima" else curve.loss[window] / (1 + model.residual[mine])
         losses[:, window] = center * (1 + errors[:, mine])
-        found.append(_with_tokens(curve, *locate_minimum(curve, reading, losses)))
-    return _stack(found)
+        redrawn.append(losses)
+    skew = redraw_shapes(curves, redrawn, reading.shape, rng) if reading.shape and rounds else None
+    return _stack(
+        [
+            _with_tokens(curve, *locate_minimum(curve, reading, losses, skew))
+            for curve, losses in zip(curves, redrawn, strict=True)
+        ]
+    )
+
+
+def doubt_shape(
+    curves: Sequence[Curve], reading: Reading, drawn: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Redrawn log N_opt and log D_opt with the doubt that a proven misfit of the shape leaves.
+
+    Where two powers miss the curves beyond their noise, the distance to an interpolant that assumes no shape
+    (Akima's) is one standard deviation of an error in common to all budgets. The loss at a minimum hardly
+    depends on the reading.
+    """
+    if reading.shape is None or reading.shape.rho == 0:
+        return drawn
+    plain = Reading("akima", reading.window, [])
+    other, own = (
+        _stack([_with_tokens(c, *locate_minimum(c, one, c.loss[None])) for c in curves]) for one in (plain, reading)
+    )
+    size = rng.standard_normal((len(drawn[0]), 1))
+    return drawn[0] + size * (other[0] - own[0]), drawn[1] + size * (other[1] - own[1])
 
 
 def _redraw_pairs(
@@ -130,24 +213,24 @@ def _redraw_pairs(
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Cells drawn with replacement; a round that keeps under three sizes of a budget reuses its curve."""
-    if reading.akima:
+    if reading.kind == "akima":
         raise MisuseError("resample pairs: an interpolant needs every point; use --interpolant parabola")
     counts = draw_counts(model, rounds, rng)
     found = []
     for number, (curve, window) in enumerate(zip(curves, windows, strict=True)):
         drawn = counts[:, model.stratum == number]
         drawn = np.where((drawn > 0).sum(1, keepdims=True) >= 3, drawn, 1.0)
-        points = [_reweighted(curve, window, row) for row in drawn]
+        points = [_reweighted(curve, reading, window, row) for row in drawn]
         x, loss = (np.array(part) for part in zip(*points, strict=True))
         found.append(_with_tokens(curve, x, loss))
     return _stack(found)
 
 
-def _reweighted(curve: Curve, window: slice, counts: np.ndarray) -> tuple[float, float]:
+def _reweighted(curve: Curve, reading: Reading, window: slice, counts: np.ndarray) -> tuple[float, float]:
     weight = curve.weight.copy()
-    weight[window] *= counts
+    weight[window] *= np.maximum(counts, 1e-9)
     heavier = Curve(curve.C, curve.x, curve.log_D, curve.loss, weight, curve.cells)
-    x, loss = minima.minimum_parabola(heavier, window, curve.loss[None, window])
+    x, loss = locate_minimum(heavier, reading, curve.loss[None])
     return float(x[0]), float(loss[0])
 
 

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["MIN_SIZES", "Curve", "Status", "interpolate_akima", "judge_curve", "minimum_akima",
-           "minimum_parabola", "parabola_hat", "parabola_of"]  # fmt: skip
+__all__ = ["MIN_SIZES", "Curve", "Status", "interpolate_akima", "judge_points", "judge_vertex", "minimum_akima",
+           "minimum_parabola", "parabola_hat", "parabola_of", "vertex_parabola"]  # fmt: skip
 
 MIN_SIZES = 4
 Status = Literal["ok", "edge", "nonconvex", "too_few"]
@@ -41,8 +41,8 @@ class Curve:
         return slice(start, start + size)
 
 
-def judge_curve(curve: Curve, window: slice) -> tuple[Status, str]:
-    """Status of the curve's minimum and the reason in words."""
+def judge_points(curve: Curve) -> tuple[Status, str]:
+    """Status as the bare points give it: enough sizes, and the lowest not at an end."""
     if len(np.unique(curve.x)) < MIN_SIZES:
         return "too_few", f"{len(np.unique(curve.x))} sizes, at least {MIN_SIZES} are needed"
     lowest = int(np.argmin(curve.loss))
@@ -54,13 +54,25 @@ def judge_curve(curve: Curve, window: slice) -> tuple[Status, str]:
             "edge",
             f"the lowest loss is at the {side} size, add {'smaller' if lowest == 0 else 'larger'} ones",
         )
-    coefficients = parabola_of(curve, window)
-    if coefficients[2] <= 0:
-        return "nonconvex", f"the parabola over {window.stop - window.start} sizes opens downward"
-    vertex = curve.x[window].mean() - coefficients[1] / (2 * coefficients[2])
-    if not curve.x[0] < vertex < curve.x[-1]:
-        return "edge", "the parabola's minimum lies beyond the sizes tried"
     return "ok", ""
+
+
+def judge_vertex(curve: Curve, vertex: float | None, name: str) -> tuple[Status, str]:
+    """Status of the curve's minimum and the reason in words; `vertex` (log N) is None where there is none."""
+    status, why = judge_points(curve)
+    if status != "ok":
+        return status, why
+    if vertex is None:
+        return "nonconvex", f"its {name} opens downward"
+    if not curve.x[0] < vertex < curve.x[-1]:
+        return "edge", f"the minimum of its {name} lies beyond the sizes tried"
+    return "ok", ""
+
+
+def vertex_parabola(curve: Curve, window: slice) -> float | None:
+    """log N at the vertex of the parabola over the window; None where it opens downward."""
+    _, c1, c2 = parabola_of(curve, window)
+    return float(curve.x[window].mean() - c1 / (2 * c2)) if c2 > 0 else None
 
 
 def minimum_parabola(curve: Curve, window: slice, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

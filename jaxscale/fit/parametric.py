@@ -37,6 +37,7 @@ from jaxscale.fit.summary import (
     percentile_interval,
     summarize_draws,
 )
+from jaxscale.fit.suspect import annotate_fit, describe_shared_error, shared_error
 from jaxscale.laws import FlopRule, find_law
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
@@ -85,12 +86,12 @@ def fit_parametric(
     design = design_for(kind, cells, dict(fix or {}))
     obstacle = find_obstacle(cells, design)
     if obstacle:
-        return refused_fit("parametric", law, describe_source(obs), options, obstacle)
+        return annotate_fit(refused_fit("parametric", law, describe_source(obs), options, obstacle), obs)
     best = find_optimum(cells, design, goal, start)
     if not np.isfinite([best.value, *best.params.values()]).all():
         verdict = "the parameters run away to infinity: the data do not determine the law; check the units of N and D"
-        return refused_fit("parametric", law, describe_source(obs), options, verdict)
-    return _assemble(obs, cells, design, best, goal, options | {"profile": profile})
+        return annotate_fit(refused_fit("parametric", law, describe_source(obs), options, verdict), obs)
+    return annotate_fit(_assemble(obs, cells, design, best, goal, options | {"profile": profile}), obs)
 
 
 def _model_noise(cells: Cells, best: Optimum) -> NoiseModel:
@@ -157,6 +158,8 @@ def _assemble(
     planned = bool(len(cells.budget_C))
     kind = choose_resample(options["resample"], planned=planned, cluster=model.cluster)
     draws, converged = _bootstrap(cells, design, best, model, kind, options)
+    shared = shared_error(obs)
+    draws = _share_error(draws, shared or 0.0, options["seed"])
     intervals, errors = summarize_draws(draws, options["confidence"])
     flops = describe_rule(obs, cells)
     exponents, coefficients = _derive(best, draws, FlopRule(flops["k"], flops["p"]), options["confidence"])
@@ -165,6 +168,7 @@ def _assemble(
     if options["profile"]:
         numbers["profile"] = profile_parameters(cells, best, model, options["confidence"])
         words += judge_profiles(numbers["profile"])
+    words += [describe_shared_error(shared)] if shared else []
     outliers = find_outliers(cells, best, goal)
     return Fit(
         method="parametric", law=design.law.name, source=describe_source(obs), params=best.params,
@@ -176,10 +180,19 @@ def _assemble(
         diagnostics={
             "notes": [*words, *outliers.pop("notes")], "identifiability": numbers, "flops": flops,
             "largest_C": float(cells.C.max()), "robust_std": best.scale, "starts_at_optimum": best.starts_agreeing,
-            "bootstrap_converged": converged, "outliers": outliers, "residuals": _describe_residuals(cells, model),
+            "bootstrap_converged": converged, "shared_error": shared, "outliers": outliers,
+            "residuals": _describe_residuals(cells, model),
         },
         draws={name: values.tolist() for name, values in draws.items()},
     )  # fmt: skip
+
+
+def _share_error(draws: dict[str, np.ndarray], error: float, seed: int) -> dict[str, np.ndarray]:
+    """Rounds whose losses are all off by one factor each: E, A and B scale with it, exponents and optima stay."""
+    if not error or not {"E", "A", "B"} <= draws.keys() or "L0" in draws:
+        return draws
+    factor = np.exp(error * np.random.default_rng([seed, 2]).standard_normal(len(draws["E"])))
+    return {name: values * factor if name in ("E", "A", "B") else values for name, values in draws.items()}
 
 
 def _doubt_rounds(draws: Mapping[str, np.ndarray], converged: float) -> list[str]:

@@ -2,7 +2,8 @@
 
 A planned grid would be run at the same (N, D) again, so the errors are redrawn and the points stay:
     residual  errors drawn from the standardised residuals r sqrt(w) / (s sqrt(1 - h)), one pool, scaled
-              back by the noise s of the cell's stratum (its budget)
+              back by the noise s of the cell's stratum (its budget); the share of the variance that cells
+              of one run or trunk (cluster) have in common is one normal draw for all of them
     wild      each cell keeps its own residual / sqrt(1 - h) with a random sign; cells that share a run or
               a trunk (cluster) share the sign
     noise     normal errors of the deviation between seeds, or of the residuals where no seed repeats
@@ -13,12 +14,13 @@ rounds are t quantiles. h is leverage, w the weight (number of seeds), nu the de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-__all__ = ["RESAMPLERS", "NoiseModel", "Resample", "choose_resample", "draw_counts", "draw_errors", "f_tail"]
+__all__ = ["RESAMPLERS", "NoiseModel", "Resample", "choose_resample", "draw_counts", "draw_errors",
+           "estimate_intraclass", "f_tail"]  # fmt: skip
 
 Resample = Literal["auto", "residual", "wild", "pairs", "noise"]
 RESAMPLERS: tuple[str, ...] = ("auto", "residual", "wild", "pairs", "noise")
@@ -39,6 +41,12 @@ class NoiseModel:
     dof: np.ndarray
     seed_ss: np.ndarray
     seed_dof: np.ndarray
+    misfit: np.ndarray | None = field(default=None, kw_only=True)
+    """Share (n,) of each cell's variance that is misfit of the curve, not noise: neighbours share its sign."""
+    side: np.ndarray | None = field(default=None, kw_only=True)
+    """Cells (n,) of one number share the draw of their misfit."""
+    intraclass: float = field(default=0.0, kw_only=True)
+    """Share of the noise variance that the cells of a cluster have in common (estimate_intraclass)."""
 
     @property
     def total_dof(self) -> float:
@@ -66,18 +74,41 @@ class NoiseModel:
         return np.sqrt((ss + PRIOR_DOF * pooled) / (dof + PRIOR_DOF))
 
 
-def choose_resample(asked: str, *, planned: bool, cluster: np.ndarray) -> str:
-    """auto: residual for a planned grid, wild where cells share a run or there are no budgets."""
+def choose_resample(asked: str, *, planned: bool, cluster: np.ndarray, intraclass: float | None = None) -> str:
+    """auto: residual for a planned grid; wild where there are no budgets, or cells share a run and how much of
+    their error is not known (`intraclass` None). Sign flips of a few trunks cover 86 to 90% at nominal 95."""
     if asked != "auto":
         return asked
-    shared = len(np.unique(cluster)) < len(cluster)
+    shared = len(np.unique(cluster)) < len(cluster) and intraclass is None
     return "residual" if planned and not shared else "wild"
+
+
+def estimate_intraclass(residual: np.ndarray, weight: np.ndarray, hat: np.ndarray, cluster: np.ndarray) -> float:
+    """Share (0 to 1) of the noise variance that the cells of a cluster have in common, by moments.
+
+    Residuals (n,) r = (1 - hat) e with e ~ s^2 ((1 - k) I + k Z Z') / weight, Z the clusters: r' r and the
+    products within clusters have known expectations in s^2 (1 - k) and s^2 k. 0 without shared clusters.
+    """
+    together = (cluster[:, None] == cluster).astype(float)
+    apart = together - np.eye(len(cluster))
+    if not apart.any():
+        return 0.0
+    root = np.sqrt(weight)
+    left = root[:, None] * (np.eye(len(cluster)) - hat) / root
+    r = root * residual
+    covariance = left @ left.T, left @ together @ left.T  # of the own part and of the shared part, per unit
+    system = np.array([[np.trace(c) for c in covariance], [(apart * c).sum() for c in covariance]])
+    if abs(np.linalg.det(system)) < 1e-12:
+        return 0.0
+    own, shared = np.linalg.solve(system, [r @ r, r @ apart @ r])
+    return float(np.clip(shared / max(own + shared, 1e-300), 0.0, 1.0))
 
 
 def draw_errors(model: NoiseModel, kind: str, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """Errors of log loss (rounds, n) to add to the fitted values."""
     n, root = len(model.residual), np.sqrt(np.maximum(1 - model.leverage, 1e-6))
-    dof = model.total_dof
+    clusters, k = len(np.unique(model.cluster)), model.intraclass
+    dof = (1 - k) * model.total_dof + k * min(model.total_dof, max(clusters - 1, 1))  # trunks are what repeats
     widen = np.sqrt(dof / rng.chisquare(dof, (rounds, 1)))
     if kind == "wild":
         signs = rng.choice([-1.0, 1.0], (rounds, model.cluster.max() + 1))[:, model.cluster]
@@ -86,11 +117,22 @@ def draw_errors(model: NoiseModel, kind: str, rounds: int, rng: np.random.Genera
     if kind == "noise":
         if model.seed_std is not None:
             scale = model.seed_std / np.sqrt(model.weight)
-        return widen * scale * rng.standard_normal((rounds, n))
+        return widen * scale * _share_errors(model, rng.standard_normal((rounds, n)), rng)
     pool = model.residual / (root * scale)
     pool = pool - pool.mean()
     pool = pool / max(float(np.sqrt((pool**2).mean())), 1e-300) if pool.any() else pool
-    return widen * scale * pool[rng.integers(0, n, (rounds, n))]
+    return widen * scale * _share_errors(model, pool[rng.integers(0, n, (rounds, n))], rng)
+
+
+def _share_errors(model: NoiseModel, errors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Unit errors (rounds, n): clusters share a part of the noise, the cells of a side their misfit."""
+    if model.intraclass > 0:
+        common = rng.standard_normal((len(errors), model.cluster.max() + 1))[:, model.cluster]
+        errors = np.sqrt(1 - model.intraclass) * errors + np.sqrt(model.intraclass) * common
+    if model.misfit is None or model.side is None:
+        return errors
+    shared = rng.standard_normal((len(errors), model.side.max() + 1))[:, model.side]
+    return np.sqrt(1 - model.misfit) * errors + np.sqrt(model.misfit) * shared
 
 
 def draw_counts(model: NoiseModel, rounds: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""How many sizes around the lowest a parabola may see, and when to interpolate instead.
+"""How many sizes around the lowest a parabola may see (interpolant parabola, window auto).
 
 A window that is too narrow wastes evidence; one that is too wide lets the curve's asymmetry move the
 minimum (on Porian et al.'s data a full-range parabola biases the exponent by up to .4). The rule:
 
     Of the windows all sizes, ..., 9, 7, 5: the widest one on which cubic and quartic terms, pooled over the
     budgets, are not detectable (F test at 5% against what they leave and the noise between seeds).
-    If even five sizes reject the parabola, the noise is below the parabola's bias: Akima's interpolant.
+    If even five sizes reject the parabola, five: the noise is then below the parabola's bias.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def candidate_windows(curves: Sequence[Curve]) -> list[int]:
 def choose_window(
     curves: Sequence[Curve], seed_ss: float, seed_dof: float, mean_loss: float
 ) -> tuple[int | None, list[dict[str, float]]]:
-    """The window's size, None for Akima, and the p value of each window tried.
+    """The window's size, None where every one is rejected, and the p value of each window tried.
 
     `seed_ss` is the sum of squares of log loss between seeds, brought to nats by `mean_loss`.
     """
