@@ -10,7 +10,8 @@ steps between them (stairs.py says why); and two biases of the loss are measured
             envelope of the rounds minus the envelope they were drawn about is the bias.
     steps   between two sizes the envelope lies above the optimum, by curvature / 2 x (log N - log N_opt)^2.
 
-A round that stands on a noisy envelope carries the bias twice, so the rounds are moved by twice of it.
+The rounds of the interval stand on the noisy envelope and carry the bias once more: they are centred on the
+corrected one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ POINTS = 16
 BIAS_ROUNDS = 200
 """Rounds that measure the bias, whatever `bootstrap` is."""
 MIN_CLIMBS = 2
+NEARBY = 4.0
+"""Sizes within this factor of N_opt tell the curvature of the loss in log N."""
 LINES = ("a", "b", "G", "H")
 SEEN = 0.975
 """E is free in the loss law where this share of the rounds has it above 0."""
@@ -136,12 +139,13 @@ def _fit_family(
     at = np.flatnonzero(~edge)[np.linspace(0, (~edge).sum() - 1, POINTS).round().astype(int)]
     raw = _read(family.losses[None], family, at)
     rng = np.random.default_rng([options["seed"], 1])
-    noise_bias = _draw(family, BIAS_ROUNDS, at, rng).loss.mean(0) - raw.loss[0] if family.noisy else np.zeros(POINTS)
+    noise_bias = _measure_noise(family, at, rng) if family.noisy else np.zeros(POINTS)
     step_bias = _measure_steps(family, path[0], raw.lines, at)
     drawn = _draw(family, rounds, at, np.random.default_rng(options["seed"]))
     told = np.isfinite(drawn.lines.a)
     C = np.exp(grid.log_C[at])
-    moved = drawn._replace(loss=drawn.loss - 2 * noise_bias - step_bias)
+    again = drawn.loss.mean(0) - raw.loss[0] if rounds else 0.0
+    moved = drawn._replace(loss=drawn.loss - again - noise_bias - step_bias)
     draws = {name: values[told] for name, values in moved.laws(C, free_E=True).items()}
     corrected = raw._replace(loss=raw.loss - noise_bias - step_bias)
     free_E = not told.any() or float(np.mean(draws["E"] > 0)) >= SEEN
@@ -186,20 +190,33 @@ def _draw(family: Family, rounds: int, at: np.ndarray, rng: np.random.Generator)
     return Reading(lines, np.concatenate([one.loss for one in read]))
 
 
+def _measure_noise(family: Family, at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How far (points,) the lowest of noisy curves lies from the lowest of the curves, on average: below zero."""
+    smoother = family.smoother()
+    return np.asarray(
+        _draw(smoother, BIAS_ROUNDS, at, rng).loss.mean(0) - _read(smoother.losses[None], family, at).loss[0]
+    )
+
+
 def _measure_steps(family: Family, path: np.ndarray, lines: Lines, at: np.ndarray) -> np.ndarray:
-    """How far (points,) the envelope lies above the optimum because nothing was trained between two sizes."""
-    grid, points = family.grid, np.arange(len(path))
-    inside = (path > 0) & (path < len(grid.log_N) - 1)
-    here, i = path[inside], points[inside]
-    whole = grid.there[here - 1, i] & grid.there[here + 1, i]
-    here, i = here[whole], i[whole]
-    if not len(here):
+    """How far (points,) the envelope lies above the optimum because nothing was trained between two sizes.
+
+    The curvature is the median, over the points, of that of a parabola in log N through all sizes within
+    NEARBY of N_opt: the winner and its neighbours alone would show the luck that made it win.
+    """
+    grid = family.grid
+    log_N_opt = lines.log_G[0] + lines.a[0] * grid.log_C[at]
+    near = grid.there[:, at] & (np.abs(grid.log_N[:, None] - log_N_opt) <= np.log(NEARBY))
+    curvatures = [
+        2 * np.polyfit(grid.log_N[inside], family.losses[inside, i], 2)[0]
+        for i, inside in zip(at, near.T, strict=True)
+        if inside.sum() > 2
+    ]
+    if not curvatures:
         return np.zeros(len(at))
-    (below, y0), (x, y), (above, y1) = ((grid.log_N[k], family.losses[k, i]) for k in (here - 1, here, here + 1))
-    curvature = 2 * ((y1 - y) / (above - x) - (y - y0) / (x - below)) / (above - below)
-    off = grid.log_N[path[at]] - (lines.log_G[0] + lines.a[0] * grid.log_C[at])
-    farthest = np.diff(grid.log_N).max() / 2
-    return np.asarray(max(float(np.median(curvature)), 0.0) / 2 * np.clip(off, -farthest, farthest) ** 2)
+    farthest = np.diff(grid.log_N[near.any(1)]).max() / 2
+    off = np.clip(grid.log_N[path[at]] - log_N_opt, -farthest, farthest)
+    return np.asarray(max(float(np.median(curvatures)), 0.0) / 2 * off**2)
 
 
 def _list_budgets(

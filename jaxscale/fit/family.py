@@ -10,7 +10,7 @@ to the highest C at which three sizes have a curve: with two, the lower is alway
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,6 +56,10 @@ class Family:
         for start in range(0, rounds, CHUNK):
             yield self._redraw(min(CHUNK, rounds - start), rng)
 
+    def smoother(self) -> Family:
+        """A family without what noise is left in the curves, about which the bias of the lowest is measured."""
+        return self
+
     def _redraw(self, rounds: int, rng: np.random.Generator) -> np.ndarray:
         raise NotImplementedError
 
@@ -79,11 +83,19 @@ class OwnFamily(Family):
 
 @dataclass(frozen=True)
 class SharedFamily(Family):
-    """Every point of a size's training curves: `curves`, and the deviation of a run's luck in log loss."""
+    """Every point of a size's training curves: `curves`, each one's luck in log loss, and its deviation."""
 
     curves: tuple[RunCurve, ...]
     run_std: float
+    luck: np.ndarray
     hull: bool
+
+    def smoother(self) -> Family:
+        """The same about curves smoothed more and relieved of their luck."""
+        pairs = zip(self.curves, self.luck, strict=True)
+        curves = tuple(curve._replace(log_loss=curve.pilot - luck) for curve, luck in pairs)
+        knots = sum(len(curve.log_C) for curve in curves)
+        return replace(self, curves=curves, losses=_join(curves, self.grid, np.zeros((1, knots)), hull=self.hull)[0])
 
     def _redraw(self, rounds: int, rng: np.random.Generator) -> np.ndarray:
         widen = np.sqrt(self.run_dof / rng.chisquare(self.run_dof, rounds)) if self.run_dof else np.ones(rounds)
@@ -121,7 +133,7 @@ def _build_shared(runs: Runs, smoothing: str | float) -> Family:
         spans = [(k, min(low for _, low, _ in mine), max(high for *_, high in mine)) for k, mine in enumerate(sizes)]
     grid = _make_grid(runs.N, runs.log_rate, spans)
     losses = _join(curves, grid, np.zeros((1, sum(len(c.log_C) for c in curves))), hull=hull)[0]
-    run_std, run_dof = _measure_luck(runs)
+    run_std, run_dof, luck = _measure_luck(runs, curves)
     dof, ss = sum(c.dof for c in curves), sum(float((c.scatter**2).sum()) for c in curves)
     smoothed = sum(c.dof > 0 for c in curves)
     words = (
@@ -131,7 +143,7 @@ def _build_shared(runs: Runs, smoothing: str | float) -> Family:
     noise = {"seed_std": run_std if run_dof else None, "residual_std": float(np.sqrt(ss / dof)) if dof >= 1 else None}
     return SharedFamily(
         grid=grid, losses=losses, words=words if hull else "none", resample="wild", noise=noise, run_dof=run_dof,
-        curves=curves, run_std=run_std, hull=hull,
+        curves=curves, run_std=run_std, luck=luck, hull=hull,
     )  # fmt: skip
 
 
@@ -205,15 +217,24 @@ def _cells_of_curves(ends: Cells) -> Cells:
     return ends.take(np.flatnonzero([distinct[N] > 1 for N in ends.N]))
 
 
-def _measure_luck(runs: Runs) -> tuple[float, float]:
-    """Deviation of a run's log loss about power curves through the ends of its size, and its dof; 0 if unknown."""
-    cells = _cells_of_curves(runs.ends)
-    if not len(cells) or spare_ends(cells) < MIN_DOF:
-        return 0.0, 0.0
-    size = np.unique(cells.N, return_inverse=True)[1]
-    model = model_ends(cells, size, fit_power_curves(np.log(cells.C), cells.loss[None], size, cells.weight))
-    ss = float((model.weight * model.residual**2).sum() + model.seed_ss.sum())
-    return float(np.sqrt(ss / model.total_dof)), model.total_dof
+def _measure_luck(runs: Runs, curves: tuple[RunCurve, ...]) -> tuple[float, float, np.ndarray]:
+    """Deviation of a run's log loss about power curves through the smoothed ends of its size, its dof, and the
+    luck of each curve (curves,).
+
+    The scatter left in a smoothed end is subtracted from the deviation. Without ends to spare all are 0.
+    """
+    luck = np.zeros(len(curves))
+    N = np.array([runs.N[curve.size] for curve in curves])
+    C, loss = (np.exp([getattr(curve, name)[-1] for curve in curves]) for name in ("log_C", "log_loss"))
+    none, zero = np.full(len(N), -1), np.zeros(len(N))
+    ends = _cells_of_curves(Cells(N, C / N, C, loss, zero + 1, none, zero[:0], np.arange(len(N)), zero, zero, 0.0))
+    if not len(ends) or spare_ends(ends) < MIN_DOF:
+        return 0.0, 0.0, luck
+    size = np.unique(ends.N, return_inverse=True)[1]
+    model = model_ends(ends, size, fit_power_curves(np.log(ends.C), ends.loss[None], size, ends.weight))
+    left = float(np.mean([curve.end_variance for curve in curves]))
+    luck[ends.cluster] = model.residual
+    return float(np.sqrt(max((model.residual**2).sum() / model.total_dof - left, 0.0))), model.total_dof, luck
 
 
 def _make_grid(N: np.ndarray, log_rate: np.ndarray, spans: list[tuple[int, float, float]]) -> Grid:

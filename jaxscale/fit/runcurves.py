@@ -4,8 +4,8 @@ Smoothing: a line of log L over log D at each point, by weighted least squares w
 1979) over the points within `width` in log D on both sides, at least the five nearest. Points of a run nearer than
 a tenth of the width are averaged first, so that a window never holds more than some twenty.
 
-Two errors are redrawn. Checkpoints scatter about their curve: residuals / sqrt(1 - h), with one random sign for each
-stretch of one window, since neighbours share batches. And a whole run is lucky or not: a shift of its log
+Two errors are redrawn. Checkpoints scatter about their curve: residuals / sqrt(1 - h), each
+with a random sign (a sign for a whole window would cancel: residuals average out there). And a whole run is lucky or not: a shift of its log
 loss, which its own curve cannot show; its size comes from the ends of the runs about power curves of their size
 (sizecurves.py), where there are ends to spare.
 """
@@ -25,14 +25,17 @@ AUTO_WIDTH = 0.1
 AUTO_POINTS = 8
 """Curves with fewer points are not smoothed by default."""
 NEAREST = 5
+PILOT = 3.0
+"""How much wider the window of `pilot` is."""
 BINS_PER_WIDTH = 10
 
 
 class RunCurve(NamedTuple):
     """A smoothed curve: log C and log loss (n,) at its knots, smoother rows (n, m), residuals about it.
 
-    `scatter` (n,) is the residual over sqrt(1 - leverage), `stretch` (n,) the block it is redrawn with; all zero
-    where the curve was not smoothed.
+    `pilot` (n,) is log loss smoothed more, for noise to be redrawn about (Haerdle and Marron 1991): about a curve
+    that still holds noise, the lowest of new noise is not low enough.
+    `scatter` (n,) is the residual over sqrt(1 - leverage), zero where the curve was not smoothed.
     """
 
     size: int
@@ -41,14 +44,18 @@ class RunCurve(NamedTuple):
     log_loss: np.ndarray
     rows: np.ndarray
     weight: np.ndarray
+    pilot: np.ndarray
     scatter: np.ndarray
-    stretch: np.ndarray
     dof: float
+
+    @property
+    def end_variance(self) -> float:
+        """Variance that scatter leaves in the smoothed log loss at the end."""
+        return float((self.weight[-1] ** 2).sum() * (self.scatter**2).mean())
 
     def draw(self, rounds: int, rng: np.random.Generator) -> np.ndarray:
         """Errors (rounds, n) of the smoothed log loss, from redrawn scatter."""
-        signs = rng.choice([-1.0, 1.0], (rounds, self.stretch.max() + 1))[:, self.stretch]
-        errors = signs * self.scatter
+        errors = rng.choice([-1.0, 1.0], (rounds, len(self.scatter))) * self.scatter
         return np.asarray((errors[:, self.rows] * self.weight).sum(-1))
 
 
@@ -57,16 +64,16 @@ def smooth_run(run: Run, size: int, width: float) -> RunCurve:
     if width <= 0:
         n = len(run.log_C)
         zero, own = np.zeros(n), np.arange(n)[:, None]
-        return RunCurve(size, run.cluster, run.log_C, run.log_loss, own, np.ones((n, 1)), zero, zero.astype(int), 0.0)
+        alone = (own, np.ones((n, 1)), run.log_loss, zero, 0.0)
+        return RunCurve(size, run.cluster, run.log_C, run.log_loss, *alone)
     x, log_C, y = _bin(run, width / BINS_PER_WIDTH)
     index, weight = _local_lines(x, width)
-    smooth = (y[index] * weight).sum(1)
+    smooth, pilot = _apply(y, index, weight), _apply(y, *_local_lines(x, PILOT * width))
     leverage = (weight * (index == np.arange(len(x))[:, None])).sum(1)
     residual = y - smooth
     scatter = residual / np.sqrt(np.maximum(1 - leverage, 0.1))
-    stretch = ((x - x[0]) / (2 * width)).astype(int)
     dof = float(len(x) - 2 * leverage.sum() + (weight**2).sum())
-    return RunCurve(size, run.cluster, log_C, smooth, index, weight, scatter, stretch, max(dof, 0.0))
+    return RunCurve(size, run.cluster, log_C, smooth, index, weight, pilot, scatter, max(dof, 0.0))
 
 
 def _bin(run: Run, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,6 +84,10 @@ def _bin(run: Run, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # the ends stay where they are: a curve neither shrinks nor grows by being smoothed
     log_D[[0, -1]], log_C[[0, -1]] = run.log_D[[0, -1]], run.log_C[[0, -1]]
     return log_D, log_C, log_loss
+
+
+def _apply(y: np.ndarray, index: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return np.asarray((y[index] * weight).sum(1))
 
 
 def _local_lines(x: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
