@@ -2,7 +2,7 @@
 
 A source is a study folder (its observations.csv), a CSV (also .gz, .xz, .zst), Parquet, or a DataFrame.
 Canonical columns: N (parameters), D (tokens), C (training FLOPs), loss (nats per token); optional budget,
-U, run_id, seed, weight, group, parent, role. A given C always wins; 6 N D is computed only where the
+U, run_id (or `run`), seed, weight, group, parent, role. A given C always wins; 6 N D is computed only where the
 column is absent. The filter `where` is applied first, on the file's own names, then rows are refused.
 """
 
@@ -27,6 +27,9 @@ __all__ = ["CANONICAL", "as_observations", "read_observations"]
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
              "N_non_embedding", "N_total")  # fmt: skip
+
+ALIASES = {"run_id": "run"}
+"""A column that is read under another name where the canonical one is absent: rows of one run must stay together."""
 
 
 def read_observations(
@@ -118,6 +121,7 @@ def _rename(raw: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
         if name not in CANONICAL:
             raise MisuseError(f"columns: {name!r} is no canonical column; they are {', '.join(CANONICAL)}")
     own = {name: columns.get(name, name) for name in CANONICAL}
+    own |= {name: other for name, other in ALIASES.items() if own[name] not in raw.columns and name not in columns}
     for name in REQUIRED:
         if own[name] not in raw.columns and name not in columns:
             raise MisuseError(f"columns: {name} is missing; map it as {name}=NAME, "

@@ -40,7 +40,8 @@ class FitOptions(TableOptions):
     """Options of every fit; the defaults are those of the Python functions."""
 
     method: Method = "isoflop"
-    """isoflop: minima of each budget; parametric: L(N, D); all: both, as FITS.json."""
+    """isoflop: minima of each budget; parametric: L(N, D); envelope: the lowest of all curves; all: the three,
+    as FITS.json."""
     law: Literal["chinchilla"] = "chinchilla"
     """The parametric law: L = E + A/N^alpha + B/D^beta."""
     objective: Literal["huber", "lad", "squares"] = "huber"
@@ -61,6 +62,10 @@ class FitOptions(TableOptions):
     """Sizes around the lowest that a parabola sees, auto or a count."""
     fix: tuple[str, ...] = ()
     """Parameters held still: E=1.7."""
+    allow_shared_horizon: bool = False
+    """Envelope: use rows before the end of a run too, although their learning-rate schedule is not their own."""
+    smoothing: str = "auto"
+    """Envelope: half width of the window in log D, as in 0.1; 0 for none."""
     out: Path | None = None
     """Where the JSON goes."""
 
@@ -78,7 +83,7 @@ class BacktestArguments(FitOptions):
     """Arguments of `backtest`."""
 
     method: Method = "all"
-    """isoflop, parametric, or all: both."""
+    """isoflop, parametric, envelope, or all: the first two."""
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
 
@@ -88,7 +93,7 @@ class ForecastArguments(TableOptions):
     """Arguments of `forecast`."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIT")] = tyro.MISSING
-    """FIT.json, FITS.json, or a table or study folder, which is fitted by both methods first."""
+    """FIT.json, FITS.json, or a table or study folder, which is fitted by every method first."""
     flops: tuple[float, ...] = ()
     """Training FLOPs to forecast for, one or more."""
     loss: float | None = None
@@ -147,7 +152,7 @@ def _parse(kind: type[T], verb: str, argv: list[str], summary: str, example: str
         raise SystemExit(dispatch(["--version"]))
     return tyro.cli(
         kind, prog=f"jaxscale {verb}", args=argv, description=f"{summary}\n\nexample: {example}",
-        config=(tyro.conf.FlagConversionOff,),
+        config=(tyro.conf.FlagCreatePairsOff,),
     )  # fmt: skip
 
 
@@ -157,19 +162,30 @@ def _read(source: str, table: TableOptions) -> Observations:
     return read_observations(source, columns=_pairs("columns", table.columns), where=table.where)
 
 
-def _fit(obs: Observations, args: FitOptions) -> Any:
-    from jaxscale.fit import fit_all, fit_isoflop, fit_parametric
+def _fit(obs: Observations, args: FitArguments) -> Any:
+    from jaxscale.fit import fit_all
+    from jaxscale.fit.together import METHODS
 
     options = _options(args)
     _keep_programs(args.method)
+    curves = _read_curves(obs, args)
     if args.method == "all":
-        return fit_all(obs, **options)
-    return (fit_isoflop if args.method == "isoflop" else fit_parametric)(obs, **options)
+        return fit_all(obs, curves=curves, **options)
+    return METHODS[args.method](obs if curves is None else curves, **options)
+
+
+def _read_curves(obs: Observations, args: FitArguments) -> Observations | None:
+    """Training curves of a study folder's runs, where shared horizons are allowed."""
+    if not (args.allow_shared_horizon and Path(args.source).is_dir()):
+        return None
+    from jaxscale.collect import collect_curves
+
+    return collect_curves(args.source, obs)
 
 
 def _keep_programs(method: str = "all") -> None:
-    """Compile the programs of a parametric fit once a machine; isoflop never loads jax."""
-    if method != "isoflop":
+    """Compile the programs of a parametric fit once a machine; the other methods never load jax."""
+    if method in ("parametric", "all"):
         from jaxscale.fit import solver
 
         solver.keep_programs()
@@ -178,14 +194,12 @@ def _keep_programs(method: str = "all") -> None:
 ONLY = {
     "isoflop": ("interpolant", "window"),
     "parametric": ("law", "objective", "delta", "fix"),
+    "envelope": ("allow_shared_horizon", "smoothing"),
 }
 
 
 def _options(args: FitOptions) -> dict[str, Any]:
     """Keyword options of the method asked for; one that belongs to another method is misuse."""
-    if args.method == "envelope":
-        raise MisuseError("method envelope reads training curves and is not available; "
-                          "use isoflop, parametric or all")  # fmt: skip
     defaults = {field.name: field.default for field in fields(FitOptions)}
     options = {name: getattr(args, name) for name in ("bootstrap", "resample", "confidence", "seed")}
     for method, names in ONLY.items():
@@ -193,15 +207,17 @@ def _options(args: FitOptions) -> dict[str, Any]:
             if args.method in (method, "all"):
                 options[name] = getattr(args, name)
             elif getattr(args, name) != defaults[name]:
-                raise MisuseError(f"--{name} belongs to --method {method}, not to {args.method}; leave it out")
+                raise MisuseError(
+                    f"--{name.replace('_', '-')} belongs to --method {method}, not to {args.method}; leave it out"
+                )
     return {name: _typed(name, value) for name, value in options.items()}
 
 
 def _typed(name: str, value: Any) -> Any:
     if name == "fix":
         return {key: _number(f"fix: {key}", text) for key, text in _pairs("fix", value).items()}
-    if name == "delta" and value != "auto":
-        return _number("delta", value)
+    if name in ("delta", "smoothing") and value != "auto":
+        return _number(name, value)
     if name == "window" and value != "auto":
         if not value.isdecimal():
             raise MisuseError(f"window: {value!r} is neither auto nor a count of sizes")

@@ -1,4 +1,4 @@
-"""Observations -> Fit: approach 2 (isoflop), approach 3 (parametric), and both together."""
+"""Observations -> Fit: approach 1 (envelope), 2 (isoflop), 3 (parametric), and all together."""
 
 from jaxscale.fit.envelope import fit_envelope
 from jaxscale.fit.isoflop import fit_isoflop

@@ -1,10 +1,12 @@
-"""The family of curves an envelope is taken of: one curve a size on a grid of C, and how it would have come out again.
+"""The family of curves an envelope is taken of: one a size on a grid of C, and how it would have come out again.
 
 Own horizons: power curves (or chords) through the ends of each size's runs; the ends' errors are redrawn and the
 curves refitted. Shared horizons: the lower convex hull, in log C and log L, of all smoothed training curves of a size.
 Before its schedule ends a run bulges above what a run of that length would reach, and the hull cuts the bulges
-off; E + B / C^beta is convex there. A round redraws scatter and the luck of each run. The grid has K = 1500 log-spaced C, as Hoffmann et al. 2022 take, from the lowest
-to the highest C at which three sizes have a curve: with two, the lower is always an edge.
+off; E + B / C^beta is convex there. A round redraws scatter and the luck of each run.
+
+The grid has K = 1500 log-spaced C, as Hoffmann et al. 2022 take, from the lowest to the highest C at which three
+sizes have a curve: with two, the lower is always an edge.
 """
 
 from __future__ import annotations
@@ -221,7 +223,8 @@ def _measure_luck(runs: Runs, curves: tuple[RunCurve, ...]) -> tuple[float, floa
     """Deviation of a run's log loss about power curves through the smoothed ends of its size, its dof, and the
     luck of each curve (curves,).
 
-    The scatter left in a smoothed end is subtracted from the deviation. Without ends to spare all are 0.
+    The scatter left in a smoothed end is subtracted from the variance, and the same share of each residual is
+    taken for scatter. Without ends to spare all are 0.
     """
     luck = np.zeros(len(curves))
     N = np.array([runs.N[curve.size] for curve in curves])
@@ -233,8 +236,9 @@ def _measure_luck(runs: Runs, curves: tuple[RunCurve, ...]) -> tuple[float, floa
     size = np.unique(ends.N, return_inverse=True)[1]
     model = model_ends(ends, size, fit_power_curves(np.log(ends.C), ends.loss[None], size, ends.weight))
     left = float(np.mean([curve.end_variance for curve in curves]))
-    luck[ends.cluster] = model.residual
-    return float(np.sqrt(max((model.residual**2).sum() / model.total_dof - left, 0.0))), model.total_dof, luck
+    variance = max(float((model.residual**2).sum()) / model.total_dof - left, 0.0)
+    luck[ends.cluster] = model.residual * variance / max(variance + left, 1e-300)
+    return float(np.sqrt(variance)), model.total_dof, luck
 
 
 def _make_grid(N: np.ndarray, log_rate: np.ndarray, spans: list[tuple[int, float, float]]) -> Grid:

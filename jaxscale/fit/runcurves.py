@@ -4,10 +4,10 @@ Smoothing: a line of log L over log D at each point, by weighted least squares w
 1979) over the points within `width` in log D on both sides, at least the five nearest. Points of a run nearer than
 a tenth of the width are averaged first, so that a window never holds more than some twenty.
 
-Two errors are redrawn. Checkpoints scatter about their curve: residuals / sqrt(1 - h), each
-with a random sign (a sign for a whole window would cancel: residuals average out there). And a whole run is lucky or not: a shift of its log
-loss, which its own curve cannot show; its size comes from the ends of the runs about power curves of their size
-(sizecurves.py), where there are ends to spare.
+Two errors are redrawn. Checkpoints scatter about their curve: residuals / sqrt(1 - h), each with a random sign (one
+sign for a whole window would cancel: residuals average out there). And a whole run is lucky or not: a shift of its
+log loss, which its own curve cannot show; its size comes from the ends of the runs about power curves of their
+size (sizecurves.py), where there are ends to spare.
 """
 
 from __future__ import annotations
