@@ -20,7 +20,16 @@ from jaxscale.errors import VerdictError
 from jaxscale.fit.cells import Cells
 from jaxscale.fit.resample import NoiseModel, choose_resample, draw_errors
 from jaxscale.fit.runcurves import AUTO_POINTS, AUTO_WIDTH, RunCurve, smooth_run
-from jaxscale.fit.sizecurves import MIN_DOF, Chords, fit_power_curves, model_ends, spare_ends
+from jaxscale.fit.sizecurves import (
+    MIN_DOF,
+    MISFIT,
+    Chords,
+    fit_power_curves,
+    misfit_p,
+    model_ends,
+    model_roughness,
+    spare_ends,
+)
 from jaxscale.fit.stairs import MIN_SIZES, Grid
 from jaxscale.fit.trajectories import Runs
 
@@ -199,17 +208,21 @@ def _build_own(runs: Runs, smoothing: str | float, resample: str) -> Family:
     grid = _make_grid(runs.N[kept], runs.log_rate[kept], spans)
     power = fit_power_curves(log_C, cells.loss[None], size, cells.weight)
     model, known = model_ends(cells, size, power), spare_ends(cells) >= MIN_DOF
-    smooth = known and smoothing != 0
+    rough = model_roughness(cells, size)
+    fits = known and misfit_p(model, rough) >= MISFIT
+    smooth, seed_std = fits and smoothing != 0, model.seed_std
+    model = model if fits else rough
     chords = None if smooth else Chords.between(log_C, size, len(kept), grid.log_C)
-    fitted = power.at(log_C, size)[0] if smooth else cells.loss
     losses = power.loss(grid.log_C) if chords is None else chords.loss(cells.loss[None])
-    words = f"power curves L = E + B/C^{power.beta[0]:.3g} for each size, one exponent for all"
-    noise = {"seed_std": model.seed_std, "residual_std": model.residual_std if known else None}
+    reason = "asked for" if smoothing == 0 else "power curves miss them" if known else "too few for power curves"
+    words = f"none, chords between the ends of a size ({reason})"
+    kind = choose_resample(resample, planned=True, cluster=model.cluster) if fits else "noise"
+    noise = {"seed_std": seed_std, "residual_std": model.residual_std if fits else model.seed_std}
     return OwnFamily(
-        grid=grid, losses=losses[0], words=words if smooth else "none, chords between the ends of a size",
-        resample=choose_resample(resample, planned=True, cluster=model.cluster) if known else "noise", noise=noise,
-        run_dof=model.total_dof if known else float(model.seed_dof.sum()), log_C=log_C, size=size, fitted=fitted,
-        model=model, chords=chords,
+        grid=grid, losses=losses[0],
+        words=f"power curves L = E + B/C^{power.beta[0]:.3g} for each size, one exponent for all" if smooth else words,
+        resample=kind, noise=noise, run_dof=model.total_dof, log_C=log_C, size=size,
+        fitted=power.at(log_C, size)[0] if smooth else cells.loss, model=model, chords=chords,
     )  # fmt: skip
 
 

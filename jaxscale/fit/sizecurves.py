@@ -2,7 +2,8 @@
 
     power   L = E_k + B_k / C^beta   for size k, one beta for all sizes: least relative squares, B_k >= 0. At
             fixed N every law of the form L(N, D) = f(N) + g(N) / D^beta is of this kind, Chinchilla's too.
-    chords  straight lines of log loss over log C between neighbouring ends: no smoothing
+    chords  straight lines of log loss over log C between neighbouring ends: no smoothing; where power curves miss
+            the ends beyond their noise (F test at 5% against third differences), and where ends are too few
 
 beta is found by variable projection: a grid, zoomed; E_k and B_k are linear. A curve goes from the lowest to the
 highest C at which its size has an end, never beyond.
@@ -10,19 +11,38 @@ highest C at which its size has an end, never beyond.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxscale.fit.cells import Cells
-from jaxscale.fit.resample import NoiseModel
+from jaxscale.fit.resample import NoiseModel, f_tail
 
-__all__ = ["MIN_DOF", "Chords", "PowerCurves", "fit_power_curves", "model_ends", "spare_ends"]
+__all__ = [
+    "MIN_DOF",
+    "MISFIT",
+    "Chords",
+    "PowerCurves",
+    "fit_power_curves",
+    "misfit_p",
+    "model_ends",
+    "model_roughness",
+    "spare_ends",
+]
 
 BETAS = (0.02, 2.0)
 """Exponents searched; published ones of D lie between .25 and .5."""
 MIN_DOF = 2
 """Ends to spare below which power curves are not fitted."""
+OVERLAP = 2.31
+"""1 + 2 (.75^2 + .3^2 + .05^2): the autocorrelations of third differences of equally spaced white noise."""
+MEDIAN = 0.37
+"""Efficiency of the median absolute value as a scale of normal errors (Rousseeuw and Croux 1993)."""
+CHI2_MEDIAN = 0.4549
+"""Median of chi^2 with one degree of freedom."""
+MISFIT = 0.05
+"""Power curves are left for chords below this p value."""
 
 
 class PowerCurves(NamedTuple):
@@ -125,11 +145,47 @@ def model_ends(cells: Cells, size: np.ndarray, curves: PowerCurves) -> NoiseMode
     x = log_C - curves.center
     member, power = np.eye(size.max() + 1)[size], np.exp(-curves.beta[0] * x)
     slope = -x * curves.B[0, size] * power
-    root = np.sqrt(cells.weight)[:, None]
-    J = root * np.column_stack([member, member * power[:, None], slope]) / fitted[:, None]
-    leverage = np.minimum((np.linalg.svd(J, full_matrices=False)[0] ** 2).sum(1), 1.0)
-    stratum = np.zeros(len(fitted), int)
+    J = np.column_stack([member, member * power[:, None], slope]) / fitted[:, None]
+    left = np.linalg.svd(np.sqrt(cells.weight)[:, None] * J, full_matrices=False)[0]
+    dof = float(len(fitted) - J.shape[1])
+    return _model(cells, np.log(cells.loss) - np.log(fitted), np.minimum((left**2).sum(1), 1.0), dof)
+
+
+def model_roughness(cells: Cells, size: np.ndarray) -> NoiseModel:
+    """Noise of log loss from third differences over four neighbouring ends of a size, which no parabola has.
+
+    Knows no law, so that it can judge the power curves. Their median counts: where a large size has seen little text
+    the loss falls steeply, and what is left of that in a third difference is no noise near the envelope. Degrees of
+    freedom: of overlapping differences (OVERLAP) under a median (MEDIAN).
+    """
+    log_C, y, squares = np.log(cells.C), np.log(cells.loss), []
+    for k in range(size.max() + 1):
+        mine = np.flatnonzero(size == k)
+        mine = mine[np.argsort(log_C[mine], kind="stable")]
+        for four in (mine[i : i + 4] for i in range(len(mine) - 3)):
+            gaps = log_C[four][:, None] - log_C[four]
+            np.fill_diagonal(gaps, 1.0)
+            if np.abs(gaps).min() > 1e-9:
+                w = 1 / gaps.prod(1)
+                squares.append((w @ y[four]) ** 2 / (w**2 / cells.weight[four]).sum())
+    dof = len(squares) * MEDIAN / OVERLAP
+    ss = cells.seed_ss.sum() + (dof * float(np.median(squares)) / CHI2_MEDIAN if squares else 0.0)
+    zero, none = np.zeros(len(y)), np.zeros(1)
+    whole = _model(cells, zero, zero, 0.0)
+    return replace(whole, dof=none, seed_ss=np.array([ss]), seed_dof=np.array([cells.seed_dof.sum() + dof]))
+
+
+def _model(cells: Cells, residual: np.ndarray, leverage: np.ndarray, dof: float) -> NoiseModel:
     cluster = np.unique(cells.cluster, return_inverse=True)[1]
     seeds = (np.array([part.sum()]) for part in (cells.seed_ss, cells.seed_dof))
-    return NoiseModel(np.log(cells.loss) - np.log(fitted), leverage, cells.weight, stratum, cluster,
-                      np.array([float(len(fitted) - J.shape[1])]), *seeds)  # fmt: skip
+    stratum = np.zeros(len(residual), int)
+    return NoiseModel(residual, leverage, cells.weight, stratum, cluster, np.array([dof]), *seeds)
+
+
+def misfit_p(power: NoiseModel, rough: NoiseModel) -> float:
+    """P value of the power curves' residuals against the noise of third differences and seeds (F test)."""
+    if rough.total_dof < 1 or power.dof.sum() < 1:
+        return 1.0
+    missed = float((power.weight * power.residual**2).sum() / power.dof.sum())
+    noise = max(float(rough.seed_ss.sum()) / rough.total_dof, 1e-20)
+    return f_tail(missed / noise, float(power.dof.sum()), rough.total_dof)
