@@ -172,14 +172,14 @@ def test_chords_pass_through_the_ends():
 def test_the_hull_is_the_lower_convex_hull():
     rng = np.random.default_rng(2)
     x = np.sort(rng.uniform(0, 5, 60))
-    y = -0.2 * x + 0.02 * (x - 5) ** 2 + 0.02 * rng.standard_normal(60)
+    y = -0.05 * x + 0.005 * (x - 5) ** 2 + 0.003 * rng.standard_normal(60)
     grid = Grid(np.linspace(x[0], x[-1], 1500), np.ones(1), np.zeros(1), np.ones((1, 1500), bool))
     hull = np.log(find_hulls(x, y[None], np.zeros(60, int), grid)[0, 0])
     low = np.min([np.interp(grid.log_C, x[[i, k]], y[[i, k]], left=9, right=9)
                   for i, k in itertools.combinations(range(60), 2)], axis=0)  # fmt: skip
-    assert np.all(hull <= low + 1e-3)
+    assert np.all(hull <= low + 1e-6)
     falling = grid.log_C < x[np.argmin(y)]
-    np.testing.assert_allclose(hull[falling], low[falling], atol=2e-3)
+    np.testing.assert_allclose(hull[falling], low[falling], atol=6e-4)
 
 
 def test_smoothing_leaves_a_straight_line_as_it_is_and_halves_white_noise():

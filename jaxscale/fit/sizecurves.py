@@ -107,7 +107,7 @@ def fit_power_curves(log_C: np.ndarray, losses: np.ndarray, size: np.ndarray, we
     >>> size = np.array([0, 0, 0, 1, 1, 1])
     >>> loss = np.array([2.0, 2.5])[size] + 1e6 * np.exp(-0.3 * x)
     >>> fit = fit_power_curves(x, loss[None], size, np.ones(6))
-    >>> round(float(fit.beta[0]), 6), [round(float(E), 6) for E in fit.E[0]]
+    >>> round(float(fit.beta[0]), 4), [round(float(E), 4) for E in fit.E[0]]
     (0.3, [2.0, 2.5])
     """
     center, member = log_C.mean(), np.eye(size.max() + 1)[size]
