@@ -177,7 +177,7 @@ def test_the_hull_is_the_lower_convex_hull():
     hull = np.log(find_hulls(x, y[None], np.zeros(60, int), grid)[0, 0])
     low = np.min([np.interp(grid.log_C, x[[i, k]], y[[i, k]], left=9, right=9)
                   for i, k in itertools.combinations(range(60), 2)], axis=0)  # fmt: skip
-    assert np.all(hull <= low + 1e-6)
+    assert np.all(hull <= low + 6e-4)  # thinned grid and finite slopes: .021 x .1 x 1.2 / 4
     falling = grid.log_C < x[np.argmin(y)]
     np.testing.assert_allclose(hull[falling], low[falling], atol=6e-4)
 
