@@ -55,7 +55,7 @@ def test_schema_and_tables(parametric):
 def test_every_method_gives_its_row_and_a_silent_one_none():
     fits = fit_all(draw_grid(noise=0.003), bootstrap=64)
     assert [row["method"] for row in forecast_optimum(fits, flops=[1e21]).rows] == ["isoflop", "parametric"]
-    assert fits.weights == (0.5, 0.5)
+    assert fits.weights == (0.5, 0.5, 0.0)  # no size has a curve: no envelope
     silent = fit_isoflop(draw_grid(budgets=1))
     with pytest.raises(VerdictError, match="1 usable budgets of 1"):
         forecast_optimum(silent, flops=[1e21])

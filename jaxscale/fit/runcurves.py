@@ -51,7 +51,7 @@ class RunCurve(NamedTuple):
     @property
     def end_variance(self) -> float:
         """Variance that scatter leaves in the smoothed log loss at the end."""
-        return float((self.weight[-1] ** 2).sum() * (self.scatter**2).mean())
+        return float((self.weight[-1] ** 2 * self.scatter[self.rows[-1]] ** 2).sum())
 
     def draw(self, rounds: int, rng: np.random.Generator) -> np.ndarray:
         """Errors (rounds, n) of the smoothed log loss, from redrawn scatter."""
