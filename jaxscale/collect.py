@@ -10,10 +10,11 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxscale.errors import MisuseError
+from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.plan import describe_run
 from jaxscale.runs import (
     METRIC_FIELDS,
@@ -32,7 +33,7 @@ from jaxscale.sweep import CellStatus, read_plan, read_status
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KINDS", "collect_runs", "read_curves"]
+__all__ = ["KINDS", "collect_curves", "collect_runs", "read_curves"]
 
 KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
 """Provenance that must agree over all runs of one fit."""
@@ -150,3 +151,36 @@ def read_curves(study_dir: str | Path, plan: Plan) -> pd.DataFrame:
         if lines:
             frames.append(pd.DataFrame(lines).rename(columns={"loss": "train_loss"}).assign(run_id=cell.run_id))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run_id", "tokens", "train_loss"])
+
+
+def collect_curves(study_dir: str | Path, observations: Observations) -> Observations:
+    """Training curves of the runs in `observations`, long: run_id, N, D, C, loss, and parent and role where known.
+
+    `loss` is the mean training loss of a logging interval, nats per token, and stands at the interval's middle in D
+    and C. For envelopes with shared horizons; the ends' validation losses are not mixed in.
+    """
+    import pandas as pd
+
+    frames, refused = [], list(observations.refused)
+    for run in observations.frame.to_dict("records"):
+        lines = read_lines(run_dir(Path(study_dir), str(run["run_id"])) / "metrics.jsonl", METRIC_FIELDS)
+        if lines:
+            known = {name: run[name] for name in ("run_id", "N", "parent", "role") if name in run}
+            frames.append(pd.DataFrame(_middles(lines)).assign(**known))
+        else:
+            refused.append({"run_id": run["run_id"], "reason": "no training curve in metrics.jsonl"})
+    if not frames:
+        raise VerdictError(f"{study_dir}: none of {len(observations)} runs has a training curve in metrics.jsonl")
+    frame = pd.concat(frames, ignore_index=True)
+    source = {**observations.source, "rows_total": len(frame), "rows_used": len(frame), "rows_refused": refused,
+              "curves": "metrics.jsonl"}  # fmt: skip
+    return Observations(frame, tuple(refused), source, observations.rule)
+
+
+def _middles(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """D, C and loss of logging intervals, each at the middle between its own end and the one before."""
+    middles: dict[str, list[float]] = {"loss": [float(line["loss"]) for line in lines]}
+    for letter, field in (("D", "tokens"), ("C", "flops")):
+        ends = [0.0, *(float(line[field]) for line in lines)]
+        middles[letter] = [(before + end) / 2 for before, end in pairwise(ends)]
+    return middles

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.fit.average import Average
+from jaxscale.fit.average import FEWEST_CLIMBS, Average, bears_average
 from jaxscale.fit.result import Fit, Fits, without_nan
 from jaxscale.fit.summary import percentile_ends, percentile_interval
 from jaxscale.format import format_count, format_factor, format_flops, format_interval, format_loss
@@ -132,10 +132,13 @@ def forecast_optimum(
     targets = _check_targets(flops, loss)
     fits = fit.fits if isinstance(fit, Fits) else (fit,)
     first = _find_declared(fits, declared)
-    answers: list[Answer] = [one for one in fits if one.verdict is None]
+    answered = [one for one in fits if one.verdict is None]
+    answers: list[Answer] = list(answered)
     if not answers:
         raise VerdictError("; ".join(f"{one.method} fit: {one.verdict}" for one in fits))
     notes = [f"{one.method} gives no row: {one.verdict}" for one in fits if one.verdict]
+    notes += [f"{one.method} is not in the average: {len(one.diagnostics['climbs'])} changes of size, "
+              f"{FEWEST_CLIMBS} are needed" for one in answered if not bears_average(one)]  # fmt: skip
     notes += _say_disagreement(fit)
     mean = average_answer(fits)
     answers += [mean] if mean else []
@@ -153,10 +156,10 @@ def forecast_optimum(
 
 
 def average_answer(fits: Sequence[Fit]) -> Average | None:
-    """The average over approaches: the first fit with an answer of every method; None with fewer than two."""
+    """The average over approaches: the first fit of every method that bears on it; None with fewer than two."""
     by_method: dict[str, Fit] = {}
     for fit in fits:
-        if fit.verdict is None:
+        if bears_average(fit):
             by_method.setdefault(fit.method, fit)
     return Average(tuple(by_method.values())) if len(by_method) > 1 else None
 

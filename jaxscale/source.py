@@ -2,7 +2,7 @@
 
 A source is a study folder (its observations.csv), a CSV (also .gz, .xz, .zst), Parquet, or a DataFrame.
 Canonical columns: N (parameters), D (tokens), C (training FLOPs), loss (nats per token); optional budget,
-U, run_id, seed, weight, group, parent, role. A given C always wins; 6 N D is computed only where the
+U, run_id (or `run`), seed, weight, group, parent, role. A given C always wins; 6 N D is computed only where the
 column is absent. The filter `where` is applied first, on the file's own names, then rows are refused.
 
 Conventions are switched here, so that every method sees the same numbers: `count` says which column N is,
@@ -35,6 +35,9 @@ COUNTS = ("N", "N_non_embedding", "N_total")
 """Columns that can be the N of a law."""
 BUDGET_WIDTH = 0.05
 """Largest relative width of a budget in C, from ARCHITECTURE.md."""
+
+ALIASES = {"run_id": "run"}
+"""A column that is read under another name where the canonical one is absent: rows of one run must stay together."""
 
 
 def read_observations(
@@ -192,6 +195,7 @@ def _rename(raw: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
         if name not in CANONICAL:
             raise MisuseError(f"columns: {name!r} is no canonical column; they are {', '.join(CANONICAL)}")
     own = {name: columns.get(name, name) for name in CANONICAL}
+    own |= {name: other for name, other in ALIASES.items() if own[name] not in raw.columns and name not in columns}
     for name in REQUIRED:
         if own[name] not in raw.columns and name not in columns:
             raise MisuseError(f"columns: {name} is missing; map it as {name}=NAME, "

@@ -13,16 +13,18 @@ from scipy.stats import norm
 from jaxscale.fit import Fits, fit_all
 from jaxscale.fit.agreement import judge_agreement
 
+TWO = ("isoflop", "parametric")
+
 
 @pytest.fixture(scope="module")
 def right():
-    return fit_all(draw_grid(budgets=5, noise=0.003), bootstrap=192)
+    return fit_all(draw_grid(budgets=5, noise=0.003), methods=TWO, bootstrap=192)
 
 
 @pytest.fixture(scope="module")
 def wrong():
     """A parametric form that cannot hold: E far below the truth, two seeds a cell to tell."""
-    return fit_all(draw_grid(budgets=5, noise=0.003, seeds=2), bootstrap=192, fix={"E": 0.5})
+    return fit_all(draw_grid(budgets=5, noise=0.003, seeds=2), methods=TWO, bootstrap=192, fix={"E": 0.5})
 
 
 def test_approaches_to_one_planted_law_agree(right):
@@ -45,7 +47,7 @@ def test_a_form_that_cannot_hold_is_named_with_its_reason(wrong):
 def test_the_lack_of_fit_is_scipys_f_test():
     """A mild misfit, so that p is a number to compare."""
     for E in np.arange(1.75, 1.3, -0.05):
-        fits = fit_all(draw_grid(budgets=5, noise=0.006, seeds=2), bootstrap=0, fix={"E": float(E)}).fits
+        fits = fit_all(draw_grid(budgets=5, noise=0.006, seeds=2), methods=TWO, bootstrap=0, fix={"E": float(E)}).fits
         law = fits[1]
         ratio = (law.noise["residual_std"] / law.noise["seed_std"]) ** 2
         p = f_law.sf(ratio, 35 - 5, 35)
@@ -70,19 +72,23 @@ def test_the_interval_of_a_difference_is_that_of_independent_normals_where_both_
 def test_reasons_come_from_the_curves_too():
     edge = draw_grid(budgets=5, noise=0.003)
     edge = edge[(edge["budget"] > 2e18) | (edge["N"] < edge["N"].groupby(edge["budget"]).transform("median"))]
-    lopsided = fit_all(draw_grid(budgets=5, noise=0.0005, span=30), bootstrap=32).fits
+    lopsided = fit_all(
+        draw_grid(budgets=5, noise=0.0005, span=30), methods=TWO, bootstrap=32, interpolant="parabola"
+    ).fits
     from jaxscale.fit.reasons import find_reasons
 
-    assert any("leaves out 1 of 5 budgets" in reason for reason in find_reasons(*fit_all(edge, bootstrap=32).fits))
+    assert any(
+        "leaves out 1 of 5 budgets" in reason for reason in find_reasons(*fit_all(edge, methods=TWO, bootstrap=32).fits)
+    )
     assert any("lopsided" in reason for reason in find_reasons(*lopsided))
-    few = fit_all(draw_grid(budgets=3, noise=0.003), bootstrap=32).fits
+    few = fit_all(draw_grid(budgets=3, noise=0.003), methods=TWO, bootstrap=32).fits
     assert any("stands on 3 budgets" in reason for reason in find_reasons(*few))
 
 
 def test_without_intervals_nothing_is_judged_and_with_one_answer_nothing_compared():
-    bare = fit_all(draw_grid(noise=0.003), bootstrap=0)
+    bare = fit_all(draw_grid(noise=0.003), methods=TWO, bootstrap=0)
     assert bare.agreement["verdict"] == "untested" and "cannot be compared" in str(bare)
-    assert fit_all(draw_grid(budgets=1), bootstrap=16).agreement is None
+    assert fit_all(draw_grid(budgets=1), methods=TWO, bootstrap=16).agreement is None
     assert judge_agreement(bare.fits[:1]) is None
 
 

@@ -69,7 +69,6 @@ def test_a_negative_verdict_is_written_and_exits_1(table, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (["--method", "envelope"], "training curves"),
         (["--method", "parametric", "--window", "5"], "belongs to --method isoflop"),
         (["--fix", "E=1.7"], "belongs to --method parametric"),
         (["--window", "wide"], "neither auto nor a count"),

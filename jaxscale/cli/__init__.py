@@ -32,7 +32,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb("folder", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
     "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned"),
-    "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|all"),
+    "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),
     "forecast": Verb("analysis", "FIT.json", "optimal size, tokens and loss at --flops C [C ...], or at --loss L"),
     "budget": Verb("budget", "", "FLOPs, chips, days, tokens, cost, carbon; optima under constraints; flatness"),
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),

@@ -46,7 +46,8 @@ class FitOptions(TableOptions):
     """Options of every fit; the defaults are those of the Python functions."""
 
     method: Method = "isoflop"
-    """isoflop: minima of each budget; parametric: L(N, D); all: both, as FITS.json."""
+    """isoflop: minima of each budget; parametric: L(N, D); envelope: the lowest of all curves; all: the three,
+    as FITS.json."""
     law: str = "chinchilla"
     """The parametric law by name (docs/laws.md lists them): chinchilla is L = E + A/N^alpha + B/D^beta."""
     objective: Literal["huber", "lad", "squares"] = "huber"
@@ -70,7 +71,11 @@ class FitOptions(TableOptions):
     start: tuple[str, ...] = ()
     """Fit from this one point instead of many: R_D=15.4 R_N=5.3."""
     profile: bool = True
-    """Profile likelihood beside the bootstrap; False saves its compile time. Left out where bootstrap is 0."""
+    """Profile likelihood beside the bootstrap; --no-profile saves its compile time. Left out where bootstrap is 0."""
+    allow_shared_horizon: bool = False
+    """Envelope: use rows before the end of a run too, although their learning-rate schedule is not their own."""
+    smoothing: str = "auto"
+    """Envelope: half width of the window in log D, as in 0.1; 0 for none."""
     out: Path | None = None
     """Where the JSON goes."""
 
@@ -92,7 +97,7 @@ class BacktestArguments(FitOptions):
     """Arguments of `backtest`."""
 
     method: Method = "all"
-    """isoflop, parametric, or all: both, and their equal-weight average."""
+    """isoflop, parametric, envelope, or all: those that answer, and their equal-weight average."""
     profile: bool = False
     """Profile likelihood of every fit; no backtest needs it."""
     law: tuple[str, ...] = ("chinchilla",)  # type: ignore[assignment]
@@ -111,7 +116,7 @@ class ForecastArguments(TableOptions):
     """Arguments of `forecast`."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIT")] = tyro.MISSING
-    """FIT.json, FITS.json, or a table or study folder, which is fitted by both methods first."""
+    """FIT.json, FITS.json, or a table or study folder, which is fitted by every method first."""
     flops: tuple[float, ...] = ()
     """Training FLOPs to forecast for, one or more."""
     loss: float | None = None
@@ -213,21 +218,32 @@ def _print_conventions(args: FitArguments) -> None:
     print(compare_conventions(_read(args.source, plain), confidence=args.confidence, seed=args.seed))
 
 
-def _fit(obs: Observations, args: FitOptions) -> Any:
-    from jaxscale.fit import fit_all, fit_isoflop, fit_parametric
+def _fit(obs: Observations, args: FitArguments) -> Any:
+    from jaxscale.fit import fit_all
     from jaxscale.fit.suspect import annotate_fit
+    from jaxscale.fit.together import METHODS
 
     options = _options(args)
     _keep_programs(args.method)
+    curves = _read_curves(obs, args)
     if args.method == "all":
-        fits = fit_all(obs, **options)
+        fits = fit_all(obs, curves=curves, **options)
         return replace(fits, fits=tuple(annotate_fit(fit, obs) for fit in fits.fits))
-    return annotate_fit((fit_isoflop if args.method == "isoflop" else fit_parametric)(obs, **options), obs)
+    return annotate_fit(METHODS[args.method](obs if curves is None else curves, **options), obs)
+
+
+def _read_curves(obs: Observations, args: FitArguments) -> Observations | None:
+    """Training curves of a study folder's runs, where shared horizons are allowed."""
+    if not (args.allow_shared_horizon and Path(args.source).is_dir()):
+        return None
+    from jaxscale.collect import collect_curves
+
+    return collect_curves(args.source, obs)
 
 
 def _keep_programs(method: str = "all") -> None:
-    """Compile the programs of a parametric fit once a machine; isoflop never loads jax."""
-    if method != "isoflop":
+    """Compile the programs of a parametric fit once a machine; the other methods never load jax."""
+    if method in ("parametric", "all"):
         from jaxscale.fit import solver
 
         solver.keep_programs()
@@ -236,14 +252,12 @@ def _keep_programs(method: str = "all") -> None:
 ONLY = {
     "isoflop": ("interpolant", "window"),
     "parametric": ("law", "objective", "delta", "fix", "start", "profile"),
+    "envelope": ("allow_shared_horizon", "smoothing"),
 }
 
 
 def _options(args: FitOptions) -> dict[str, Any]:
     """Keyword options of the method asked for; one that belongs to another method is misuse."""
-    if args.method == "envelope":
-        raise MisuseError("method envelope reads training curves and is not available; "
-                          "use isoflop, parametric or all")  # fmt: skip
     defaults = {field.name: field.default for field in fields(args)}
     options = {name: getattr(args, name) for name in ("bootstrap", "resample", "confidence", "seed")}
     for method, names in ONLY.items():
@@ -251,7 +265,8 @@ def _options(args: FitOptions) -> dict[str, Any]:
             if args.method in (method, "all"):
                 options[name] = getattr(args, name)
             elif getattr(args, name) != defaults[name]:
-                raise MisuseError(f"--{name} belongs to --method {method}, not to {args.method}; leave it out")
+                option = name.replace("_", "-")
+                raise MisuseError(f"--{option} belongs to --method {method}, not to {args.method}; leave it out")
     if "profile" in options:
         options["profile"] = args.profile and args.bootstrap > 0
     return {name: _typed(name, value) for name, value in options.items()}
@@ -260,8 +275,8 @@ def _options(args: FitOptions) -> dict[str, Any]:
 def _typed(name: str, value: Any) -> Any:
     if name in ("fix", "start"):
         return {key: _number(f"{name}: {key}", text) for key, text in _pairs(name, value).items()} or None
-    if name == "delta" and value != "auto":
-        return _number("delta", value)
+    if name in ("delta", "smoothing") and value != "auto":
+        return _number(name, value)
     if name == "window" and value != "auto":
         if not value.isdecimal():
             raise MisuseError(f"window: {value!r} is neither auto nor a count of sizes")

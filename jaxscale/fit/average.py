@@ -20,7 +20,16 @@ import numpy as np
 from jaxscale.fit.result import Fit
 from jaxscale.laws import FlopRule, Optimum
 
-__all__ = ["Average"]
+__all__ = ["Average", "bears_average"]
+
+
+FEWEST_CLIMBS = 4
+"""Changes of size that an envelope needs to count in the average: through two or three any line passes."""
+
+
+def bears_average(fit: Fit) -> bool:
+    """Whether a fit counts in the average: it has an answer, and an envelope has enough climbs behind it."""
+    return fit.verdict is None and len(fit.diagnostics.get("climbs", range(FEWEST_CLIMBS))) >= FEWEST_CLIMBS
 
 
 @dataclass(frozen=True)

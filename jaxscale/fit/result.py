@@ -259,7 +259,7 @@ class Fits:
 
 
 def refused_fit(
-    method: Literal["isoflop", "parametric"],
+    method: Literal["isoflop", "parametric", "envelope"],
     law: str,
     source: dict[str, Any],
     options: Mapping[str, Any],

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import MisuseError
 from jaxscale.fit.agreement import judge_agreement
+from jaxscale.fit.average import bears_average
+from jaxscale.fit.envelope import fit_envelope
 from jaxscale.fit.isoflop import fit_isoflop
 from jaxscale.fit.parametric import fit_parametric
 from jaxscale.fit.result import Fit, Fits
@@ -21,18 +23,31 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "fit_all"]
 
-METHODS: dict[str, Callable[..., Fit]] = {"isoflop": fit_isoflop, "parametric": fit_parametric}
-OWN = {"isoflop": ("interpolant", "window"), "parametric": ("law", "objective", "delta", "fix", "start", "profile")}
+METHODS: dict[str, Callable[..., Fit]] = {
+    "isoflop": fit_isoflop,
+    "parametric": fit_parametric,
+    "envelope": fit_envelope,
+}
+OWN = {
+    "isoflop": ("interpolant", "window"),
+    "parametric": ("law", "objective", "delta", "fix", "start", "profile"),
+    "envelope": ("allow_shared_horizon", "smoothing"),
+}
 SHARED = ("bootstrap", "resample", "confidence", "seed")
 
 
 def fit_all(
     source: Observations | pd.DataFrame,
     *,
-    methods: tuple[str, ...] = ("isoflop", "parametric"),
+    methods: tuple[str, ...] = ("isoflop", "parametric", "envelope"),
+    curves: Observations | pd.DataFrame | None = None,
     **options: Any,
 ) -> Fits:
-    """Fit by every method; each option goes to the methods that know it. Weights are equal over answers."""
+    """Fit by every method; each option goes to the methods that know it. Weights are equal over answers.
+
+    `curves`: what the envelope reads instead, training curves in long format. A source whose sizes have no
+    curves leaves the envelope without an answer; its verdict says so, and the other methods stand.
+    """
     known = {*SHARED, *(name for names in OWN.values() for name in names)}
     for name in options:
         if name not in known:
@@ -41,9 +56,14 @@ def fit_all(
         if method not in METHODS:
             raise MisuseError(f"method {method!r} is unknown; use {', '.join(METHODS)}")
     obs = as_observations(source)
+    long = obs if curves is None else as_observations(curves)
     fits = tuple(
-        METHODS[method](obs, **{k: v for k, v in options.items() if k in (*SHARED, *OWN[method])}) for method in methods
+        METHODS[method](
+            long if method == "envelope" else obs,
+            **{k: v for k, v in options.items() if k in (*SHARED, *OWN[method])},
+        )
+        for method in methods
     )
-    answers = sum(fit.verdict is None for fit in fits)
-    weights = tuple(0.0 if fit.verdict else 1.0 / answers for fit in fits)
+    bearing = [bears_average(fit) for fit in fits]
+    weights = tuple(1.0 / sum(bearing) if bears else 0.0 for bears in bearing)
     return Fits(fits, weights, judge_agreement(fits))
