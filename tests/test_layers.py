@@ -19,7 +19,7 @@ ORDER = [
     {"tables", "where", "collect"},
     {"source"},
     {"fit"},
-    {"forecast"},
+    {"forecast", "curves", "composition", "critical"},
     {"backtest"},
     {"train", "report"},
     {"cli"},

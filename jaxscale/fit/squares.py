@@ -19,10 +19,11 @@ import numpy as np
 __all__ = ["Model", "Solved", "best_lane", "solve"]
 
 STEP = 1e-100
-MAX_STEPS = 200
+MAX_STEPS = 120
 FIRST_DAMPING, STUCK = 1e-3, 1e10
-COSINE = 1e-9
-"""Converged: no column of the Jacobian makes a smaller angle with the residual than this from a right one."""
+COSINE = 1e-7
+"""Converged: cosine of the angle between the residual and any column of the Jacobian. The value of the sum only
+resolves 1e-8: a step at that angle lowers it by 1e-16 of itself."""
 EXACT = 1e-24
 """Or the data are met to rounding: the sum of squares over that of y."""
 LOG_RANGE = 200.0
@@ -58,7 +59,9 @@ class Solved(NamedTuple):
 
 
 @np.errstate(all="ignore")  # a step that leaves the law's domain is not finite, and is not taken
-def solve(model: Model, theta: np.ndarray, y: np.ndarray, w: np.ndarray, steps: int = MAX_STEPS) -> Solved:
+def solve(
+    model: Model, theta: np.ndarray, y: np.ndarray, w: np.ndarray, steps: int = MAX_STEPS, cosine: float = COSINE
+) -> Solved:
     """Local optimum of every lane from theta (lanes, P); y and w (lanes, n), a row of w = 0 leaves a point out."""
     theta, y, w = np.array(theta, float), np.asarray(y, float), np.asarray(w, float)
     value = _value(model, theta, y, w)
@@ -69,8 +72,8 @@ def solve(model: Model, theta: np.ndarray, y: np.ndarray, w: np.ndarray, steps: 
     for _ in range(steps):
         if not len(going):
             break
-        moved, lower, done = _step(model, theta[going], y[going], w[going], value[going], damping[going])
-        better = lower <= value[going]
+        moved, lower, done = _step(model, theta[going], y[going], w[going], value[going], damping[going], cosine)
+        better = lower <= value[going] * (1 + 1e-15)
         theta[going[better]], value[going[better]] = moved[better], lower[better]
         damping[going] = np.clip(damping[going] * np.where(better, 0.2, 6.0), 1e-15, None)
         converged[going] = done | (value[going] <= floor[going])
@@ -101,7 +104,7 @@ def _jacobian(model: Model, theta: np.ndarray) -> np.ndarray:
 
 
 def _step(
-    model: Model, theta: np.ndarray, y: np.ndarray, w: np.ndarray, value: np.ndarray, damping: np.ndarray
+    model: Model, theta: np.ndarray, y: np.ndarray, w: np.ndarray, value: np.ndarray, damping: np.ndarray, cosine: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A damped step of every lane, the value there, and whether the lane had converged before it."""
     root = np.sqrt(w)
@@ -110,7 +113,7 @@ def _step(
     J = np.where(np.isfinite(J), J, 0.0)
     pull = np.einsum("lnp,ln->lp", J, r)
     scale = np.sqrt(np.einsum("lnp,lnp->lp", J, J)) + 1e-150
-    done = np.abs(pull / scale).max(1) <= COSINE * np.sqrt(value)
+    done = np.abs(pull / scale).max(1) <= cosine * np.sqrt(value)
     K = J / scale[:, None]  # equal columns: the damping then has no units
     normal = np.einsum("lnp,lnq->lpq", K, K) + damping[:, None, None] * np.eye(K.shape[-1])
     move = np.linalg.solve(normal, (pull / scale)[..., None])[..., 0] / scale
