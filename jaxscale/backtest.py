@@ -28,7 +28,6 @@ from jaxscale.fit.summary import percentile_interval
 from jaxscale.fit.together import fit_all
 from jaxscale.forecast import add_run_noise
 from jaxscale.format import format_factor, format_interval, format_number, format_percent
-from jaxscale.laws import Chinchilla
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
 from jaxscale.tables import render_table
@@ -150,8 +149,7 @@ def _measured_minimum(part: Cells) -> Budget | None:
 def _score_cell(fit: Fit, C: float, part: Cells, i: int) -> dict[str, Any]:
     """The loss of one held-out cell at its own N and D."""
     N, D = float(part.N[i]), float(part.D[i])
-    law = Chinchilla(**{name: np.asarray(values) for name, values in fit.draws.items()})
-    drawn = add_run_noise(fit, law.loss(N, D))
+    drawn = add_run_noise(fit, fit.sample_loss(N, D))
     return _row(fit, C, "loss_at", fit.predict_loss(N, D), drawn, float(part.loss[i])) | {"N": N, "D": D}
 
 

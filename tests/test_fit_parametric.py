@@ -137,7 +137,7 @@ def test_what_cannot_be_determined_is_a_verdict():
 
 
 def test_misuse_is_one_sentence():
-    wrong = [{"law": "kaplan"}, {"objective": "mae"}, {"delta": -1.0}, {"delta": "1e-3"}]
+    wrong = [{"law": "kaplen"}, {"objective": "mae"}, {"delta": -1.0}, {"delta": "1e-3"}]
     wrong += [{"fix": {"C": 1.0}}, {"fix": {"A": 0.0}}, {"fix": dict.fromkeys(LAW.param_names(), 1.0)}]
     for options in wrong:
         with pytest.raises(MisuseError):

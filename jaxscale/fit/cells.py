@@ -1,6 +1,6 @@
 """Observations -> cells: which rows enter a fit, which budget each belongs to, what repeated seeds say.
 
-A cell is one (budget, N, D). Its seeds are averaged (weights count), and the spread of log loss between
+A cell is one (budget, N, D, U). Its seeds are averaged (weights count), and the spread of log loss between
 them is the only noise estimate that owes nothing to a law. Rows of `role` "holdout" and rows of weight 0
 stay out.
 Budgets are the `budget` column where every row has one; else log C is cut wherever neighbours differ by
@@ -48,6 +48,13 @@ class Cells:
     seed_ss: np.ndarray
     seed_dof: np.ndarray
     spread: float
+    U: np.ndarray
+    """Unique tokens (n,); D where the table does not say."""
+
+    def input(self, name: str) -> np.ndarray:
+        """N, D, C or U (n,), as a law names its inputs."""
+        values: np.ndarray = getattr(self, name)
+        return values
 
     def __len__(self) -> int:
         return len(self.N)
@@ -67,7 +74,7 @@ class Cells:
         return float(np.sqrt(self.seed_ss.sum() / dof)) if dof else None
 
 
-_PER_CELL = ("N", "D", "C", "loss", "weight", "budget", "cluster", "seed_ss", "seed_dof")
+_PER_CELL = ("N", "D", "C", "loss", "weight", "budget", "cluster", "seed_ss", "seed_dof", "U")
 
 
 def grid_rows(frame: pd.DataFrame) -> pd.Series:
@@ -126,7 +133,9 @@ def _clusters(frame: pd.DataFrame) -> np.ndarray:
 def _average(frame: pd.DataFrame, spread: float) -> Cells:
     """Seeds of equal (budget, N, D) as one cell: weighted mean loss, summed weight, spread of log loss."""
     weight = frame["weight"].to_numpy() if "weight" in frame else np.ones(len(frame))
-    columns = [frame[name].to_numpy(float) for name in ("_budget", "N", "D")]
+    unique = frame["U"].fillna(frame["D"]) if "U" in frame else frame["D"]
+    frame = frame.assign(_U=np.minimum(unique.to_numpy(float), frame["D"].to_numpy(float)))
+    columns = [frame[name].to_numpy(float) for name in ("_budget", "N", "D", "_U")]
     keys, cell = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
     cell = cell.reshape(-1)
 
@@ -144,4 +153,5 @@ def _average(frame: pd.DataFrame, spread: float) -> Cells:
         budget_C=np.array([np.exp(log_C[budget == b].mean()) for b in np.unique(budget) if b >= 0]),
         cluster=frame["_cluster"].to_numpy()[first],
         seed_ss=np.bincount(cell, weight * deviation**2), seed_dof=np.bincount(cell) - 1.0, spread=spread,
+        U=keys[:, 3],
     )  # fmt: skip

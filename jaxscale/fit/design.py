@@ -11,11 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxscale.errors import MisuseError
+from jaxscale.fit.starts import project_starts
+from jaxscale.laws import Chinchilla
+
+if TYPE_CHECKING:
+    from jaxscale.fit.cells import Cells
+    from jaxscale.fit.solver import Lanes, Solution
 
 __all__ = ["PARAMS", "Design", "Problem", "build_design", "residuals"]
 
@@ -40,6 +46,39 @@ class Design:
     fixed: dict[str, float]
     centers: dict[str, float]
     problem: Problem
+    sizes: tuple[np.ndarray, np.ndarray]
+
+    law = Chinchilla
+
+    def fix(self, values: Mapping[str, float]) -> Design:
+        """The same with more parameters held still."""
+        return build_design(*self.sizes, {**self.fixed, **values})
+
+    def starts(self, cells: Cells) -> np.ndarray:
+        """theta (16, P) by variable projection."""
+        return self.theta_of(project_starts(cells.N, cells.D, cells.loss, cells.weight))
+
+    def search(self, lanes: Lanes, delta: float) -> np.ndarray:
+        """theta (R, P) near an optimum, by optax.lbfgs."""
+        from jaxscale.fit.solver import search
+
+        return search(self.problem, lanes, delta)
+
+    def polish(
+        self, lanes: Lanes, delta: float, *, start_delta: float | None = None, tolerance: float = 1e-9
+    ) -> Solution:
+        """Newton steps until the norm of the gradient is below `tolerance`."""
+        from jaxscale.fit.solver import polish
+
+        return polish(self.problem, lanes, delta, start_delta=start_delta, tolerance=tolerance)
+
+    def move(self, theta: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """theta (P,) after a step (P,) of the free parameters."""
+        return theta + step
+
+    def residuals(self, theta: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """y - log L (n,) for one theta (P,)."""
+        return residuals(self.problem, theta, y)
 
     def params_of(self, theta: np.ndarray) -> dict[str, np.ndarray]:
         """E, A, B, alpha, beta, each (R,), from theta (R, P)."""
@@ -120,4 +159,4 @@ def build_design(N: np.ndarray, D: np.ndarray, fix: Mapping[str, float]) -> Desi
             Z[term, :, free.index(slope)] = column
         else:
             offset[term] += fix[slope] * column
-    return Design(free, dict(fix), centers, Problem(Z, offset))
+    return Design(free, dict(fix), centers, Problem(Z, offset), (np.asarray(N), np.asarray(D)))

@@ -7,16 +7,23 @@ equation is the subgradient residual: 0 proves a local optimum.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from jaxscale.fit.design import Design, residuals
+from jaxscale.fit.design import Design
+
+if TYPE_CHECKING:
+    from jaxscale.fit.general import GeneralDesign
 
 __all__ = ["finish_lad"]
 
 
-def finish_lad(design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, float, float]:
+def finish_lad(
+    design: Design | GeneralDesign, theta: np.ndarray, y: np.ndarray, w: np.ndarray
+) -> tuple[np.ndarray, float, float]:
     """theta (P,) moved onto its vertex, the sum of w |r|, and the subgradient residual (uncentred)."""
-    through = np.argsort(np.abs(residuals(design.problem, theta, y)))[: len(theta)]
+    through = np.argsort(np.abs(design.residuals(theta, y)))[: len(design.free)]
     vertex = _solve_vertex(design, theta, y, through)
     before = _deviation(design, theta, y, w)
     if _deviation(design, vertex, y, w) <= before * (1 + 1e-12):
@@ -24,20 +31,22 @@ def finish_lad(design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray) 
     return theta, _deviation(design, theta, y, w), _subgradient(design, theta, y, w, through)
 
 
-def _deviation(design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
-    return float((w * np.abs(residuals(design.problem, theta, y))).sum())
+def _deviation(design: Design | GeneralDesign, theta: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    return float((w * np.abs(design.residuals(theta, y))).sum())
 
 
-def _solve_vertex(design: Design, theta: np.ndarray, y: np.ndarray, through: np.ndarray) -> np.ndarray:
+def _solve_vertex(design: Design | GeneralDesign, theta: np.ndarray, y: np.ndarray, through: np.ndarray) -> np.ndarray:
     """Newton steps until the residuals of the cells `through` vanish."""
     for _ in range(20):
-        gap = residuals(design.problem, theta, y)[through]
-        theta = theta + np.linalg.lstsq(design.jacobian(theta)[through], gap, rcond=None)[0]
+        gap = design.residuals(theta, y)[through]
+        theta = design.move(theta, np.linalg.lstsq(design.jacobian(theta)[through], gap, rcond=None)[0])
     return theta
 
 
-def _subgradient(design: Design, theta: np.ndarray, y: np.ndarray, w: np.ndarray, through: np.ndarray) -> float:
-    r, J = residuals(design.problem, theta, y), design.uncentre(design.jacobian(theta))
+def _subgradient(
+    design: Design | GeneralDesign, theta: np.ndarray, y: np.ndarray, w: np.ndarray, through: np.ndarray
+) -> float:
+    r, J = design.residuals(theta, y), design.uncentre(design.jacobian(theta))
     pull = w * np.sign(r)
     pull[through] = 0.0
     s = np.linalg.lstsq(J[through].T, -(pull @ J), rcond=None)[0]

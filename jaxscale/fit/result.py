@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_interval, format_number
-from jaxscale.laws import Chinchilla, FlopRule, LossLaw, Optimum, PowerLaw
+from jaxscale.laws import FlopRule, Law, LossLaw, Optimum, PowerLaw, Repetition, find_law
 from jaxscale.runs import from_plain, read_json
 from jaxscale.tables import render_table
 
@@ -54,7 +54,8 @@ class Fit:
     """A fitted law with everything needed to judge it; field for field the FIT.json schema.
 
     N_opt(C) = coefficients["N"] * C ** exponents["N"], the same for D; both None where a law has none.
-    `params`: E, A, B, alpha, beta for parametric; a, b and the coefficients G, H for isoflop.
+    `params`: those of the law for parametric (E, A, B, alpha, beta for chinchilla); a, b and the coefficients
+    G, H for isoflop.
     `draws` holds the bootstrap replicates, one dict of equal-length lists (C in FLOPs, loss in nats),
     so that a forecast can carry the fit's uncertainty without the observations.
     `noise`: deviations of log loss, that is relative, between seeds and about the fit.
@@ -96,13 +97,28 @@ class Fit:
         flops = self.diagnostics["flops"]
         return FlopRule(flops["k"], flops["p"])
 
-    def predict_loss(self, N: Any, D: Any) -> Any:
-        """Loss at N parameters and D tokens, nats per token; MisuseError for a law of compute alone."""
+    def law_value(self) -> Law:
+        """The fitted law as a value of `jaxscale.laws`; MisuseError for a method that fits none over (N, D)."""
+        return self._law(self.params)
+
+    def sampled_law(self) -> Law:
+        """The same law with arrays (rounds,) for parameters, one entry a bootstrap round."""
+        return self._law({name: np.asarray(values) for name, values in self.draws.items()})
+
+    def _law(self, values: Mapping[str, Any]) -> Law:
         if self.method != "parametric":
             raise MisuseError(f"method {self.method!r} predicts the loss at the optimum of C only; "
                               f"fit with method parametric for loss(N, D)")  # fmt: skip
         self.require_answer()
-        return Chinchilla(**self.params).loss(N, D)
+        return find_law(self.law)(**values)
+
+    def predict_loss(self, *inputs: Any) -> Any:
+        """Loss at the law's inputs, (N, D) or with U unique tokens (N, D, U), nats per token."""
+        return self.law_value().loss(*inputs)
+
+    def sample_loss(self, *inputs: Any) -> Any:
+        """The same for every bootstrap round: (rounds,) for scalars."""
+        return self.sampled_law().loss(*inputs)
 
     def predict_optimum(self, C: Any) -> Optimum:
         """N, D and loss that are optimal at C FLOPs; VerdictError where the fit has no answer."""
@@ -115,12 +131,21 @@ class Fit:
         shape = (-1, *(1 for _ in np.shape(C)))
         return self._optimum({name: np.reshape(values, shape) for name, values in self.draws.items()}, C)
 
-    def frontier(self) -> LossLaw:
+    def frontier(self) -> Any:
         """L_opt(C) as a value that can be inverted."""
         self.require_answer()
         if self.method == "parametric":
-            return Chinchilla(**self.params).frontier(self.rule)
+            return self._surface(self.law_value()).frontier(self.rule)
         return LossLaw(**(self.loss_law or {}))
+
+    def _surface(self, law: Law) -> Law:
+        """The law, if it is one over (N, D), which alone has an optimum at a compute."""
+        if isinstance(law, Repetition):
+            return law.unlimited
+        if law.inputs != ("N", "D"):
+            raise MisuseError(f"law {law.name!r} takes {', '.join(law.inputs)}: it has no optimal N and D; "
+                              f"forecast with a law over N and D")  # fmt: skip
+        return law
 
     def require_answer(self) -> None:
         """VerdictError with the reason where the fit has no answer."""
@@ -129,7 +154,7 @@ class Fit:
 
     def _optimum(self, values: Mapping[str, Any], C: Any) -> Optimum:
         if self.method == "parametric":
-            return Chinchilla(**values).optimum(C, self.rule)
+            return self._surface(self._law(values)).optimum(C, self.rule)
         loss = LossLaw(values["E"], values["A"], values["alpha"]).loss(C)
         return Optimum(PowerLaw(values["G"], values["a"]).at(C), PowerLaw(values["H"], values["b"]).at(C), loss)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "fit_all"]
 
 METHODS: dict[str, Callable[..., Fit]] = {"isoflop": fit_isoflop, "parametric": fit_parametric}
-OWN = {"isoflop": ("interpolant", "window"), "parametric": ("law", "objective", "delta", "fix")}
+OWN = {"isoflop": ("interpolant", "window"), "parametric": ("law", "objective", "delta", "fix", "start", "profile")}
 SHARED = ("bootstrap", "resample", "confidence", "seed")
 
 

@@ -133,6 +133,14 @@ class Law:
         N = np.exp(log_N)
         return self.loss(N, rule.tokens(C, N))
 
+    def exponents(self, rule: FlopRule = SIX_ND) -> tuple[Any, Any]:
+        """a, b of N_opt ~ C^a, D_opt ~ C^b, where `power_optimum` says that there are any."""
+        raise NotImplementedError(f"{self.name}: N_opt and D_opt are no power laws of compute")
+
+    def log_coefficients(self, rule: FlopRule = SIX_ND) -> tuple[Any, Any]:
+        """Logs of the factors in N_opt = G C^a and D_opt = H C^b, where there are any."""
+        raise NotImplementedError(f"{self.name}: N_opt and D_opt are no power laws of compute")
+
     def frontier(self, rule: FlopRule = SIX_ND) -> Any:
         """The loss along the optimum, with `.loss(C)`, `.compute(loss)` and its floor `.E`."""
         return Frontier(self, rule)
