@@ -30,6 +30,12 @@ _HOMES = {
     "fit_parametric": "fit",
     "forecast_optimum": "forecast",
     "backtest_fit": "backtest",
+    "fit_curves": "curves",
+    "fit_cortes": "curves",
+    "fit_tradeoff": "critical",
+    "fit_critical_batch": "critical",
+    "compare_sources": "composition",
+    "fit_transfer": "transfer",
     "write_report": "report",
 }
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.fit.resample import NoiseModel, draw_errors, f_tail
+from jaxscale.fit.resample import f_tail
 from jaxscale.fit.result import Estimate, Interval, without_nan
-from jaxscale.fit.squares import Model, Solved, best_lane, solve
+from jaxscale.fit.squares import Model, Solved, aicc, best_lane, redraw, solve
 from jaxscale.fit.summary import check_options, percentile_interval
 from jaxscale.format import format_interval, format_number, format_percent
 from jaxscale.laws.curves import Pow3
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceComparison", "compare_sources"]
 
-EXPONENTS = np.geomspace(0.03, 2.0, 24)
+EXPONENTS = np.geomspace(0.03, 2.0, 14)
 LEAST_SHARE = 1e-3
 TIGHT = 0.25
 """Assumption: exponents that differ by less than this share of their mean are one for practical purposes."""
@@ -85,15 +85,16 @@ class SourceComparison:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        frame = self.to_frame()
-        rows = [(r.source, r.E, r.A, r.alpha, format_interval((r.low, r.high), format_number), r.E_shared, r.A_shared)
-                for r in frame.itertuples()]  # fmt: skip
+        rows = []
+        for name, curve in self.free.curves.items():
+            one, span = self.shared.curves[name], format_interval(self.alphas[name].interval, format_number)
+            rows.append((name, curve.E, curve.A, curve.alpha, span, one.E, one.A))
         header = ("source", "E", "A", "alpha", f"{self.confidence:.0%} interval", "E (shared)", "A (shared)")
         interval = format_interval(self.alpha.interval, format_number)
         models = [(m["law"], m["parameters"], format_percent(m["rms"]).lstrip("+"), m["aicc"],
                    format_percent(m["held_out"]).lstrip("+")) for m in self.models]  # fmt: skip
         parts = [
-            render_table(f"sources, a free exponent each; shared: alpha {self.alpha.value:.4g} {interval}", header, rows),
+            render_table(f"sources; the shared alpha is {self.alpha.value:.4g} {interval}", header, rows),
             render_table("the two laws", ("law", "parameters", "rms", "AICc", "held out"), models),
             f"F test of one exponent: F = {self.f_ratio:.3g}, p = {self.p_value:.2g}",
             *(f"source {one['source']} left out: {one['reason']}" for one in self.refused),
@@ -127,10 +128,11 @@ def compare_sources(
     p_value = f_tail(f_ratio, p1 - p0, n - p1)
     held = [study.predict_held_out(shared=one) for one in (True, False)]
     models = tuple(
-        {"law": law, "parameters": p, "rms": float(np.sqrt(ss / n)), "aicc": _aicc(ss, n, p), "held_out": out}
+        {"law": law, "parameters": p, "rms": float(np.sqrt(ss / n)), "aicc": aicc(ss, n, p), "held_out": out}
         for law, p, ss, out in (("shared", p0, ss0, held[0]), ("free", p1, ss1, held[1]))
     )
-    drawn = {one: study.bootstrap(one, fit, bootstrap, seed) for one, fit in ((True, shared), (False, free))}
+    drawn = {one: redraw(study.model(one), fit.theta[0], study.y, bootstrap, seed)
+             for one, fit in ((True, shared), (False, free))}  # fmt: skip
     alphas = _exponents(study, free, drawn[False], confidence)
     difference = _difference(study, free, drawn[False], confidence)
     alpha = Estimate(float(study.alphas(shared.theta, True)[0, 0]),
@@ -145,7 +147,7 @@ def compare_sources(
 
 @dataclass(frozen=True)
 class _Study:
-    """Points with their source; terms are measured at the middle of the data, T = A / D0^alpha."""
+    """Points with their source; terms are measured at the middle D0 of the data, T = A / D0^alpha."""
 
     names: tuple[str, ...]
     D: np.ndarray
@@ -205,7 +207,7 @@ class _Study:
         if shared:
             rows = [np.arange(len(EXPONENTS))] * len(self.names)
         else:  # sources are independent: the k-th best exponent of every source together
-            rows = list(np.argsort(ss, 0).T[:, :6])
+            rows = list(np.argsort(ss, 0).T[:, :4])
         a = [EXPONENTS[row] for row in rows]
         parts = {f"E{g}": E[row, g] for g, row in enumerate(rows)} | {f"T{g}": T[row, g] for g, row in enumerate(rows)}
         theta = model.theta_of({**parts, **{f"a{g}": value for g, value in enumerate(a)}})
@@ -237,24 +239,11 @@ class _Study:
             held = np.zeros(len(self.y), bool)
             for g in range(len(self.names)):
                 mine = self.member == g
-                held |= mine & (self.D > np.unique(self.D[mine])[-j - 1])
+                held |= mine & (np.unique(self.D[mine])[-j - 1] < self.D)
             found = replace(self, weight=(~held).astype(float)).solve(shared)
             model = self.model(shared)
             errors.append((self.y - model.predict(model.params_of(found.theta))[0])[held])
         return float(np.sqrt((np.concatenate(errors) ** 2).mean()))
-
-    def bootstrap(self, shared: bool, fit: Solved, rounds: int, seed: int) -> np.ndarray:
-        """theta (rounds, P): residuals redrawn, noise pooled over sources and widened as t."""
-        if not rounds:
-            return np.empty((0, fit.theta.shape[1]))
-        model, J = self.model(shared), fit.jacobian[0]
-        fitted = model.predict(model.params_of(fit.theta))[0]
-        leverage = (np.linalg.qr(J / (np.abs(J).max(0) + 1e-150))[0] ** 2).sum(1)
-        zero, n = np.zeros(1), len(self.y)
-        noise = NoiseModel(self.y - fitted, leverage, np.ones(n), np.zeros(n, int), np.arange(n),
-                           zero + n - J.shape[1], zero, zero)  # fmt: skip
-        y = fitted + draw_errors(noise, "residual", rounds, np.random.default_rng(seed))
-        return solve(model, np.tile(fit.theta, (rounds, 1)), y, np.ones_like(y), steps=60, cosine=1e-4).theta
 
     def notes(self) -> list[str]:
         """What a reader should know of the design."""
@@ -290,14 +279,6 @@ def _usable(frame: pd.DataFrame, fewest: int) -> tuple[list[str], list[dict[str,
     return names, refused
 
 
-def _aicc(ss: float, n: int, p: int) -> float:
-    """Akaike's criterion for few data; the noise counts as a parameter; infinite without degrees of freedom."""
-    k = p + 1
-    if n - k - 1 <= 0:
-        return float("inf")
-    return float(n * np.log(max(ss, 1e-300) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
-
-
 def _exponents(study: _Study, free: Solved, drawn: np.ndarray, confidence: float) -> dict[str, Estimate]:
     values, rounds = study.alphas(free.theta, False)[0], study.alphas(drawn, False)
     return {name: Estimate(float(values[g]), percentile_interval(rounds[:, g], confidence))
@@ -308,7 +289,9 @@ def _difference(study: _Study, free: Solved, drawn: np.ndarray, confidence: floa
     """Steepest exponent over flattest, minus 1, of the two sources that are so in the fit."""
     values, rounds = study.alphas(free.theta, False)[0], study.alphas(drawn, False)
     top, low = int(values.argmax()), int(values.argmin())
-    return Estimate(float(values[top] / values[low] - 1), percentile_interval(rounds[:, top] / rounds[:, low] - 1, confidence))
+    return Estimate(
+        float(values[top] / values[low] - 1), percentile_interval(rounds[:, top] / rounds[:, low] - 1, confidence)
+    )
 
 
 def _judge(p: float, models: Sequence[Mapping[str, Any]], difference: Estimate, level: float) -> tuple[str, str]:
@@ -317,7 +300,8 @@ def _judge(p: float, models: Sequence[Mapping[str, Any]], difference: Estimate, 
     predicts = "free" if free["held_out"] < shared["held_out"] else "shared"
     gap = shared["aicc"] - free["aicc"]
     span = _words(difference.interval)
-    held = f"on held-out larger D the {predicts} law errs less ({shared['held_out']:.2g} shared, {free['held_out']:.2g} free)"
+    errors = f"{shared['held_out']:.2g} shared, {free['held_out']:.2g} free"
+    held = f"on held-out larger D the {predicts} law errs less ({errors})"
     if p < level and gap > 0:
         sure = "" if predicts == "free" else ", though not where it counts most"
         return "free", f"the sources have exponents of their own (p = {p:.2g}{sure}); {held}; they differ by {span}"
@@ -325,7 +309,10 @@ def _judge(p: float, models: Sequence[Mapping[str, Any]], difference: Estimate, 
     if p >= level and gap <= 0 and low is not None and high is not None and max(abs(low), abs(high)) <= TIGHT:
         return "shared", f"one exponent serves all sources (p = {p:.2g}); they could differ by {span} at most; {held}"
     why = f"p = {p:.2g}, AICc prefers {'free' if gap > 0 else 'shared'}"
-    return "undecided", f"shared and free exponents cannot be told apart ({why}); exponents could differ by {span}; {held}"
+    return (
+        "undecided",
+        f"shared and free exponents cannot be told apart ({why}); exponents could differ by {span}; {held}",
+    )
 
 
 def _words(interval: Interval) -> str:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.errors import MisuseError
-from jaxscale.fit.resample import NoiseModel, draw_errors
 from jaxscale.fit.result import Estimate, Interval, without_nan
-from jaxscale.fit.squares import Model, best_lane, solve
+from jaxscale.fit.squares import Model, best_lane, redraw, solve
 from jaxscale.fit.summary import check_options, percentile_interval
 from jaxscale.format import format_interval, format_number
 from jaxscale.laws.batch import CriticalBatch, Tradeoff
@@ -51,7 +50,9 @@ class BatchFit:
     def to_json(self) -> str:
         """As JSON, schema jaxscale.batch/1."""
         plain = asdict(self)
-        return json.dumps({"schema": plain.pop("schema"), "equation": self.law.equation, **without_nan(plain)}, indent=1)
+        return json.dumps(
+            {"schema": plain.pop("schema"), "equation": self.law.equation, **without_nan(plain)}, indent=1
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row a quantity: quantity, value, low, high."""
@@ -67,9 +68,7 @@ class BatchFit:
         return "\n".join([table, *(f"note: {note}" for note in self.notes)])
 
 
-def fit_tradeoff(
-    batch: Any, steps: Any, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> BatchFit:
+def fit_tradeoff(batch: Any, steps: Any, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> BatchFit:
     """S_min, E_min and B_crit from steps (n,) to one target loss at batches (n,) in tokens; n at least 3.
 
     A sweep that stays on one side of B_crit bounds it from one side only, and a note says so.
@@ -91,7 +90,8 @@ def fit_tradeoff(
     theta = model.theta_of({"S_min": level, "B_crit": guesses})
     found = solve(model, theta, np.tile(y, (len(theta), 1)), np.ones((len(theta), len(y))))
     best = best_lane(found)
-    drawn, std = _redraw(model, found.theta[best], found.jacobian[best], y, bootstrap, seed)
+    drawn = redraw(model, found.theta[best], y, bootstrap, seed)
+    std = float(np.sqrt(found.value[best] / (len(y) - 2)))
     S_min, B_crit = (float(value[best, 0]) for value in model.params_of(found.theta).values())
     rounds = {name: value[:, 0] for name, value in model.params_of(drawn).items()}
     rounds["E_min"] = rounds["S_min"] * rounds["B_crit"]
@@ -149,22 +149,6 @@ def _pair(name: str, x: Any, other: str, y: Any, fewest: int) -> tuple[np.ndarra
     if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
         raise MisuseError(f"{name} and {other} must be finite and above 0; leave out runs that missed the target")
     return x, y
-
-
-def _redraw(
-    model: Model, theta: np.ndarray, jacobian: np.ndarray, y: np.ndarray, rounds: int, seed: int
-) -> tuple[np.ndarray, float]:
-    """theta (rounds, P) of redrawn steps, and the deviation of log steps."""
-    residual = y - model.predict(model.params_of(theta[None]))[0]
-    dof = float(len(y) - len(theta))
-    std = float(np.sqrt((residual**2).sum() / dof))
-    if not rounds:
-        return np.empty((0, len(theta))), std
-    leverage = (np.linalg.qr(jacobian / (np.abs(jacobian).max(0) + 1e-150))[0] ** 2).sum(1)
-    zero, n = np.zeros(1), len(y)
-    noise = NoiseModel(residual, leverage, np.ones(n), np.zeros(n, int), np.arange(n), zero + dof, zero, zero)
-    drawn = y - residual + draw_errors(noise, "residual", rounds, np.random.default_rng(seed))
-    return solve(model, np.tile(theta, (rounds, 1)), drawn, np.ones_like(drawn)).theta, std
 
 
 def _judge_sweep(B: np.ndarray, estimates: dict[str, Estimate]) -> list[str]:

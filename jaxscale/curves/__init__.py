@@ -23,7 +23,7 @@ from jaxscale.fit.result import Estimate
 from jaxscale.fit.summary import check_options, percentile_interval
 from jaxscale.laws import find_law
 from jaxscale.laws.base import Law
-from jaxscale.laws.curves import CONTAINS, CURVES, Cortes, intrinsic_dimension
+from jaxscale.laws.curves import CURVES, Cortes, intrinsic_dimension
 from jaxscale.runs import Observations
 from jaxscale.source import read_observations
 
@@ -74,16 +74,17 @@ def fit_curves(
         choice = choose(tried, starts, origins, errors, noise=noise, rounds=bootstrap or REDRAWS,
                         confidence=confidence, seed=seed)  # fmt: skip
     draws = {name: family.bootstrap(fits[name], bootstrap, seed) for name, family in families.items()}
-    predictions = [row for name in families
-                   for row in _predict(families[name], fits[name], draws[name], at, confidence, seed)]  # fmt: skip
+    foretold = tuple(row for name in families
+                     for row in _predict(families[name], fits[name], draws[name], at, confidence, seed))  # fmt: skip
     described = [_describe(families[name], fits[name], draws[name], errors, choice, confidence) for name in families]
     running = choice.running if choice else tuple(families)
     return CurveFits(
         families=(*sorted(described, key=_rank), *refused),
         chosen=choice.law if choice else None, running=running, rivals=choice.rivals if choice else (),
         verdict=_verdict(choice, data, errors), origins=tuple(map(float, origins)), noise=noise,
-        backtest=tuple(_backtest(data, held)), predictions=tuple(predictions), spread=tuple(_spread(predictions, running)),
-        source=record, confidence=confidence, bootstrap=bootstrap, seed=seed, notes=tuple(_notes(data, at, noise, fits)),
+        backtest=tuple(_backtest(data, held)), predictions=foretold, spread=tuple(_spread(foretold, running)),
+        source=record, confidence=confidence, bootstrap=bootstrap, seed=seed,
+        notes=tuple(_notes(data, at, noise)),
     )  # fmt: skip
 
 
@@ -99,7 +100,9 @@ def fit_cortes(
     """
     D, test, train = (np.asarray(values, float) for values in (D, test, train))
     if len(D) < 3 or not (D.shape == test.shape == train.shape):
-        raise MisuseError(f"D, test and train have {D.shape}, {test.shape}, {train.shape} values; give three or more each")
+        raise MisuseError(
+            f"D, test and train have {D.shape}, {test.shape}, {train.shape} values; give three or more each"
+        )
     if not all(np.isfinite(x).all() and (x > 0).all() for x in (D, test, train)):
         raise MisuseError("D, test and train must be finite and above 0")
     order = np.argsort(D, kind="stable")
@@ -183,8 +186,8 @@ def _describe(
     dimensions: list[Estimate | None] = [None, None]
     if name in ("hestness", "pow3", "pow4", "cortes"):
         for i, rule in enumerate(("resolution", "smooth")):
-            value, rounds = (intrinsic_dimension(alpha, rule) for alpha in (params["alpha"], drawn["alpha"]))
-            dimensions[i] = Estimate(float(value), percentile_interval(rounds, confidence))
+            d, rounds = (intrinsic_dimension(alpha, rule) for alpha in (params["alpha"], drawn["alpha"]))
+            dimensions[i] = Estimate(float(d), percentile_interval(rounds, confidence))
     status = "fitted"
     if choice:
         status = "chosen" if name == choice.law else "in the running" if name in choice.running else "worse"
@@ -231,7 +234,7 @@ def _backtest(data: CurveData, held: Mapping[str, list[tuple[float, Fitted, np.n
     return [
         {"law": name, "fitted_to_D": origin, "D": float(data.D[i]), "predicted": float(predicted[i]),
          "measured": float(data.loss[i]), "error": float(predicted[i] / data.loss[i] - 1)}
-        for name, parts in held.items() for origin, _, predicted in parts for i in np.flatnonzero(data.D > origin)
+        for name, parts in held.items() for origin, _, predicted in parts for i in np.flatnonzero(origin < data.D)
     ]  # fmt: skip
 
 
@@ -239,22 +242,23 @@ def _verdict(choice: Choice | None, data: CurveData, errors: Mapping[str, float]
     if choice is None:
         return (f"{len(data.distinct)} different D: nothing can be held out, so no family is chosen; "
                 f"give five or more")  # fmt: skip
-    best = f"rms log error {errors[choice.law]:.2g} on held-out larger D"
+    mine = f"rms log error {errors[choice.law]:.2g} on held-out larger D"
     if choice.rivals:
         others = ", ".join(choice.rivals)
-        return f"cannot tell {choice.law} from {others} by extrapolation ({choice.law}: {best}); use their spread"
-    wider = [name for name in choice.running if choice.law in CONTAINS.get(name, ())]
-    also = f"; {', '.join(wider)}, which contain{'s' if len(wider) == 1 else ''} it, cannot be shown to do better"
-    return f"{choice.law} extrapolates best ({best}){also if wider else ''}"
+        return f"cannot tell {choice.law} from {others} by extrapolation ({choice.law}: {mine}); use their spread"
+    wider = [f"{name} ({errors[name]:.2g})" for name in choice.running if name != choice.law]
+    if not wider:
+        return f"{choice.law} extrapolates best: {mine}, every other family is worse"
+    return f"{choice.law} is enough: {mine}; {', '.join(wider)} contain it and cannot be shown to do better"
 
 
-def _notes(data: CurveData, at: Sequence[float], noise: float, fits: Mapping[str, Fitted]) -> list[str]:
+def _notes(data: CurveData, at: Sequence[float], noise: float) -> list[str]:
     notes = []
     largest = data.D[-1]
     span = largest / data.D[0]
     beyond = max(at, default=0.0) / largest
     if beyond > span:
-        notes.append(f"D = {max(at):.3g} is {beyond:.3g} times the largest measured, which is only {span:.3g} times the "
+        notes.append(f"D = {max(at):.3g} is {beyond:.3g} times the largest measured, that only {span:.3g} times the "
                      f"smallest: no held-out test reaches that far")  # fmt: skip
     if np.log(data.loss.max() / data.loss.min()) < 5 * noise:
         notes.append("the loss falls by less than five deviations of its noise: no form can be seen")

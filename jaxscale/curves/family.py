@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxscale.fit.resample import NoiseModel, draw_errors
-from jaxscale.fit.squares import Model, Solved, solve
+from jaxscale.fit.squares import NEAR, REFIT_STEPS, Model, Solved, leverage_of, redraw, solve
 from jaxscale.laws.base import Law
 from jaxscale.laws.curves import Cortes
 
 __all__ = ["CurveData", "Family", "Fitted"]
 
 STARTS = 32
-NEAR, REFIT_STEPS = 1e-4, 60
-"""Where a redrawn fit may stop: its sum of squares is then 1e-8 of itself above the optimum's."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class Family:
 
     def fit_each(self, cuts: np.ndarray, seed: int = 0) -> list[Fitted]:
         """A fit for every cut (cuts,) of the points with D up to it."""
-        theta = np.concatenate([self.start(seed, self.data.D <= cut) for cut in cuts])
+        theta = np.concatenate([self.start(seed, cut >= self.data.D) for cut in cuts])
         w = np.repeat((self.row_D[None] <= cuts[:, None]).astype(float), STARTS, 0)
         found = solve(self.model, theta, np.tile(self.y, (len(theta), 1)), w)
         best = np.argmin(found.value.reshape(len(cuts), STARTS), 1) + STARTS * np.arange(len(cuts))
@@ -124,9 +121,8 @@ class Family:
 
     def _describe(self, found: Solved, best: int, seen: np.ndarray) -> Fitted:
         residual = self.y - self.model.predict(self.model.params_of(found.theta[best : best + 1]))[0]
-        J = np.where(np.isfinite(found.jacobian[best]), found.jacobian[best], 0.0)[seen]
         leverage = np.zeros(len(seen))
-        leverage[seen] = (np.linalg.qr(J / (np.abs(J).max(0) + 1e-150))[0] ** 2).sum(1)
+        leverage[seen] = leverage_of(found.jacobian[best][seen])
         return Fitted(found.theta[best], residual[seen], leverage[seen], bool(found.converged[best]))
 
     def refit(self, starts: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -137,13 +133,4 @@ class Family:
 
     def bootstrap(self, fitted: Fitted, rounds: int, seed: int) -> np.ndarray:
         """theta (rounds, P) of data redrawn about the fit: residuals over sqrt(1 - leverage), t-widened."""
-        dof = len(self.y) - self.count
-        if not rounds or dof < 1:
-            return np.empty((0, self.count))
-        rows, zero = len(self.y), np.zeros(1)
-        noise = NoiseModel(
-            residual=fitted.residual, leverage=fitted.leverage, weight=np.ones(rows), stratum=np.zeros(rows, int),
-            cluster=np.arange(rows), dof=zero + dof, seed_ss=zero, seed_dof=zero,
-        )  # fmt: skip
-        y = self.y - fitted.residual + draw_errors(noise, "residual", rounds, np.random.default_rng(seed))
-        return self.refit(np.tile(fitted.theta, (1, rounds, 1)), y, np.ones_like(y))
+        return redraw(self.model, fitted.theta, self.y, rounds, seed)

@@ -83,7 +83,11 @@ class CurveFits:
 
         kept = ("law", "parameters", "in_sample", "held_out", "share", "status", "dimension", "reason")
         rows = [
-            {**asdict(family), "parameters": len(family.params), "dimension": family.dimension and family.dimension.value}
+            {
+                **asdict(family),
+                "parameters": len(family.params),
+                "dimension": family.dimension and family.dimension.value,
+            }
             for family in self.families
         ]
         return pd.DataFrame([{name: row[name] for name in kept} for row in rows])
@@ -100,7 +104,7 @@ class CurveFits:
         return "\n".join([*parts, f"verdict: {self.verdict}"])
 
     def _family_table(self, title: str) -> str:
-        header = ("law", "equation", "parameters", "in-sample", "held out", "best in", "floor", "d = 1/alpha", "interval",
+        header = ("law", "equation", "parameters", "in-sample", "held out", "best in", "floor", "d = 1/alpha", "of d",
                   "")  # fmt: skip
         rows = []
         for f in self.families:

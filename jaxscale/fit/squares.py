@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Model", "Solved", "best_lane", "solve"]
+from jaxscale.fit.resample import NoiseModel, draw_errors
+
+__all__ = ["Model", "Solved", "aicc", "best_lane", "leverage_of", "redraw", "solve"]
 
 STEP = 1e-100
 MAX_STEPS = 120
@@ -26,6 +28,8 @@ COSINE = 1e-7
 resolves 1e-8: a step at that angle lowers it by 1e-16 of itself."""
 EXACT = 1e-24
 """Or the data are met to rounding: the sum of squares over that of y."""
+NEAR, REFIT_STEPS = 1e-4, 60
+"""Where a redrawn fit may stop: its sum of squares is then 1e-8 of itself above the optimum's."""
 LOG_RANGE = 200.0
 """Logs of positive parameters stay within this of 0: a parameter that runs to 0 stops somewhere."""
 
@@ -85,6 +89,38 @@ def solve(
 def best_lane(found: Solved) -> int:
     """The lane of the lowest sum."""
     return int(np.argmin(found.value))
+
+
+def redraw(model: Model, theta: np.ndarray, y: np.ndarray, rounds: int, seed: int) -> np.ndarray:
+    """theta (rounds, P) of a residual bootstrap about an optimum theta (P,) of y (n,): errors r / sqrt(1 - h)
+    drawn anew and widened as t; no rounds where no degree of freedom is left."""
+    n, dof = len(y), len(y) - len(theta)
+    if not rounds or dof < 1:
+        return np.empty((0, len(theta)))
+    fitted = model.predict(model.params_of(theta[None]))[0]
+    leverage, zero = leverage_of(_jacobian(model, theta[None])[0]), np.zeros(1)
+    noise = NoiseModel(
+        residual=y - fitted, leverage=leverage, weight=np.ones(n), stratum=np.zeros(n, int), cluster=np.arange(n),
+        dof=zero + dof, seed_ss=zero, seed_dof=zero,
+    )  # fmt: skip
+    drawn = fitted + draw_errors(noise, "residual", rounds, np.random.default_rng(seed))
+    return solve(model, np.tile(theta, (rounds, 1)), drawn, np.ones_like(drawn), REFIT_STEPS, NEAR).theta
+
+
+def leverage_of(jacobian: np.ndarray) -> np.ndarray:
+    """Diagonal of the hat matrix (n,) of a Jacobian (n, P)."""
+    J = np.where(np.isfinite(jacobian), jacobian, 0.0)
+    return (np.linalg.qr(J / (np.abs(J).max(0) + 1e-150))[0] ** 2).sum(1)
+
+
+def aicc(ss: float, n: int, p: int) -> float:
+    """Akaike's criterion for few data (Hurvich and Tsai 1989) of p parameters and the noise; infinite without dof.
+
+    >>> round(aicc(1.0, 10, 2), 3)
+    -13.026
+    """
+    k = p + 1
+    return float(n * np.log(max(ss, 1e-300) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)) if n > k + 1 else float("inf")
 
 
 def _value(model: Model, theta: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:

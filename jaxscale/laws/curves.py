@@ -28,8 +28,20 @@ import numpy as np
 
 from jaxscale.laws.base import Law, guess_shares, namespace
 
-__all__ = ["CURVES", "CONTAINS", "Cortes", "Exp3", "Exp4", "ExpP3", "Hestness", "ILog2", "LogLinear", "Pow3", "Pow4",
-           "intrinsic_dimension"]  # fmt: skip
+__all__ = [
+    "CONTAINS",
+    "CURVES",
+    "Cortes",
+    "Exp3",
+    "Exp4",
+    "ExpP3",
+    "Hestness",
+    "ILog2",
+    "LogLinear",
+    "Pow3",
+    "Pow4",
+    "intrinsic_dimension",
+]  # fmt: skip
 
 Inputs = Mapping[str, np.ndarray]
 EXPONENTS = (0.03, 1.5)
