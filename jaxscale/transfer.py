@@ -111,7 +111,8 @@ def fit_transfer(
     predictions = _predict(chosen, at, theta, drawn, _noise(y, fits[chosen], model), confidence, seed)
     return TransferFit(
         chosen=chosen, law=_law(chosen, params), estimates=estimates, forms=tuple(forms),
-        predictions=tuple(predictions),        words=_words(chosen, forms), confidence=confidence, notes=tuple(_notes(x, at, chosen, params)),
+        predictions=tuple(predictions),
+        words=_words(chosen, forms), confidence=confidence, notes=tuple(_notes(x, at, chosen, params)),
     )  # fmt: skip
 
 
