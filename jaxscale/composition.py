@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxscale.curves import read_curve
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit.resample import f_tail
 from jaxscale.fit.result import Estimate, Interval, without_nan
@@ -27,7 +28,6 @@ from jaxscale.fit.summary import check_options, percentile_interval
 from jaxscale.format import format_interval, format_number, format_percent
 from jaxscale.laws.curves import Pow3
 from jaxscale.laws.sources import Sources
-from jaxscale.source import read_observations
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
@@ -275,10 +275,7 @@ class _Study:
 
 
 def _read(source: Any, columns: Mapping[str, str] | None, where: str | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    from jaxscale.curves import read_curve
-
-    obs = read_curve(source, columns=columns, where=where) if columns is None or "N" not in columns else (
-        read_observations(source, columns=columns, where=where))  # fmt: skip
+    obs = read_curve(source, columns=columns, where=where)
     if "group" not in obs.frame:
         raise MisuseError("columns: group is missing; map the column that names the source as group=NAME")
     N = obs.frame["N"]

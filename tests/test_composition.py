@@ -25,7 +25,7 @@ def draw_sources(alphas, noise=0.003, seed=0, points=8, floors=FLOORS):
 def test_planted_sources_are_recovered_by_the_law_that_made_them():
     shared = compare_sources(draw_sources((0.3, 0.3, 0.3), noise=0.0), bootstrap=0)
     assert shared.alpha.value == pytest.approx(0.3, rel=1e-6)
-    assert shared.shared.curves["source1"].E == pytest.approx(2.2, rel=1e-6)
+    assert pytest.approx(2.2, rel=1e-6) == shared.shared.curves["source1"].E
     free = compare_sources(draw_sources((0.25, 0.3, 0.4), noise=0.0), bootstrap=0)
     assert [round(estimate.value, 6) for estimate in free.alphas.values()] == [0.25, 0.3, 0.4]
     assert free.free.loss("source2", 1e9) == pytest.approx(1.2 + 1.4, rel=1e-6)

@@ -25,7 +25,7 @@ from jaxscale.laws import find_law
 from jaxscale.laws.base import Law
 from jaxscale.laws.curves import CURVES, Cortes, intrinsic_dimension
 from jaxscale.runs import Observations
-from jaxscale.source import read_observations
+from jaxscale.source import CANONICAL, read_observations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,10 +117,14 @@ def read_curve(
     columns: Mapping[str, str] | None = None,
     where: str | None = None,
 ) -> Observations:
-    """Observations of one curve; a table without N is read as if N were D, which keeps every row that D keeps."""
+    """Observations of one curve; a table without N is read as if N were D, which keeps every row that D keeps.
+
+    A weight of 0 leaves a row out; other weights are not used.
+    """
     if isinstance(source, Observations):
         return source
-    names = {name: theirs for name, theirs in (columns or {}).items() if name != "train_loss"}
+    train = (columns or {}).get("train_loss", "train_loss")
+    names = {name: theirs for name, theirs in (columns or {}).items() if name in CANONICAL or name != "train_loss"}
     try:
         obs = read_observations(source, columns=names, where=where)
     except MisuseError as error:
@@ -130,15 +134,19 @@ def read_curve(
             obs = read_observations(source, columns={**names, "N": names.get("D", "D")}, where=where)
         except MisuseError:
             raise error from None
-        obs.source["N"] = "absent"
-    train = (columns or {}).get("train_loss", "train_loss")
+        obs.source.update(N="absent", columns=names)
+    if "train_loss" in obs.frame:
+        return obs
     if not isinstance(source, str | Path) and train in source:
         obs.frame["train_loss"] = source[train].to_numpy()[obs.frame["row"]]
+    elif "train_loss" in (columns or {}):
+        raise MisuseError(f"columns: train_loss={train} can be given with a DataFrame that has this column, not a file")
     return obs
 
 
 def _gather(obs: Observations) -> tuple[CurveData, dict[str, Any]]:
     frame = obs.frame.sort_values("D", kind="stable")
+    frame = frame[frame["weight"] > 0] if "weight" in frame else frame
     N = frame["N"].to_numpy()
     if obs.source.get("N") != "absent" and N.max() > ONE_SIZE * N.min():
         raise MisuseError(f"N goes from {N.min():.3g} to {N.max():.3g}; a learning curve has one size, "
