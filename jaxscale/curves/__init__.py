@@ -127,13 +127,10 @@ def read_curve(
     names = {name: theirs for name, theirs in (columns or {}).items() if name in CANONICAL or name != "train_loss"}
     try:
         obs = read_observations(source, columns=names, where=where)
-    except MisuseError as error:
+    except MisuseError:
         if "N" in names:
             raise
-        try:
-            obs = read_observations(source, columns={**names, "N": names.get("D", "D")}, where=where)
-        except MisuseError:
-            raise error from None
+        obs = read_observations(source, columns={**names, "N": names.get("D", "D")}, where=where)
         obs.source.update(N="absent", columns=names)
     if "train_loss" in obs.frame:
         return obs
