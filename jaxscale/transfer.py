@@ -205,22 +205,27 @@ def _predict(
     with np.errstate(all="ignore"):
         center = np.exp(model.predict(model.params_of(theta)))[0]
         rounds = np.exp(model.predict(model.params_of(drawn)))
+    rounds = np.where(np.isfinite(center), rounds, np.nan)  # no interval about nothing
     run = rounds * np.exp(noise * np.random.default_rng(seed).standard_normal(rounds.shape))
-    return [{"x": float(one), "y": float(center[i]), "interval": percentile_interval(rounds[:, i], confidence),
-             "interval_run": percentile_interval(run[:, i], confidence)} for i, one in enumerate(at)]  # fmt: skip
+    return [
+        {"x": float(one), "y": float(center[i]), "interval": percentile_interval(rounds[:, i], confidence),
+         "interval_run": percentile_interval(run[:, i], confidence)}
+        for i, one in enumerate(at)
+    ]  # fmt: skip
 
 
 def _words(chosen: str, forms: Sequence[dict[str, Any]]) -> str:
-    best = min((f for f in forms if f["held_out"] is not None), key=lambda f: f["held_out"], default=None)
-    mine = next(f for f in forms if f["form"] == chosen)
-    simpler = "" if chosen == "offset" else f", the simpler ones are rejected (p = {mine['p_value']:.2g})"
-    held = ""
-    if best is not None and mine["held_out"] is not None:
-        agree = best["form"] == chosen or best["held_out"] > 0.9 * mine["held_out"]
-        who = "it errs least" if agree else f"{best['form']} errs less"
-        held = f"; on the lowest third of the losses, held out, {who}"
-        held += f" ({mine['held_out']:.2g}{'' if agree else ' against ' + format(best['held_out'], '.2g')})"
-    return f"{chosen} is enough{simpler}{held}"
+    mine = next(form for form in forms if form["form"] == chosen)
+    head = "offset is enough: the others are no better" if chosen == "offset" else (
+        f"{chosen}: the simpler form is rejected (p = {mine['p_value']:.2g})")  # fmt: skip
+    if mine["held_out"] is None:
+        return head
+    best = min((form for form in forms if form["held_out"] is not None), key=lambda form: form["held_out"])
+    if best is mine or best["held_out"] > 0.9 * mine["held_out"]:
+        return f"{head}; it also errs least on the lowest third of the losses, held out ({mine['held_out']:.2g})"
+    own = f"{mine['held_out']:.2g}" if np.isfinite(mine["held_out"]) else "below its floor"
+    return (f"{head}; but on the lowest third of the losses, held out, {best['form']} errs less "
+            f"({best['held_out']:.2g}, {chosen} {own}): extrapolate with care")  # fmt: skip
 
 
 def _notes(x: np.ndarray, at: Sequence[float], chosen: str, params: dict[str, float]) -> list[str]:

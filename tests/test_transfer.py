@@ -51,6 +51,10 @@ def test_below_the_fitted_floor_nothing_is_predicted():
     fit = fit_transfer(X, POWER.loss(X), at=[1.2], bootstrap=0)
     assert np.isnan(fit.predictions[0]["y"]) and any("nothing is predicted" in note for note in fit.notes)
     assert json.loads(fit.to_json())["predictions"][0]["y"] is None
+    assert fit_transfer(X, noisy(POWER.loss(X), 1e-3, 0), at=[1.0], bootstrap=50).predictions[0]["interval"] == (
+        None,
+        None,
+    )
 
 
 def test_too_few_runs_are_misuse():
