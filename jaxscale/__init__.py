@@ -36,6 +36,10 @@ _HOMES = {
     "fit_critical_batch": "critical",
     "compare_sources": "composition",
     "fit_transfer": "transfer",
+    "calculate_budget": "budget",
+    "compare_models": "budget",
+    "constrain_optimum": "constrain",
+    "measure_flatness": "flatness",
     "write_report": "report",
 }
 

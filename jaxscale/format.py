@@ -28,7 +28,7 @@ UNKNOWN = "–"
 _SUFFIXES = ("", "k", "M", "B", "T")
 
 
-def format_count(value: float | None) -> str:
+def format_count(value: float | None, digits: int = 3) -> str:
     """Parameters or tokens with the suffixes k, M, B, T; powers of ten beyond.
 
     >>> [format_count(n) for n in (812, 999.7, 47500, 1_300_000, 7e10, 1.43e12, 3e16)]
@@ -38,11 +38,11 @@ def format_count(value: float | None) -> str:
     """
     if not _is_known(value):
         return UNKNOWN
-    rounded = float(f"{value:.3g}")
+    rounded = float(f"{value:.{digits}g}")
     power = max(0, math.floor(math.log10(abs(rounded)) / 3)) if rounded else 0
     if power >= len(_SUFFIXES):
-        return format_flops(value)
-    return f"{rounded / 1000**power:.3g}{_SUFFIXES[power]}"
+        return format_flops(value, digits)
+    return f"{rounded / 1000**power:.{digits}g}{_SUFFIXES[power]}"
 
 
 def format_flops(value: float | None, digits: int = 3) -> str:

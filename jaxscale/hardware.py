@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jaxscale.errors import MisuseError
 
-__all__ = ["CHIPS", "Hardware", "parse_hardware"]
+__all__ = ["CHIPS", "CHIP_WATTS", "Hardware", "parse_hardware"]
 
 CHIPS: dict[str, float] = {
     "v4": 275e12,
@@ -25,6 +25,10 @@ CHIPS: dict[str, float] = {
 }
 """Peak dense bf16 FLOP/s of one chip. Sources: Google Cloud TPU system-architecture pages (v4, v5e, v5p,
 v6e); NVIDIA A100, H100 SXM and H200 data sheets, without sparsity."""
+
+CHIP_WATTS: dict[str, float] = {"v4": 192.0, "a100": 400.0, "h100": 700.0, "h200": 700.0}
+"""Most watts of one chip. Sources: NVIDIA A100 80GB SXM, H100 SXM and H200 SXM data sheets (thermal design
+power); Jouppi et al. 2023, arXiv 2304.01433 (v4, the largest measured). The other TPUs' are not published."""
 
 ASSUMED_UTILIZATION = 0.4
 """Model FLOPs utilization that a plan assumes of an accelerator (PaLM and Llama 3 report .38 to .46)."""

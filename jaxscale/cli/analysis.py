@@ -41,8 +41,8 @@ class FitOptions(TableOptions):
 
     method: Method = "isoflop"
     """isoflop: minima of each budget; parametric: L(N, D); all: both, as FITS.json."""
-    law: Literal["chinchilla"] = "chinchilla"
-    """The parametric law: L = E + A/N^alpha + B/D^beta."""
+    law: str = "chinchilla"
+    """The parametric law by name (docs/laws.md lists them): chinchilla is L = E + A/N^alpha + B/D^beta."""
     objective: Literal["huber", "lad", "squares"] = "huber"
     """Loss on log residuals, summed."""
     delta: str = "auto"
@@ -61,6 +61,10 @@ class FitOptions(TableOptions):
     """Sizes around the lowest that a parabola sees, auto or a count."""
     fix: tuple[str, ...] = ()
     """Parameters held still: E=1.7."""
+    start: tuple[str, ...] = ()
+    """Fit from this one point instead of many: R_D=15.4 R_N=5.3."""
+    profile: bool = True
+    """Profile likelihood beside the bootstrap; False saves its compile time. Left out where bootstrap is 0."""
     out: Path | None = None
     """Where the JSON goes."""
 
@@ -71,6 +75,8 @@ class FitArguments(FitOptions):
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
+    stability: bool = False
+    """Also: the fit without the smallest budgets, and whether they belong to the law."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class BacktestArguments(FitOptions):
 
     method: Method = "all"
     """isoflop, parametric, or all: both."""
+    profile: bool = False
+    """Profile likelihood of every fit; no backtest needs it."""
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
 
@@ -103,11 +111,22 @@ def fit(argv: list[str]) -> int:
                   "jaxscale fit runs/quickstart --method isoflop --out fit.json")  # fmt: skip
     result = _fit(_read(args.source, args), args)
     _finish(result, args.out)
+    if args.stability:
+        _print_beginning(args)
     fits = result.fits if args.method == "all" else (result,)
     verdicts = [f"{one.method}: {one.verdict}" for one in fits if one.verdict]
     for verdict in verdicts:
         print(f"jaxscale fit: {verdict}", file=sys.stderr)
     return 1 if len(verdicts) == len(fits) else 0
+
+
+def _print_beginning(args: FitArguments) -> None:
+    from jaxscale.fit.beginning import find_beginning
+
+    _keep_programs()
+    law = args.law if args.method != "isoflop" else "chinchilla"
+    rounds, confidence = min(args.bootstrap, 200) or 200, args.confidence
+    print(find_beginning(_read(args.source, args), law=law, bootstrap=rounds, confidence=confidence, seed=args.seed))
 
 
 def forecast(argv: list[str]) -> int:
@@ -177,7 +196,7 @@ def _keep_programs(method: str = "all") -> None:
 
 ONLY = {
     "isoflop": ("interpolant", "window"),
-    "parametric": ("law", "objective", "delta", "fix"),
+    "parametric": ("law", "objective", "delta", "fix", "start", "profile"),
 }
 
 
@@ -186,7 +205,7 @@ def _options(args: FitOptions) -> dict[str, Any]:
     if args.method == "envelope":
         raise MisuseError("method envelope reads training curves and is not available; "
                           "use isoflop, parametric or all")  # fmt: skip
-    defaults = {field.name: field.default for field in fields(FitOptions)}
+    defaults = {field.name: field.default for field in fields(args)}
     options = {name: getattr(args, name) for name in ("bootstrap", "resample", "confidence", "seed")}
     for method, names in ONLY.items():
         for name in names:
@@ -194,12 +213,14 @@ def _options(args: FitOptions) -> dict[str, Any]:
                 options[name] = getattr(args, name)
             elif getattr(args, name) != defaults[name]:
                 raise MisuseError(f"--{name} belongs to --method {method}, not to {args.method}; leave it out")
+    if "profile" in options:
+        options["profile"] = args.profile and args.bootstrap > 0
     return {name: _typed(name, value) for name, value in options.items()}
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name == "fix":
-        return {key: _number(f"fix: {key}", text) for key, text in _pairs("fix", value).items()}
+    if name in ("fix", "start"):
+        return {key: _number(f"{name}: {key}", text) for key, text in _pairs(name, value).items()} or None
     if name == "delta" and value != "auto":
         return _number("delta", value)
     if name == "window" and value != "auto":

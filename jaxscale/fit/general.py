@@ -194,12 +194,13 @@ def _solver(law: type[Law]) -> Any:
         m = jnp.minimum(r, delta)
         return jnp.sum(jnp.where(w > 0, w * m * (r - m / 2), 0.0))
 
-    def derivatives(theta: Any, mask: Any, inputs: Any, y: Any, w: Any, delta: Any) -> tuple[Any, Any, Any, Any]:
-        at = (inputs, y, w, delta)
-        J = jax.jacfwd(residuals)(theta, inputs, y) * mask
-        hessian = jax.hessian(value)(theta, *at) * mask[:, None] * mask
-        gradient = jax.grad(value)(theta, *at) * mask
-        return value(theta, *at), gradient, hessian, jnp.sum(w[:, None] * J**2, axis=0)
+    def derivatives(theta: Any, mask: Any, inputs: Any, y: Any, w: Any, delta: Any) -> tuple[Any, Any, Any]:
+        def slope(theta: Any) -> tuple[Any, tuple[Any, Any]]:
+            here, gradient = jax.value_and_grad(value)(theta, inputs, y, w, delta)
+            return gradient, (here, gradient)
+
+        hessian, (here, gradient) = jax.jacfwd(slope, has_aux=True)(theta)
+        return here, gradient * mask, hessian * mask[:, None] * mask
 
     def lane(inputs: Any, theta: Any, mask: Any, y: Any, w: Any, deltas: Any, tolerance: Any) -> tuple[Any, ...]:
         final = deltas[1]
@@ -210,8 +211,8 @@ def _solver(law: type[Law]) -> Any:
 
         def newton(state: tuple[Any, ...]) -> tuple[Any, ...]:
             step, theta, damping, delta, spent, _ = state
-            here, gradient, hessian, scale = derivatives(theta, mask, inputs, y, w, delta)
-            norm = jnp.linalg.norm(gradient)
+            here, gradient, hessian = derivatives(theta, mask, inputs, y, w, delta)
+            norm, scale = jnp.linalg.norm(gradient), jnp.abs(jnp.diag(hessian))
             damped = hessian + jnp.diag(damping * (scale + 1e-9 * scale.max()) + 1e-300 + (1 - mask))
             move = -jnp.linalg.solve(damped, gradient) * mask
             move = jnp.clip(jnp.where(jnp.isfinite(move), move, 0.0), -LARGEST_STEP, LARGEST_STEP)
@@ -227,7 +228,7 @@ def _solver(law: type[Law]) -> Any:
         zero = jnp.zeros((), theta.dtype)
         state = (0, theta, zero + FIRST_DAMPING, zero + deltas[0], 0, zero + jnp.inf)
         state = jax.lax.while_loop(go_on, newton, state)
-        found, gradient, hessian, _ = derivatives(state[1], mask, inputs, y, w, final)
+        found, gradient, hessian = derivatives(state[1], mask, inputs, y, w, final)
         return state[1], found, gradient, hessian, state[0]
 
     return jax.jit(jax.vmap(lane, in_axes=(None, 0, 0, 0, 0, None, None)))

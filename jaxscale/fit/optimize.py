@@ -25,7 +25,7 @@ from jaxscale.laws import Law
 
 if TYPE_CHECKING:
     from jaxscale.fit.general import GeneralDesign
-    from jaxscale.fit.solver import Solution
+    from jaxscale.fit.solver import Lanes, Solution
 
 __all__ = ["HUBER_EFFICIENT", "SMALLEST_DELTA", "TOLERANCE", "Objective", "Optimum", "check_objective", "design_for",
            "find_optimum"]  # fmt: skip
@@ -33,6 +33,9 @@ __all__ = ["HUBER_EFFICIENT", "SMALLEST_DELTA", "TOLERANCE", "Objective", "Optim
 HUBER_EFFICIENT = 1.345
 """Deviations at which Huber's loss keeps 95% efficiency under normal errors (Huber 1964)."""
 TOLERANCE = 1e-11
+SCALE_ROUNDS = 25
+HOPS = 8
+"""Rounds of fits strewn about the best point, at most."""
 SMALLEST_DELTA = 1e-9
 """Robust deviations below this are rounding: the law fits exactly."""
 VANISHING_E = 1e-2
@@ -114,16 +117,45 @@ def _optimize(
     smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
     if start is None:
         lanes = lanes._replace(theta=design.search(lanes, smooth))
-        for _ in range(2 if goal.name == "huber" and goal.delta == "auto" else 1):
-            found = design.polish(lanes, smooth, tolerance=TOLERANCE)
-            lanes = lanes._replace(theta=found.theta)
-            scale = max(_robust_scale(design, found.theta[_lowest(found)], y, w), SMALLEST_DELTA)
-            smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
+        lanes = lanes._replace(theta=design.polish(lanes, smooth, tolerance=TOLERANCE).theta)
+        scale = _settle_scale(design, lanes, smooth)
+        smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
     delta = goal.delta_for(scale)
     tolerance = TOLERANCE if goal.name != "lad" else 1e-6 * delta
     begin = None if start is not None else smooth
-    return _conclude(design, design.polish(lanes, delta, start_delta=begin, tolerance=tolerance), goal, delta, scale,
-                     (y, w))  # fmt: skip
+    found = design.polish(lanes, delta, start_delta=begin, tolerance=tolerance)
+    if start is None and delta < smooth and not isinstance(design, Design):
+        found = _hop(design, lanes, found, delta, tolerance)
+    return _conclude(design, found, goal, delta, scale, (y, w))
+
+
+def _settle_scale(design: Design | GeneralDesign, lanes: Lanes, smooth: float) -> float:
+    """The robust deviation about the Huber optimum whose delta it sets itself: a fixed point, whatever the path."""
+    y, w, scale = lanes.y[0], lanes.w[0], 0.0
+    for _ in range(SCALE_ROUNDS):
+        found = design.polish(lanes, smooth, tolerance=TOLERANCE)
+        best = _lowest(found)
+        before, scale = scale, max(_robust_scale(design, found.theta[best], y, w), SMALLEST_DELTA)
+        if abs(scale - before) <= 1e-6 * scale:
+            break
+        smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
+        lanes = lanes._replace(theta=found.theta[best][None], y=y[None], w=w[None])
+    return scale
+
+
+def _hop(design: GeneralDesign, lanes: Lanes, found: Solution, delta: float, tolerance: float) -> Solution:
+    """Fits from points strewn about the best one, until none is better: a small delta has many local optima."""
+    rng = np.random.default_rng(0)
+    for _ in range(HOPS):
+        best = _lowest(found)
+        hessian = found.hessian[best] + np.diag(1 - design.mask)
+        reach = np.sqrt(np.clip(delta / np.maximum(np.abs(np.diag(hessian)), 1e-300), 1e-6, 1.0))
+        strewn = found.theta[best] + reach * design.mask * rng.standard_t(2, lanes.theta.shape)
+        again = design.polish(lanes._replace(theta=strewn), delta, tolerance=tolerance)
+        if not np.nanmin(again.value) < found.value[best] * (1 - 1e-9):
+            break
+        found = again
+    return found
 
 
 def _conclude(

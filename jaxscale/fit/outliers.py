@@ -1,8 +1,9 @@
 """How much the answer hangs on its worst points: the fit with and without them.
 
 An outlier is a cell whose residual sqrt(w) |r| lies beyond CUT robust deviations (a normal error does so
-once in 2,000). The k worst are taken out and the law is fitted again; every parameter's shift is given in
-units of its own standard error by the Hessian, so that "five points move B sixfold" is a number.
+once in 2,000) about a robust fit, since squares bend towards their outliers. The k worst are taken out and
+the law is fitted again; every parameter's shift is given in units of its own standard error, so that "five
+points move B sixfold" is a number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import numpy as np
 from jaxscale.fit.cells import Cells
 from jaxscale.fit.identify import find_obstacle
 from jaxscale.fit.optimize import SMALLEST_DELTA, Objective, Optimum, design_for, find_optimum
-from jaxscale.fit.resample import NoiseModel
 
 __all__ = ["find_outliers"]
 
@@ -25,9 +25,11 @@ TELLING = 1.0
 """Shift in log parameters' standard errors that a reader is told of."""
 
 
-def find_outliers(cells: Cells, best: Optimum, goal: Objective, model: NoiseModel) -> dict[str, Any]:
+def find_outliers(cells: Cells, best: Optimum, goal: Objective) -> dict[str, Any]:
     """`worst` cells (N, D, residual, deviations), `params` without them, `shift` in standard errors, `notes`."""
-    size = np.sqrt(cells.weight) * np.abs(model.residual) / best.scale
+    robust = best if goal.name != "squares" else find_optimum(cells, best.design, Objective("huber", "auto"))
+    residual = robust.design.residuals(robust.theta, np.log(cells.loss))
+    size = np.sqrt(cells.weight) * np.abs(residual) / robust.scale
     order = np.argsort(-size)
     count = int((size > CUT).sum()) if best.scale > 2 * SMALLEST_DELTA else 0
     found: dict[str, Any] = {"cut": CUT, "count": count, "worst": [], "params": None, "shift": {}, "notes": []}
@@ -35,7 +37,7 @@ def find_outliers(cells: Cells, best: Optimum, goal: Objective, model: NoiseMode
         return found
     found["worst"] = [
         {"N": float(cells.N[i]), "D": float(cells.D[i]), "loss": float(cells.loss[i]),
-         "residual": float(model.residual[i]), "deviations": float(size[i])} for i in order[:count][:20]
+         "residual": float(residual[i]), "deviations": float(size[i])} for i in order[:count][:20]
     ]  # fmt: skip
     if count > MOST * len(cells):
         found["notes"].append(f"{count} of {len(cells)} cells lie beyond {CUT:g} robust deviations: the law misses "

@@ -149,7 +149,7 @@ def _assemble(
     if options["profile"]:
         numbers["profile"] = profile_parameters(cells, best, model, options["confidence"])
         words += judge_profiles(numbers["profile"])
-    outliers = find_outliers(cells, best, goal, model)
+    outliers = find_outliers(cells, best, goal)
     return Fit(
         method="parametric", law=design.law.name, source=describe_source(obs), params=best.params,
         intervals=intervals, std_errors=errors, confidence=options["confidence"],

@@ -1,6 +1,6 @@
 """Profile likelihood: how far a parameter can go when all others make room, and whether anything stops it.
 
-    deviance(p) = 2 lambda (min over the others of V(theta | p) - V_min),   lambda = n E[psi'] / ((n-q) E[psi^2])
+    deviance(p) = 2 lambda (min over the others of V(theta | p) - V_min),   lambda = (n-q) E[psi'] / (n E[psi^2])
 
 V is the summed robust loss, psi its derivative, q the free parameters. lambda makes the deviance of an
 M-estimator chi^2 with one degree of freedom (Ronchetti 1982; for squares it is 1/s^2), and the limit is F's with
@@ -39,9 +39,9 @@ def profile_parameters(cells: Cells, best: Optimum, model: NoiseModel, confidenc
     walk = _Walk(design, cells, best.delta if np.isfinite(best.delta) else 1e3)
     center = design.theta_of({name: np.array([value]) for name, value in best.params.items()})[0]
     theta, value, hessian = walk.settle(center)
-    places, moves = _distances(design.mask, hessian)
+    scale = 2 * _lambda(model, walk.delta, best.scale, len(design.free))
+    places, moves = _distances(design.mask, hessian * scale / 2)
     thetas, values = walk.outward(theta, places, moves)
-    scale = 2 * _lambda(model, walk.delta, len(design.free))
     limit = _limit(len(cells) - len(design.free), confidence)
     profiles = {}
     for lane, place in enumerate(places[::2]):
@@ -88,7 +88,10 @@ class _Walk:
 
 
 def _distances(mask: np.ndarray, hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A lane down and a lane up for each free parameter (lanes,), and its moves (steps, lanes)."""
+    """A lane down and a lane up for each free parameter (lanes,), and its moves (steps, lanes).
+
+    `hessian` is that of half the deviance, so that its inverse is the covariance.
+    """
     free = np.flatnonzero(mask)
     variance = np.diag(np.linalg.pinv(hessian[np.ix_(free, free)], hermitian=True))
     spread = np.sqrt(np.clip(variance, 1e-12, None))
@@ -97,12 +100,13 @@ def _distances(mask: np.ndarray, hessian: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.repeat(free, 2), moves
 
 
-def _lambda(model: NoiseModel, delta: float, free: int) -> float:
-    """lambda of the header."""
+def _lambda(model: NoiseModel, delta: float, scale: float, free: int) -> float:
+    """lambda of the header; E[psi'] is a density at 0, read over no less than a kernel's width."""
     n, root = len(model.residual), np.sqrt(model.weight)
-    inside = np.abs(model.residual) <= delta
+    width = max(delta, scale * n**-0.2)
+    inside = np.mean(np.abs(root * model.residual) <= width) * min(delta / width, 1.0)
     psi = root * np.clip(model.residual, -delta, delta)
-    return float(n * inside.mean() / max((n - free) * (psi**2).mean(), 1e-300))
+    return float((n - free) * inside / max(n * (psi**2).mean(), 1e-300))
 
 
 def _limit(dof: int, confidence: float) -> float:

@@ -195,7 +195,10 @@ class Fit:
         rows: list[tuple[Any, ...]] = [
             (name, value, format_interval(i, format_number), error) for name, value, i, error in self._quantities()
         ]
-        header = ("quantity", "value", f"{self.confidence:.0%} interval", "std error")
+        header = ["quantity", "value", f"{self.confidence:.0%} interval", "std error"]
+        if profile := self.diagnostics.get("identifiability", {}).get("profile"):
+            header.append("by profile")
+            rows = [(*row, format_interval(profile.get(row[0], {}).get("interval"), format_number)) for row in rows]
         parts = [render_table(title, header, rows) if rows else title]
         if self.budgets:
             rows = [(b.C, b.N_opt, b.D_opt, b.loss_opt, b.points, b.status, b.reason) for b in self.budgets]
