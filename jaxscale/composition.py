@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.curves import read_curve
+from jaxscale.curves.result import list_refused
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit.resample import f_tail
 from jaxscale.fit.result import Estimate, Interval, without_nan
@@ -98,6 +99,7 @@ class SourceComparison:
             render_table("the two laws", ("law", "parameters", "rms", "AICc", "held out"), models),
             f"F test of one exponent: F = {self.f_ratio:.3g}, p = {self.p_value:.2g}",
             *(f"source {one['source']} left out: {one['reason']}" for one in self.refused),
+            *list_refused(self.source),
             *(f"note: {note}" for note in self.notes), f"verdict: {self.words}",
         ]  # fmt: skip
         return "\n".join(parts)

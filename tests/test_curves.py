@@ -172,9 +172,27 @@ def test_several_sizes_are_no_curve_and_other_inputs_are_no_family():
         fit_curves(frame.rename(columns={"D": "tokens"}))
 
 
+def test_refused_rows_are_shown():
+    frame = draw_curve("pow3", 0.001)
+    frame.loc[2, "loss"] = np.nan
+    assert "row 2 refused: loss is missing" in str(fit_curves(frame, laws=["pow3"], bootstrap=20))
+
+
 def test_an_extrapolation_beyond_any_test_is_noted():
     fits = fit_curves(draw_curve("pow3", 0.001), laws=["pow3"], at=[1e16], bootstrap=20)
     assert any("no held-out test" in note for note in fits.notes)
+
+
+@pytest.mark.parametrize(("at", "loss", "words"), [
+    (D[:8], np.full(8, 2.0), "no form can be seen"),
+    (D[:8], np.linspace(2.0, 2.001, 8), "no form can be seen"),
+    (np.arange(1.0, 8.0), np.array([9.0, 6.0, 5.0, 4.5, 4.2, 4.1, 4.0]), "not finite at D = 1"),
+    (D[:1], np.array([3.0]), "nothing can be held out"),
+])  # fmt: skip
+def test_curves_that_say_nothing_are_answered_in_words(at, loss, words):
+    fits = fit_curves(pd.DataFrame({"D": at, "loss": loss}), bootstrap=20)
+    reasons = [family.reason or "" for family in fits.families]
+    assert words in " ".join([*fits.notes, *reasons, fits.verdict]) and str(fits) and fits.to_json()
 
 
 def test_the_verb_prints_the_choice_and_writes_the_json(tmp_path, capsys):

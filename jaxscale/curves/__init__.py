@@ -37,6 +37,7 @@ ONE_SIZE = 1.05
 REDRAWS = 200
 
 
+@np.errstate(all="ignore")  # a law outside of its domain is not finite: it is refused, or scored as such
 def fit_curves(
     source: Observations | pd.DataFrame | str | Path,
     *,
@@ -60,6 +61,11 @@ def fit_curves(
     data, record = _gather(read_curve(source, columns=columns, where=where))
     families, refused = _families(laws, data)
     fits = {name: family.fit(seed) for name, family in families.items()}
+    for name in [name for name, fitted in fits.items() if not np.isfinite(fitted.rms)]:
+        family = families.pop(name)
+        reason = f"not finite at D = {data.D[0]:g} to {data.D[-1]:g}; check the unit of D"
+        refused.append(FamilyFit(name, family.law.equation, status="refused", reason=reason))
+        del fits[name]
     origins = place_origins(data, held_out)
     tried = {name: family for name, family in families.items() if _can_start(family, origins)}
     held = {name: predict_held_out(family, origins, seed) for name, family in tried.items()} if len(origins) else {}
@@ -88,6 +94,7 @@ def fit_curves(
     )  # fmt: skip
 
 
+@np.errstate(all="ignore")
 def fit_cortes(
     D: Any, test: Any, train: Any, *, bootstrap: int = 200, confidence: float = 0.95, seed: int = 0
 ) -> FamilyFit:

@@ -122,7 +122,7 @@ class Family:
     def _describe(self, found: Solved, best: int, seen: np.ndarray) -> Fitted:
         residual = self.y - self.model.predict(self.model.params_of(found.theta[best : best + 1]))[0]
         leverage = np.zeros(len(seen))
-        leverage[seen] = leverage_of(found.jacobian[best][seen])
+        leverage[seen] = leverage_of(found.jacobian[best][seen]) if np.isfinite(found.value[best]) else 1.0
         return Fitted(found.theta[best], residual[seen], leverage[seen], bool(found.converged[best]))
 
     def refit(self, starts: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from jaxscale.tables import render_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CurveFits", "FamilyFit"]
+__all__ = ["CurveFits", "FamilyFit", "list_refused"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class CurveFits:
             parts.append(self._prediction_table())
         parts += [f"spread at D = {format_count(row['D'])}: {format_loss(row['low'])} to {format_loss(row['high'])} "
                   f"over {', '.join(self.running)}" for row in self.spread if len(self.running) > 1]  # fmt: skip
+        parts += list_refused(self.source)
         parts += [f"note: {note}" for note in self.notes]
         parts += [f"note: {family.law}: {note}" for family in self.families for note in family.notes]
         return "\n".join([*parts, f"verdict: {self.verdict}"])
@@ -125,6 +127,13 @@ class CurveFits:
             for row in self.predictions
         ]  # fmt: skip
         return render_table("extrapolation", header, rows)
+
+
+def list_refused(source: Mapping[str, Any]) -> list[str]:
+    """A line for each of the first five refused rows, and how many more there are."""
+    refused = source.get("rows_refused") or []
+    lines = [f"row {row.get('row', row.get('run_id'))} refused: {row['reason']}" for row in refused[:5]]
+    return [*lines, f"... and {len(refused) - 5} more rows refused"] if len(refused) > 5 else lines
 
 
 def _plain_percent(value: float | None) -> str:

@@ -91,6 +91,7 @@ def best_lane(found: Solved) -> int:
     return int(np.argmin(found.value))
 
 
+@np.errstate(all="ignore")
 def redraw(model: Model, theta: np.ndarray, y: np.ndarray, rounds: int, seed: int) -> np.ndarray:
     """theta (rounds, P) of a residual bootstrap about an optimum theta (P,) of y (n,): errors r / sqrt(1 - h)
     drawn anew and widened as t; no rounds where no degree of freedom is left."""
