@@ -149,9 +149,9 @@ def compare_sources(
 def compare_exponents(
     source: pd.DataFrame | str | Path, *, floor: bool = True, columns: Mapping[str, str] | None = None
 ) -> tuple[float, float]:
-    """F and p of one exponent for all sources against one each: the test alone, twenty times as fast.
+    """F and p of one exponent for all sources against one each: the test alone, without intervals.
 
-    Nominal at the designs tried: of 300 planted studies with a shared exponent 5% had p below .05.
+    Of 300 planted studies with a shared exponent 4.3% had p below .05 and 10.3% below .1 (tests/test_composition.py).
     """
     frame, _ = _read(source, columns, None)
     names, _ = _usable(frame, 4 if floor else 3)
