@@ -1,8 +1,14 @@
 """Fit -> Forecast: the optimal size, tokens and loss at a compute not yet spent, and how sure that is.
 
-Two intervals are told apart: that of the law itself (`loss`), and that of one future run (`loss_future_run`),
-which adds the noise between runs. Both know only what the fit's bootstrap knows: that the law holds beyond
-the largest budget is an assumption, and `extrapolation` says how far it is stretched.
+The mean curve and one future run are told apart: `loss` is the law itself; `loss_future_run` adds the noise
+between runs, with Student's t where few degrees of freedom measured it. Several fits give a row each, one of
+them the declared law, and a row "average" beside them whose interval their disagreement widens (fit/average.py).
+
+The inverse question, the compute that reaches a loss L: C with L_opt(C) = L, solved in every bootstrap round.
+A round whose irreducible loss lies above L needs infinite compute; the interval then has an open end.
+
+All know only what the bootstrap knows: that the law holds beyond the largest budget is an assumption, and
+`extrapolation` says how far it is stretched.
 """
 
 from __future__ import annotations
@@ -15,46 +21,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.fit.average import Average
 from jaxscale.fit.result import Fit, Fits, without_nan
-from jaxscale.fit.summary import percentile_interval
-from jaxscale.format import format_interval, format_number
+from jaxscale.fit.summary import percentile_ends, percentile_interval
+from jaxscale.format import format_count, format_factor, format_flops, format_interval, format_loss
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Forecast", "add_run_noise", "forecast_optimum"]
+__all__ = ["Answer", "Forecast", "add_run_noise", "average_answer", "forecast_optimum"]
 
-INTERVALS = ("N_opt", "D_opt", "loss", "loss_future_run")
-SHOWN = (
-    "method",
-    "C",
-    "x largest",
-    "N_opt",
-    "interval",
-    "D_opt",
-    "interval",
-    "D/N",
-    "loss",
-    "interval",
-    "one run",
-)
+Answer = Fit | Average
+"""What predicts an optimum and can draw it again."""
+
+NOISY = 16
+"""Single runs drawn for every bootstrap round."""
+REACH, PER_DECADE = (-8, 16), 16
+"""The inverse question looks this many decades of C around its answer, on a grid of that many points each."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Rows by compute and method: C, extrapolation, N_opt, D_opt, loss, tokens_per_param, intervals."""
+    """Rows by compute and method: method, law, declared, C, extrapolation, N_opt, D_opt, loss, tokens_per_param,
+    intervals. With `target_loss` the rows answer at which C it is reached, and intervals hold "C"; those of
+    N_opt and D_opt then vary with C. An end that is infinite is null, and `notes` says so."""
 
     fit: dict[str, Any]
     rule: str
     confidence: float
     rows: tuple[dict[str, Any], ...]
+    target_loss: float | None = None
+    notes: tuple[str, ...] = ()
     schema: str = "jaxscale.forecast/1"
 
     def to_json(self) -> str:
         """The forecast as JSON, schema jaxscale.forecast/1."""
         plain = {"schema": self.schema, "fit": self.fit, "rule": self.rule, "confidence": self.confidence,
-                 "rows": list(self.rows)}  # fmt: skip
+                 "target_loss": self.target_loss, "rows": list(self.rows), "notes": list(self.notes)}  # fmt: skip
         return json.dumps(without_nan(plain), indent=1)
 
     def to_frame(self) -> pd.DataFrame:
@@ -64,36 +68,111 @@ class Forecast:
         return pd.DataFrame([_flatten(row) for row in self.rows])
 
     def __str__(self) -> str:
-        rows = []
-        for row in self.rows:
-            N, D, loss, run = (format_interval(row["intervals"][name], format_number) for name in INTERVALS)
-            head = (row["method"], row["C"], row["extrapolation"], row["N_opt"], N, row["D_opt"], D)
-            rows.append((*head, row["tokens_per_param"], row["loss"], loss, run))
         counted = "6 N D" if self.rule == "6ND" else "the study's exact count"
-        return render_table(f"forecast, C counted as {counted}, {self.confidence:.0%} intervals", SHOWN, rows)
+        parts = [f"forecast, C counted as {counted}; {self.confidence:.0%} intervals in brackets"]
+        if self.target_loss is not None:
+            title = f"compute that reaches a loss of {self.target_loss:g}"
+            parts.append(_table(title, ("method", "C", "beyond"), self.rows))
+        elif len({row["method"] for row in self.rows}) == 1:
+            parts.append(_table(f"by the {self.rows[0]['method']} fit", ("C", "beyond"), self.rows))
+        else:
+            for C in dict.fromkeys(row["C"] for row in self.rows):
+                rows = [row for row in self.rows if row["C"] == C]
+                beyond = format_factor(max(row["extrapolation"] for row in rows))
+                title = f"at {format_flops(C)} FLOPs, {beyond} the largest budget"
+                parts.append(_table(title, ("method",), rows))
+        return "\n".join([*parts, *self._legend(), *(f"note: {note}" for note in self.notes)])
+
+    def _legend(self) -> list[str]:
+        words = []
+        if self.target_loss is None:
+            words.append("mean curve: of the law itself; one run: of a single future run, noise between runs included")
+        if any(row["method"] == "average" for row in self.rows):
+            words.append("* the declared law; average: equal weights, its interval widened by the disagreement")
+        return words
+
+
+def _table(title: str, first: tuple[str, ...], rows: Sequence[dict[str, Any]]) -> str:
+    """Rows under the columns of `first` and the answers; value and interval share a column."""
+    header = (*first, "N_opt", "D_opt", "D/N", "loss, mean curve", "one run")
+    several = any(row["method"] == "average" for row in rows)
+    shown = slice(0, len(first) + 3 if "C" in rows[0]["intervals"] else None)  # the loss asked for is in the title
+    return render_table(title, header[shown], [_cells(row, first, several)[shown] for row in rows])
+
+
+def _cells(row: dict[str, Any], first: tuple[str, ...], several: bool) -> list[str]:
+    intervals = row["intervals"]
+    known = {
+        "method": f"{'* ' if several and row['declared'] else ''}{row['method']}",
+        "C": f"{format_flops(row['C'])} {_brackets(intervals['C'], format_flops) if 'C' in intervals else ''}".strip(),
+        "beyond": format_factor(row["extrapolation"]),
+    }
+    N, D = (f"{format_count(row[name])} {_brackets(intervals[name], format_count)}" for name in ("N_opt", "D_opt"))
+    loss = f"{format_loss(row['loss'])} {_brackets(intervals['loss'], format_loss)}"
+    run = _brackets(intervals["loss_future_run"], format_loss)
+    return [*(known[name] for name in first), N, D, f"{row['tokens_per_param']:.3g}", loss, run]
+
+
+def _brackets(interval: Sequence[float | None], style: Any) -> str:
+    """An interval as text; an end that is not known is open."""
+    return format_interval(interval, style).replace("–]", "open]").replace("[–", "[open")
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null
-def forecast_optimum(fit: Fit | Fits, *, flops: Sequence[float] = (), loss: float | None = None) -> Forecast:
+def forecast_optimum(
+    fit: Fit | Fits, *, flops: Sequence[float] = (), loss: float | None = None, declared: str | None = None
+) -> Forecast:
     """N_opt (parameters), D_opt (tokens) and loss (nats per token) at each C of `flops` (training FLOPs).
 
     `loss` instead of `flops`: at the C where each method's frontier reaches that loss. With several fits
-    every method gives its own row; those without an answer give none. VerdictError where no fit has an
-    answer, or no frontier gets that low.
+    every method gives its own row and their average one more; those without an answer give none, and a note
+    says so. `declared` names the method or law that was declared beforehand, the first fit unless given.
+    VerdictError where no fit has an answer, or no frontier gets that low.
     """
     targets = _check_targets(flops, loss)
     fits = fit.fits if isinstance(fit, Fits) else (fit,)
-    answers = [one for one in fits if one.verdict is None]
+    first = _find_declared(fits, declared)
+    answers: list[Answer] = [one for one in fits if one.verdict is None]
     if not answers:
         raise VerdictError("; ".join(f"{one.method} fit: {one.verdict}" for one in fits))
+    notes = [f"{one.method} gives no row: {one.verdict}" for one in fits if one.verdict]
+    notes += _say_disagreement(fit)
+    mean = average_answer(fits)
+    answers += [mean] if mean else []
     if loss is None:
-        rows = tuple(_forecast_one(one, C) for C in targets for one in answers)
+        rows = [_forecast_one(one, C) for C in targets for one in answers]
     else:
-        rows = _forecast_loss(answers, loss)
+        rows = _forecast_loss(answers, loss, notes)
+    for row in rows:
+        row["declared"] = (row["method"], row["law"]) == (first.method, first.law)
     plain = fit.to_plain()
     for record in plain["fits"] if isinstance(fit, Fits) else [plain]:
         record.pop("draws")
-    return Forecast(plain, answers[0].diagnostics["flops"]["rule"], answers[0].confidence, rows)
+    spoken = next(one for one in fits if one.verdict is None)
+    return Forecast(plain, spoken.diagnostics["flops"]["rule"], spoken.confidence, tuple(rows), loss, tuple(notes))
+
+
+def average_answer(fits: Sequence[Fit]) -> Average | None:
+    """The average over approaches: the first fit with an answer of every method; None with fewer than two."""
+    by_method: dict[str, Fit] = {}
+    for fit in fits:
+        if fit.verdict is None:
+            by_method.setdefault(fit.method, fit)
+    return Average(tuple(by_method.values())) if len(by_method) > 1 else None
+
+
+def _say_disagreement(fit: Fit | Fits) -> list[str]:
+    """A sentence for every pair of fits that were found to disagree."""
+    record = fit.agreement if isinstance(fit, Fits) else None
+    if record is None:
+        return []
+    words = []
+    for pair in record["pairs"]:
+        where = ", ".join(row["quantity"] for row in pair["quantities"] if row["agree"] is False)
+        if where:
+            words.append(f"{' and '.join(pair['methods'])} disagree at {record['confidence']:.0%} ({where}): "
+                         f"trust no interval but the average's; `jaxscale fit --method all` says why")  # fmt: skip
+    return words
 
 
 def _check_targets(flops: Sequence[float], loss: float | None) -> list[float]:
@@ -106,32 +185,112 @@ def _check_targets(flops: Sequence[float], loss: float | None) -> list[float]:
     return targets
 
 
-def _forecast_loss(fits: Sequence[Fit], loss: float) -> tuple[dict[str, Any], ...]:
-    """A row for every fit whose frontier reaches the loss."""
-    found = [(fit, float(fit.frontier().compute(loss))) for fit in fits]
-    rows = tuple(_forecast_one(fit, C) for fit, C in found if np.isfinite(C))
-    if not rows:
-        lowest = ", ".join(f"{fit.frontier().E:.4g} ({fit.method})" for fit in fits)
-        raise VerdictError(f"loss {loss:g}: no compute reaches it, the irreducible loss is {lowest}; ask for more")
-    return rows
+def _find_declared(fits: Sequence[Fit], declared: str | None) -> Fit:
+    if declared is None:
+        return fits[0]
+    for fit in fits:
+        if declared in (fit.method, fit.law):
+            return fit
+    known = ", ".join(dict.fromkeys(name for fit in fits for name in (fit.method, fit.law)))
+    raise MisuseError(f"declared: {declared!r} is none of the fits; they are {known}")
 
 
-def _forecast_one(fit: Fit, C: float) -> dict[str, Any]:
-    best, draws = fit.predict_optimum(C), fit.sample_optimum(C)
-    samples = dict(zip(INTERVALS, (*draws, add_run_noise(fit, draws.loss)), strict=True))
+def _forecast_one(answer: Answer, C: float) -> dict[str, Any]:
+    best, draws = answer.predict_optimum(C), answer.sample_optimum(C)
+    samples = {"N_opt": draws.N, "D_opt": draws.D, "loss": draws.loss}
+    samples["loss_future_run"] = add_run_noise(answer, draws.loss)
     return {
-        "method": fit.method, "C": C, "extrapolation": C / fit.diagnostics["largest_C"],
+        "method": answer.method, "law": answer.law, "C": C, "extrapolation": C / _largest(answer),
         "N_opt": float(best.N), "D_opt": float(best.D), "loss": float(best.loss),
         "tokens_per_param": float(best.D / best.N),
-        "intervals": {name: list(percentile_interval(x, fit.confidence)) for name, x in samples.items()},
+        "intervals": {name: list(percentile_interval(x, answer.confidence)) for name, x in samples.items()},
     }  # fmt: skip
 
 
-def add_run_noise(fit: Fit, losses: np.ndarray) -> np.ndarray:
-    """Losses of single runs (rounds,): the deviation between seeds, else that about the fit, in log loss."""
-    noise = fit.noise["seed_std"] if fit.noise["seed_std"] is not None else fit.noise["residual_std"]
-    rng = np.random.default_rng([fit.seed, 1])
-    return losses * np.exp((noise or 0.0) * rng.standard_normal(len(losses)))
+def _largest(answer: Answer) -> float:
+    return answer.largest_C if isinstance(answer, Average) else float(answer.diagnostics["largest_C"])
+
+
+def _forecast_loss(answers: Sequence[Answer], loss: float, notes: list[str]) -> list[dict[str, Any]]:
+    """A row for every frontier that reaches the loss; words for those that do not, and for open ends."""
+    rows, lowest = [], []
+    for answer in answers:
+        frontier = answer.frontier()
+        C = float(frontier.compute(loss))
+        if not np.isfinite(C):
+            lowest.append(f"{float(frontier.E):.4g} ({answer.method})")
+            continue
+        row = _forecast_one(answer, C)
+        drawn = sample_compute(answer, loss, C)
+        for name, values in drawn.items():
+            row["intervals"][name] = list(_open_interval(values, answer.confidence))
+        rows.append(row)
+        notes += _say_unreached(answer.method, loss, drawn["C"], row["intervals"]["C"])
+    below = f"the irreducible loss is {', '.join(lowest)}"
+    if not rows:
+        raise VerdictError(f"loss {loss:g}: no compute reaches it, {below}; ask for more")
+    if lowest:
+        notes.append(f"loss {loss:g} is never reached by every method: {below}")
+    return rows
+
+
+def sample_compute(answer: Answer, loss: float, C: float) -> dict[str, np.ndarray]:
+    """C (rounds,) at which each round's frontier reaches the loss, and its N_opt and D_opt there.
+
+    Read off a grid of C around the answer, log C linear in the loss between its points: any law that can draw
+    its optimum will do. Infinite where no compute of the grid is enough.
+    """
+    decades = np.arange(REACH[0] * PER_DECADE, REACH[1] * PER_DECADE + 1) / PER_DECADE
+    grid = C * 10.0**decades
+    drawn = answer.sample_optimum(grid)
+    reached = np.asarray(drawn.loss) <= loss
+    row, at = np.arange(len(reached)), np.maximum(np.argmax(reached, 1), 1)
+    before, after = drawn.loss[row, at - 1], drawn.loss[row, at]
+    share = np.clip((before - loss) / (before - after), 0, 1)
+    unknown = np.isnan(drawn.loss).any(1)
+
+    def read(values: np.ndarray) -> np.ndarray:
+        between = np.exp((1 - share) * np.log(values[row, at - 1]) + share * np.log(values[row, at]))
+        return np.where(unknown, np.nan, np.where(reached.any(1), between, np.inf))
+
+    return {"C": read(np.broadcast_to(grid, reached.shape)), "N_opt": read(drawn.N), "D_opt": read(drawn.D)}
+
+
+def _open_interval(values: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
+    """Percentile interval of rounds that may be infinite; an infinite end is None."""
+    log_x, beyond = np.log(values[~np.isnan(values)]), 1e6
+    if len(log_x) < 2:
+        return None, None
+    low, high = percentile_ends(np.where(np.isinf(log_x), beyond, log_x), confidence)
+    ends = [float(np.exp(end)) if end < 700 else None for end in (low, high)]
+    return ends[0], ends[1]
+
+
+def _say_unreached(method: str, loss: float, C: np.ndarray, interval: Sequence[float | None]) -> list[str]:
+    known = C[~np.isnan(C)]
+    never = float(np.isinf(known).mean()) if len(known) else 0.0
+    if not never:
+        return []
+    end = ": the upper end of its C is open" if interval[1] is None else ""
+    return [f"{method}: {never:.1%} of the bootstrap rounds never reach a loss of {loss:g}{end}"]
+
+
+def add_run_noise(answer: Answer, losses: np.ndarray) -> np.ndarray:
+    """Losses of single runs (NOISY rounds,): the deviation between seeds, else that about the fit, in log loss.
+
+    Student's t with `noise["dof"]` degrees of freedom where the fit tells how many measured the deviation.
+    Every round meets NOISY runs, half of them mirrored, so that the interval of a run is the wider one also
+    where the noise is small beside the law's own doubt.
+    """
+    if isinstance(answer, Average):
+        blocks = np.split(losses, len(answer.fits))
+        return np.concatenate([add_run_noise(fit, part) for fit, part in zip(answer.fits, blocks, strict=True)])
+    seed_std = answer.noise.get("seed_std")
+    noise = seed_std if seed_std is not None else answer.noise.get("residual_std")
+    rng, dof, shape = np.random.default_rng([answer.seed, 1]), answer.noise.get("dof"), (NOISY // 2, len(losses))
+    normal = rng.standard_normal(shape)
+    errors = (noise or 0.0) * normal * (np.sqrt(dof / rng.chisquare(dof, shape)) if dof else 1.0)
+    return (losses * np.exp(np.concatenate([errors, -errors]))).reshape(-1)
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def test_fit_then_forecast(table, tmp_path, capsys, method):
     assert plain["schema"] == ("jaxscale.fits/1" if method == "all" else "jaxscale.fit/1")
     forecast = tmp_path / "forecast.json"
     assert dispatch(["forecast", str(out), "--flops", "1e21", "1e22", "--out", str(forecast)]) == 0
-    assert len(json.loads(forecast.read_text())["rows"]) == (4 if method == "all" else 2)
-    assert "x largest" in capsys.readouterr().out
+    assert len(json.loads(forecast.read_text())["rows"]) == (6 if method == "all" else 2)
+    assert "mean curve" in capsys.readouterr().out
 
 
 def test_backtest_writes_its_rows(table, tmp_path, capsys):
@@ -40,6 +40,21 @@ def test_backtest_writes_its_rows(table, tmp_path, capsys):
     assert dispatch(["backtest", str(table), "--method", "isoflop", *COLUMNS, "--out", str(out)]) == 0
     assert json.loads(out.read_text())["rows"][0]["quantity"] == "loss"
     assert "backtest" in capsys.readouterr().out
+    corner = ["--split", "corner", "--method", "parametric", "--law", "chinchilla", "--ratio", "3"]
+    assert dispatch(["backtest", str(table), *corner, *COLUMNS, "--out", str(out)]) == 0
+    assert {row["split"] for row in json.loads(out.read_text())["rows"]} == {"corner"}
+    assert dispatch(["backtest", str(table), "--split", "holdout", *COLUMNS]) == 1
+    assert "no row has role holdout" in capsys.readouterr().err
+
+
+def test_the_compute_for_a_loss_and_the_declared_fit(table, tmp_path, capsys):
+    out = tmp_path / "fits.json"
+    assert dispatch(["fit", str(table), "--method", "all", *COLUMNS, "--out", str(out)]) == 0
+    assert "isoflop and parametric" in capsys.readouterr().out
+    assert dispatch(["forecast", str(out), "--loss", "2.3", "--declared", "parametric", "--out", str(out)]) == 0
+    assert "* parametric" in capsys.readouterr().out
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["declared"] for row in rows] == [False, True, False] and all("C" in r["intervals"] for r in rows)
 
 
 def test_a_negative_verdict_is_written_and_exits_1(table, tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from planted import LAW, draw_grid
 
 from jaxscale.fit.cells import gather_cells
-from jaxscale.fit.design import build_design, residuals
+from jaxscale.fit.design import Problem, build_design, residuals
+from jaxscale.fit.newton import BLOCK
 from jaxscale.fit.parametric import fit_parametric
 from jaxscale.fit.solver import Lanes, polish
 from jaxscale.source import read_observations
@@ -57,3 +59,33 @@ def test_no_start_of_scipy_ends_below_a_round(published):
         for start in found.theta[[i, i + 100, i + 200]]:
             theirs = optimize.minimize(objective, start, args=(counts[i],), jac=True, method="L-BFGS-B")
             assert ours <= theirs.fun * (1 + 1e-9)
+
+
+@pytest.fixture(scope="module")
+def planted_lanes():
+    """48 rounds of a planted grid with 2% noise, from its true law: 48 fits for 16 to 256 slots."""
+    grid = draw_grid(noise=0.02, seed=4)
+    design = build_design(grid["N"].to_numpy(), grid["D"].to_numpy(), {})
+    truth = {name: np.full(48, getattr(LAW, name)) for name in LAW.param_names()}
+    theta = design.theta_of(truth)
+    y = np.log(grid["loss"].to_numpy()) + 0.01 * np.random.default_rng(0).standard_normal((48, len(grid)))
+    return design, Lanes(theta, y, np.ones_like(y))
+
+
+def test_a_fit_does_not_depend_on_the_fits_in_its_queue(planted_lanes):
+    design, lanes = planted_lanes
+    together = polish(design.problem, lanes, 0.01, tolerance=1e-9)
+    alone = polish(design.problem, Lanes(*(part[7:8] for part in lanes)), 0.01)
+    np.testing.assert_allclose(together.theta[7], alone.theta[0], rtol=1e-7)
+    assert np.linalg.norm(together.gradient, axis=1).max() <= 1e-9
+
+
+def test_rows_in_blocks_give_the_optimum_of_their_weights(planted_lanes):
+    design, lanes = planted_lanes
+    times = 2 * BLOCK // lanes.y.shape[1] + 1  # more than two blocks of rows
+    many = Problem(np.tile(design.problem.Z, (1, times, 1)), np.tile(design.problem.offset, (1, times)))
+    few = Lanes(*(part[:3] for part in lanes))
+    repeated = polish(many, few._replace(y=np.tile(few.y, times), w=np.tile(few.w, times)), 0.01)
+    weighted = polish(design.problem, few._replace(w=times * few.w), 0.01)
+    np.testing.assert_allclose(repeated.theta, weighted.theta, rtol=1e-7)
+    np.testing.assert_allclose(repeated.hessian, weighted.hessian, rtol=1e-5, atol=1e-6)

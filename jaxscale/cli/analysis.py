@@ -84,9 +84,16 @@ class BacktestArguments(FitOptions):
     """Arguments of `backtest`."""
 
     method: Method = "all"
-    """isoflop, parametric, or all: both."""
+    """isoflop, parametric, or all: both, and their equal-weight average."""
     profile: bool = False
     """Profile likelihood of every fit; no backtest needs it."""
+    law: tuple[str, ...] = ("chinchilla",)  # type: ignore[assignment]
+    """Parametric laws, one or several, declared before the errors are seen."""
+    split: Literal["auto", "rolling", "corner", "holdout", "all"] = "auto"
+    """rolling: the k smallest budgets predict the larger; corner: small N and D predict the rest; holdout: the
+    grid predicts the rows of role holdout; auto: rolling, and holdout where there are such rows."""
+    ratio: float | None = None
+    """Score only targets at about this many times the largest C fitted, within a factor of 2."""
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """Study folder, observations.csv, CSV (also .gz, .xz) or Parquet."""
 
@@ -100,7 +107,9 @@ class ForecastArguments(TableOptions):
     flops: tuple[float, ...] = ()
     """Training FLOPs to forecast for, one or more."""
     loss: float | None = None
-    """Instead of --flops: the loss to reach, nats per token."""
+    """Instead of --flops: the loss to reach, nats per token; the answer is the compute it needs."""
+    declared: str | None = None
+    """Method or law that was declared beforehand; default the first fit."""
     out: Path | None = None
     """Where the JSON goes."""
 
@@ -131,30 +140,36 @@ def _print_beginning(args: FitArguments) -> None:
 
 def forecast(argv: list[str]) -> int:
     """Optimal size, tokens and loss at the compute asked for."""
-    args = _parse(ForecastArguments, "forecast", argv, "Optimal size, tokens and loss at a compute.",
+    about = "Optimal size, tokens and loss at a compute, or the compute that a loss needs."
+    args = _parse(ForecastArguments, "forecast", argv, about,
                   "jaxscale forecast fit.json --flops 1e21 1e22 --out forecast.json")  # fmt: skip
     from jaxscale.forecast import forecast_optimum
 
-    _finish(forecast_optimum(_load_fit(args), flops=args.flops, loss=args.loss), args.out)
+    result = forecast_optimum(_load_fit(args), flops=args.flops, loss=args.loss, declared=args.declared)
+    _finish(result, args.out)
     return 0
 
 
 def backtest(argv: list[str]) -> int:
     """Fit on the smaller budgets, predict the larger, report the error."""
-    args = _parse(BacktestArguments, "backtest", argv, "Fit on the smaller budgets and predict the larger.",
-                  "jaxscale backtest runs/quickstart --out backtest.json")  # fmt: skip
-    from jaxscale.backtest import backtest_fit
+    args = _parse(BacktestArguments, "backtest", argv, "Fit on less, predict the rest, report the error.",
+                  "jaxscale backtest runs/quickstart --split all --ratio 10 --out backtest.json")  # fmt: skip
+    from rich.console import Console
 
-    methods = ("isoflop", "parametric") if args.method == "all" else (args.method,)
+    from jaxscale.backtest import backtest_fit
+    from jaxscale.cli.progress import data_progress
+
     obs, options = _read(args.source, args), _options(args)
+    if args.method != "all":
+        options["methods"] = (args.method,)
     _keep_programs(args.method)
-    result = backtest_fit(obs, methods=methods, **options)
+    with data_progress(Console(stderr=True)) as bars:
+        task = bars.add_task("splits", total=1.0)
+        options["on_split"] = lambda done, of: bars.update(task, completed=done / of)
+        result = backtest_fit(obs, split=args.split, ratio=args.ratio, **options)
     _finish(result, args.out)
     if not result.rows:
-        print(
-            f"jaxscale backtest: no method has an answer below {args.source}'s largest budget",
-            file=sys.stderr,
-        )
+        print(f"jaxscale backtest: no method has an answer on any part of {args.source}", file=sys.stderr)
     return 0 if result.rows else 1
 
 

@@ -9,7 +9,7 @@ efficiency) instead of 1e-3, which is nearly least absolute deviations at real n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,8 @@ FAILED_NORM = 1e-6
 """A bootstrap round whose gradient norm stays above this is left out, and counted."""
 LAD_SMOOTHING = 1e-2
 """Bootstrap rounds of lad are Huber fits at this share of the robust deviation, close to their vertices."""
+DRAWN = 2**24
+"""Numbers a block of bootstrap rounds may draw: 128 MiB in float64."""
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null, and said
@@ -111,26 +113,40 @@ def _bootstrap(
     """The law's parameters (rounds,) and the share of rounds that converged."""
     from jaxscale.fit.solver import Lanes
 
-    rounds, y = options["bootstrap"], np.log(cells.loss)
+    rounds = options["bootstrap"]
     if not rounds:
         return {name: np.empty(0) for name in design.law.param_names()}, 1.0
-    rng = np.random.default_rng(options["seed"])
-    if kind == "pairs":
-        losses, w = np.tile(y, (rounds, 1)), cells.weight * draw_counts(model, rounds, rng)
-    else:
-        losses = y - model.residual + draw_errors(model, kind, rounds, rng)
-        w = np.tile(cells.weight, (rounds, 1))
     start = dict(best.params)
     if "E" in design.free:
         start["E"] = max(start["E"], 1e-2 * cells.loss.min())
-    theta = np.tile(design.theta_of({name: np.array(value) for name, value in start.items()}), (rounds, 1))
-    delta = max(best.delta, LAD_SMOOTHING * best.scale)
-    lanes = Lanes(theta, losses, w)
-    smooth = HUBER_EFFICIENT * best.scale
-    found = design.polish(lanes, delta, start_delta=smooth, tolerance=TOLERANCE)
-    good = design.gradient_norm(found.gradient) < FAILED_NORM
-    params = design.params_of(found.theta[good])
-    return params, float(good.mean())
+    theta = design.theta_of({name: np.array([value]) for name, value in start.items()})
+    delta, smooth = max(best.delta, LAD_SMOOTHING * best.scale), HUBER_EFFICIENT * best.scale
+    kept = []
+    for losses, w in _draw_rounds(cells, model, kind, rounds, np.random.default_rng(options["seed"])):
+        lanes = Lanes(np.repeat(theta, len(losses), 0), losses, w)
+        found = design.polish(lanes, delta, start_delta=smooth, tolerance=TOLERANCE)
+        kept.append(found.theta[design.gradient_norm(found.gradient) < FAILED_NORM])
+    drawn = np.concatenate(kept)
+    return design.params_of(drawn), len(drawn) / rounds
+
+
+def _draw_rounds(
+    cells: Cells, model: NoiseModel, kind: str, rounds: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Log losses and weights (some rounds, n), DRAWN numbers at a time: one draw up to 69,905 rounds of 240 cells.
+
+    Beyond that the rounds come from the same generator block after block, which is another stream of numbers
+    than one draw would give.
+    """
+    y = np.log(cells.loss)
+    most = max(DRAWN // len(y), 1)
+    for first in range(0, rounds, most):
+        shape = (min(most, rounds - first), len(y))
+        if kind == "pairs":
+            yield np.broadcast_to(y, shape), cells.weight * draw_counts(model, shape[0], rng)
+        else:
+            errors = draw_errors(model, kind, shape[0], rng)
+            yield y - model.residual + errors, np.broadcast_to(cells.weight, shape)
 
 
 def _assemble(

@@ -219,10 +219,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fits:
-    """Several methods on the same observations; `weights` (equal) are those of their average."""
+    """Several methods on the same observations; `weights` (equal) are those of their average.
+
+    `agreement`: what `judge_agreement` found between them; None in files of before, or with one answer.
+    """
 
     fits: tuple[Fit, ...]
     weights: tuple[float, ...]
+    agreement: dict[str, Any] | None = None
     schema: str = "jaxscale.fits/1"
 
     def to_json(self) -> str:
@@ -232,7 +236,8 @@ class Fits:
     def to_plain(self) -> dict[str, Any]:
         """The schema's dictionary."""
         fits = [fit.to_plain() for fit in self.fits]
-        return {"schema": self.schema, "fits": fits, "weights": list(self.weights)}
+        agreement = without_nan(self.agreement)
+        return {"schema": self.schema, "fits": fits, "weights": list(self.weights), "agreement": agreement}
 
     @classmethod
     def from_json(cls, path: str | Path) -> Fits:
@@ -246,13 +251,10 @@ class Fits:
         return pd.concat([fit.to_frame().assign(method=fit.method) for fit in self.fits], ignore_index=True)
 
     def __str__(self) -> str:
-        rows = []
-        for fit in self.fits:
-            row: list[Any] = [fit.method]
-            for found in ((fit.exponents or {}).get(key) for key in "ND"):
-                row += [found.value, format_interval(found.interval, format_number)] if found else [None, None]
-            rows.append(row)
-        table = render_table("N_opt ~ C^a, D_opt ~ C^b", ("method", "a", "interval", "b", "interval"), rows)
+        from jaxscale.fit.agreement import describe_agreement, tabulate_exponents
+
+        words = describe_agreement(self.agreement) if self.agreement else []
+        table = "\n".join([tabulate_exponents(self.fits), *words])
         return "\n\n".join([*(str(fit) for fit in self.fits), table])
 
 

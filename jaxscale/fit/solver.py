@@ -3,14 +3,10 @@
     minimise  sum_i w_i h(log L_i - LSE_k(z_ik)),   z_ik = offset_ik + sum_p Z_ikp theta_p
     h(r) = m (|r| - m / 2), m = min(|r|, delta):  Huber (1964); delta = inf gives squares
 
-A law that is a sum of K positive powers has logs z linear in theta (log A, log B, log E, alpha, beta), so
-its log is a log-sum-exp and gradient and Hessian are exact sums over softmax weights:
-
-    d LSE = sum_k s_k Z_k,    d2 LSE = sum_k s_k Z_k Z_k^T - (d LSE)(d LSE)^T
-
 `search` runs optax.lbfgs from many starts; `polish` runs damped Newton (Levenberg-Marquardt) steps along a
-decreasing schedule of delta until the gradient norm is below a tolerance. Least absolute deviations is the
-end of that schedule. Lanes run in chunks so that one compiled program serves every fit of a size.
+decreasing schedule of delta until the gradient norm is below a tolerance (newton.py). Least absolute
+deviations is the end of that schedule. Fits share a program of fixed size, so that one compilation serves
+every fit of a size and memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -25,20 +21,21 @@ import numpy as np
 import optax
 
 from jaxscale.config import MeshConfig
+from jaxscale.fit import newton
 from jaxscale.fit.design import Problem
 
 __all__ = ["Lanes", "Solution", "keep_programs", "polish", "search"]
 
-CHUNK = 64
+SMALLEST = 16
+"""Slots of the smallest program, and of `search`: one for each start."""
 ROWS = 64
-"""Lanes and rows are padded to multiples of these: a new size compiles a new program."""
-SEARCH_STEPS = 40
+IN_CACHE = 16384
+"""Slots x rows of a program: about ten arrays of this size in float64 are what the second cache holds."""
+SHIFT = 4
+"""Steps between two looks at which slots are free."""
+SEARCH_STEPS = 6
+SEARCH_ROWS = 4096
 BACKTRACKS = 15
-MAX_STEPS = 300
-FIRST_DAMPING, STUCK = 1e-3, 1e6
-"""A lane whose steps no longer lower the value at STUCK has met the rounding of float64."""
-DECAY, SETTLED, PATIENCE = 0.4, 0.1, 12
-"""Continuation: delta falls once the gradient is below SETTLED * delta, or after PATIENCE steps."""
 
 
 class Lanes(NamedTuple):
@@ -60,8 +57,24 @@ class Solution(NamedTuple):
 
 
 def search(problem: Problem, lanes: Lanes, delta: float) -> np.ndarray:
-    """theta (R, P) after SEARCH_STEPS steps of optax.lbfgs, vmapped over the lanes: near, not to tolerance."""
-    return _run(_searcher, problem, lanes, np.full(1, delta), 0.0)[0]
+    """theta (R, P) after SEARCH_STEPS steps of optax.lbfgs, vmapped over the lanes: near, not to tolerance.
+
+    Above SEARCH_ROWS cells it sees every k-th of them: Newton's method sees all.
+    """
+    n = lanes.y.shape[1]
+    seen = slice(None, None, -(-n // SEARCH_ROWS))
+    Z, offset = problem.Z[:, seen], problem.offset[:, seen]
+    y, w = lanes.y[:, seen], lanes.w[:, seen]
+    rows = _round_up(y.shape[1], ROWS) - y.shape[1]
+    Z, offset = np.pad(Z, ((0, 0), (0, rows), (0, 0))), np.pad(offset, ((0, 0), (0, rows)))
+    found = []
+    with jax.enable_x64(True):
+        for i in range(0, len(y), SMALLEST):
+            pad = max(i + SMALLEST - len(y), 0)
+            theta = np.pad(lanes.theta[i : i + SMALLEST], ((0, pad), (0, 0)), mode="edge")
+            data = (np.pad(part[i : i + SMALLEST], ((0, pad), (0, rows))) for part in (y, w))
+            found.append(np.asarray(_searcher()(Z, offset, theta, *data, delta)))
+    return np.concatenate(found)[: len(y)]
 
 
 def polish(
@@ -69,26 +82,53 @@ def polish(
 ) -> Solution:
     """Damped Newton steps until the norm of the gradient is below `tolerance`.
 
-    `start_delta` above `delta`: continuation, delta falls by DECAY whenever the gradient has settled.
+    `start_delta` above `delta`: continuation, delta falls by newton.DECAY whenever the gradient has settled.
+    A lane that has not come down to `delta` after newton.MAX_STEPS has an infinite value and gradient.
+
+    The lanes wait in a queue: a slot whose fit has ended takes the next one, so that no fit waits for the
+    slowest beside it.
     """
-    start = delta if start_delta is None else max(start_delta, delta)
-    return Solution(*_run(_polisher, problem, lanes, np.array([start, delta]), tolerance))
+    (count, n), P = lanes.y.shape, lanes.theta.shape[1]
+    slots, rows = _choose_shape(count, n)
+    tables = newton.tabulate(problem, rows)
+    deltas = np.array([delta if start_delta is None else max(start_delta, delta), delta])
+    theta, value, gradient, hessian = (np.full((count, *shape), np.inf) for shape in ((P,), (), (P,), (P, P)))
+    found = Solution(theta, value, gradient, hessian, np.zeros(count, int))
+    state, holder, taken = newton.blank(slots, P), np.full(slots, -1), 0
+    theta, y, w = np.zeros((slots, P)), np.zeros((slots, rows)), np.zeros((slots, rows))
+    while taken < count or (holder >= 0).any():
+        free = np.flatnonzero(holder < 0)[: count - taken]
+        holder[free] = entering = np.arange(taken, taken + len(free))
+        theta[free], y[free, :n], w[free, :n] = (part[entering] for part in lanes)
+        taken += len(free)
+        limit = SHIFT if taken < count else newton.MAX_STEPS
+        reset = np.isin(np.arange(slots), free)
+        with jax.enable_x64(True):
+            state = newton.advance()(tables, y, w, theta, reset, state, deltas, tolerance, limit)
+        done = np.flatnonzero((holder >= 0) & ~np.asarray(state.live))
+        _store(found, holder[done], state, done, delta)
+        holder[done] = -1
+    return found
 
 
-def _run(make: Any, problem: Problem, lanes: Lanes, deltas: np.ndarray, tolerance: float) -> list[np.ndarray]:
-    """Pad rows (weight 0) and lanes, run chunk by chunk in float64, cut the padding off again."""
-    count, n = lanes.y.shape
-    rows = -n % ROWS
-    Z = np.pad(problem.Z, ((0, 0), (0, rows), (0, 0)))
-    offset = np.pad(problem.offset, ((0, 0), (0, rows)))
-    y, w = (np.pad(part, ((0, -count % CHUNK), (0, rows)), mode="constant") for part in lanes[1:])
-    theta = np.pad(lanes.theta, ((0, -count % CHUNK), (0, 0)), mode="edge")
-    with jax.enable_x64(True):
-        parts = [
-            make()(Z, offset, theta[i : i + CHUNK], y[i : i + CHUNK], w[i : i + CHUNK], deltas, tolerance)
-            for i in range(0, len(theta), CHUNK)
-        ]
-        return [np.concatenate([np.asarray(part) for part in column])[:count] for column in zip(*parts, strict=True)]
+def _store(found: Solution, fits: np.ndarray, state: newton.State, slots: np.ndarray, delta: float) -> None:
+    """Copy what ended in `slots` to its place; one that stopped above `delta` leaves its value infinite."""
+    ended = np.asarray(state.delta)[slots] <= delta
+    for name in Solution._fields:
+        part = np.asarray(getattr(state, name))[slots]
+        kept = slice(None) if name in ("theta", "steps") else ended
+        getattr(found, name)[fits[kept]] = part[kept]
+
+
+def _choose_shape(count: int, n: int) -> tuple[int, int]:
+    """Slots and padded rows: a new pair compiles a new program, and slots x rows should stay in cache."""
+    rows = _round_up(n, ROWS if n <= newton.BLOCK else newton.BLOCK)
+    most = max(SMALLEST, IN_CACHE // min(rows, newton.BLOCK) // SMALLEST * SMALLEST)
+    return (SMALLEST if count <= SMALLEST else most), rows
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def keep_programs() -> None:
@@ -108,32 +148,11 @@ def keep_programs() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _terms(theta: Any, Z: Any, offset: Any) -> Any:
-    return offset + (Z.reshape(-1, Z.shape[-1]) @ theta).reshape(offset.shape)
-
-
 def _value(theta: Any, Z: Any, offset: Any, y: Any, w: Any, delta: Any) -> Any:
-    r = y - jax.nn.logsumexp(_terms(theta, Z, offset), axis=0)
+    z = offset + (Z.reshape(-1, Z.shape[-1]) @ theta).reshape(offset.shape)
+    r = y - jax.nn.logsumexp(z, axis=0)
     m = jnp.minimum(jnp.abs(r), delta)
     return jnp.sum(w * m * (jnp.abs(r) - m / 2))
-
-
-def _derivatives(theta: Any, Z: Any, offset: Any, y: Any, w: Any, delta: Any) -> tuple[Any, Any, Any, Any]:
-    """Value, gradient (P,), Hessian (P, P), and the damping scale (P,): the diagonal of J^T W J."""
-    z = _terms(theta, Z, offset)
-    top = jnp.max(z, axis=0)
-    s = jnp.exp(z - top)
-    total = jnp.sum(s, axis=0)
-    r, s = y - top - jnp.log(total), s / total
-    J = jnp.sum(s[..., None] * Z, axis=0)
-    m = jnp.minimum(jnp.abs(r), delta)
-    psi = w * jnp.clip(r, -delta, delta)
-    curved = jnp.where(jnp.abs(r) <= delta, w, 0.0) + psi
-    outer = (Z[..., :, None] * Z[..., None, :]).reshape(s.size, -1)  # the same for every lane: one product
-    bent = ((s * psi).reshape(-1) @ outer).reshape(J.shape[-1], -1)
-    hessian = (J * curved[:, None]).T @ J - bent
-    scale = jnp.sum(w[:, None] * J**2, axis=0)
-    return jnp.sum(w * m * (jnp.abs(r) - m / 2)), -(psi @ J), hessian, scale
 
 
 @lru_cache(maxsize=1)
@@ -141,7 +160,7 @@ def _searcher() -> Any:
     # a backtracking line search compiles twice as fast as optax's zoom; the last digits are Newton's work
     optimizer = optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(BACKTRACKS, store_grad=True))
 
-    def lane(Z: Any, offset: Any, theta: Any, y: Any, w: Any, delta: Any) -> tuple[Any, ...]:
+    def lane(Z: Any, offset: Any, theta: Any, y: Any, w: Any, delta: Any) -> Any:
         def objective(theta: Any) -> Any:
             return _value(theta, Z, offset, y, w, delta) / unit
 
@@ -154,52 +173,6 @@ def _searcher() -> Any:
         unit = jnp.minimum(delta, 1.0) ** 2  # brings the objective to the size of a count
         value_and_grad = optax.value_and_grad_from_state(objective)
         (theta, _), _ = jax.lax.scan(step, (theta, optimizer.init(theta)), None, length=SEARCH_STEPS)
-        return (theta,)
+        return theta
 
-    lanes = jax.vmap(lane, in_axes=(None, None, 0, 0, 0, None))
-    return jax.jit(lambda Z, offset, theta, y, w, deltas, _: lanes(Z, offset, theta, y, w, deltas[0]))
-
-
-class _State(NamedTuple):
-    """One lane of `polish`: where it is, its damping, its delta and the steps spent at that delta."""
-
-    step: Any
-    theta: Any
-    damping: Any
-    delta: Any
-    spent: Any
-    norm: Any
-
-
-@lru_cache(maxsize=1)
-def _polisher() -> Any:
-    def lane(Z: Any, offset: Any, theta: Any, y: Any, w: Any, deltas: Any, tolerance: Any) -> tuple[Any, ...]:
-        final = deltas[1]
-
-        def go_on(state: _State) -> Any:
-            unfinished = (state.norm > tolerance) | (state.delta > final)
-            return (state.step < MAX_STEPS) & (state.damping < STUCK) & unfinished
-
-        def newton(state: _State) -> _State:
-            theta, delta, damping = state.theta, state.delta, state.damping
-            value, gradient, hessian, scale = _derivatives(theta, Z, offset, y, w, delta)
-            norm = jnp.linalg.norm(gradient)  # where the step begins: the last one is a bonus
-            damped = hessian + jnp.diag(damping * (scale + 1e-12 * scale.max()) + 1e-300)
-            move = -jnp.linalg.solve(damped, gradient)
-            trial = theta + jnp.where(jnp.isfinite(move), move, 0.0)
-            better = _value(trial, Z, offset, y, w, delta) <= value * (1 + 1e-15)
-            theta = jnp.where(better, trial, theta)
-            damping = jnp.clip(damping * jnp.where(better, 0.1, 8.0), 1e-15, STUCK)
-            settled = (norm < SETTLED * delta) | (state.spent >= PATIENCE)
-            lower = jnp.where(settled, jnp.maximum(delta * DECAY, final), delta)
-            damping = jnp.where(lower < delta, FIRST_DAMPING, damping)
-            spent = jnp.where(lower < delta, 0, state.spent + 1)
-            return _State(state.step + 1, theta, damping, lower, spent, norm)
-
-        zero = jnp.zeros((), theta.dtype)
-        state = _State(0, theta, zero + FIRST_DAMPING, zero + deltas[0], 0, zero + jnp.inf)
-        state = jax.lax.while_loop(go_on, newton, state)
-        value, gradient, hessian, _ = _derivatives(state.theta, Z, offset, y, w, final)
-        return state.theta, value, gradient, hessian, state.step
-
-    return jax.jit(jax.vmap(lane, in_axes=(None, None, 0, 0, 0, None, None)))
+    return jax.jit(jax.vmap(lane, in_axes=(None, None, 0, 0, 0, None)))

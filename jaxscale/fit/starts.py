@@ -16,8 +16,9 @@ __all__ = ["project_starts"]
 
 EXPONENTS = (0.03, 1.5)
 ALPHAS, BETAS = 16, 32
-FLOOR = 1e-3
-"""Least share of the loss a coefficient starts from: log of zero has no gradient."""
+FLOOR = 0.5
+"""Least share of the loss that a term starts from. At small shares a start sits where log E or log A is flat,
+and crawls: 150 steps against 35 (docs/fit_speed.md)."""
 
 
 def project_starts(N: np.ndarray, D: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
@@ -37,13 +38,9 @@ def _project(
     n_terms: np.ndarray, d_terms: np.ndarray, loss: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nonnegative (E, A', B') (alphas, betas, 3) and weighted relative squares (alphas, betas)."""
-    shape = (len(n_terms), len(d_terms), len(loss))
-    ones, a, b = (np.broadcast_to(t, shape) for t in (np.ones(1), n_terms[:, None], d_terms[None]))
-    basis = np.stack([ones, a, b], -1) / loss[:, None]  # (alphas, betas, n, 3)
-    normal = np.einsum("abni,abnj,n->abij", basis, basis, weight, optimize=True)
-    target = np.einsum("abni,n->abi", basis, weight)
-    best = np.zeros((*shape[:2], 3))
-    lowest = np.full(shape[:2], np.inf)
+    normal, target = _normal_equations(n_terms, d_terms, loss, weight)
+    best = np.zeros_like(target)
+    lowest = np.full(target.shape[:2], np.inf)
     for size in (1, 2, 3):
         for kept in combinations(range(3), size):
             solved = _solve(normal, target, list(kept))
@@ -51,6 +48,28 @@ def _project(
             better = (solved >= 0).all(-1) & (ss < lowest)
             best, lowest = np.where(better[..., None], solved, best), np.where(better, ss, lowest)
     return best, lowest
+
+
+def _normal_equations(
+    n_terms: np.ndarray, d_terms: np.ndarray, loss: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of products (alphas, betas, 3, 3) and with the loss (alphas, betas, 3), in relative errors.
+
+    All are matrix products over the cells, so that memory grows with alphas + betas, not with their product.
+    """
+    relative = weight / loss**2
+    normal = np.empty((len(n_terms), len(d_terms), 3, 3))
+    normal[..., 0, 0] = relative.sum()
+    normal[..., 0, 1] = normal[..., 1, 0] = (n_terms @ relative)[:, None]
+    normal[..., 0, 2] = normal[..., 2, 0] = d_terms @ relative
+    normal[..., 1, 1] = (n_terms**2 @ relative)[:, None]
+    normal[..., 2, 2] = d_terms**2 @ relative
+    normal[..., 1, 2] = normal[..., 2, 1] = (n_terms * relative) @ d_terms.T
+    target = np.empty((len(n_terms), len(d_terms), 3))
+    target[..., 0] = (weight / loss).sum()
+    target[..., 1] = (n_terms @ (weight / loss))[:, None]
+    target[..., 2] = d_terms @ (weight / loss)
+    return normal, target
 
 
 def _solve(normal: np.ndarray, target: np.ndarray, kept: list[int]) -> np.ndarray:

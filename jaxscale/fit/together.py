@@ -1,4 +1,7 @@
-"""Both approaches on the same observations: their agreement is evidence, their disagreement a warning."""
+"""The approaches on the same observations: their agreement is evidence, their disagreement a warning.
+
+Weights are equal over the answers: a few backtest errors choose no winner (agreement.py, average.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import MisuseError
+from jaxscale.fit.agreement import judge_agreement
 from jaxscale.fit.isoflop import fit_isoflop
 from jaxscale.fit.parametric import fit_parametric
 from jaxscale.fit.result import Fit, Fits
@@ -41,4 +45,5 @@ def fit_all(
         METHODS[method](obs, **{k: v for k, v in options.items() if k in (*SHARED, *OWN[method])}) for method in methods
     )
     answers = sum(fit.verdict is None for fit in fits)
-    return Fits(fits, tuple(0.0 if fit.verdict else 1.0 / answers for fit in fits))
+    weights = tuple(0.0 if fit.verdict else 1.0 / answers for fit in fits)
+    return Fits(fits, weights, judge_agreement(fits))

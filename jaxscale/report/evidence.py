@@ -26,7 +26,8 @@ CLUSTER_SPREAD = 1.05
 """Runs whose FLOPs differ by less than 5% share a budget (ARCHITECTURE.md, Observations)."""
 NOMINAL = 0.1
 """A number in the column `budget` within this share of its runs' FLOPs is what they were meant to spend."""
-METHOD_NAMES = {"isoflop": "IsoFLOP minima", "parametric": "parametric law", "envelope": "envelope"}
+METHOD_NAMES = {"isoflop": "IsoFLOP minima", "parametric": "parametric law", "envelope": "envelope",
+                "average": "average of the approaches"}  # fmt: skip
 
 
 class HasRows(Protocol):

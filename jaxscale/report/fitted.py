@@ -167,7 +167,7 @@ def _forecast_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any
     rows = []
     for row in evidence.forecast:
         value = row.get(KEYS[quantity])
-        if value is None:
+        if value is None or row["method"] == "average":  # no law to draw a line of: the table has it
             continue
         low, high = (row.get("intervals") or {}).get(KEYS[quantity]) or (None, None)
         style = STYLES[quantity]

@@ -66,6 +66,8 @@ class Test:
     error: str
     compute: str
     inside: bool | None
+    nearest: bool
+    """From the largest origin of its method: the extrapolation most like the forecast's."""
 
 
 def list_answers(evidence: Evidence) -> list[Answer]:
@@ -75,7 +77,11 @@ def list_answers(evidence: Evidence) -> list[Answer]:
 
 def list_tests(evidence: Evidence) -> list[Test]:
     """Every backtest row as words; the error is predicted over measured, minus one."""
-    return [_test(row) for row in evidence.backtest]
+    largest: dict[str, float] = {}
+    for row in evidence.backtest:
+        if row.get("split") != "corner":
+            largest[row["method"]] = max(row["trained_to_C"], largest.get(row["method"], 0.0))
+    return [_test(row, row["trained_to_C"] == largest.get(row["method"])) for row in evidence.backtest]
 
 
 def find_cautions(evidence: Evidence) -> list[str]:
@@ -101,7 +107,7 @@ def _answer(row: dict[str, Any]) -> Answer:
     )
 
 
-def _test(row: dict[str, Any]) -> Test:
+def _test(row: dict[str, Any], nearest: bool) -> Test:
     style = format_loss if row["quantity"].startswith("loss") else format_count
     predicted, measured = row["predicted"], row["measured"]
     known = predicted is not None and measured
@@ -116,6 +122,7 @@ def _test(row: dict[str, Any]) -> Test:
         error=format_percent(predicted / measured - 1 if known else None),
         compute=format_factor(_at_least_one(row.get("compute_error"))),
         inside=row.get("inside"),
+        nearest=nearest,
     )
 
 
