@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "forecast": Verb("analysis", "FIT.json", "optimal size, tokens and loss at --flops C [C ...], or at --loss L"),
     "budget": Verb("budget", "", "FLOPs, chips, days, tokens, cost, carbon; optima under constraints; flatness"),
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
+    "curves": Verb("curves", "SOURCE", "loss over data alone: which family of learning curves extrapolates it"),
 }
 
 

@@ -6,6 +6,7 @@ every law that `fit --law` can fit; a new one is a class with `loss` and `guess`
 
 from jaxscale.laws.base import SIX_ND, FlopRule, Frontier, Law, Optimum, guess_shares, namespace
 from jaxscale.laws.compute import BrokenPower, KaplanCompute, KaplanData, KaplanSize, LossLaw, PowerLaw
+from jaxscale.laws.curves import CURVES
 from jaxscale.laws.repetition import MUENNIGHOFF_2023, Repetition, effective
 from jaxscale.laws.surface import (
     KAPLAN_2020,
@@ -18,9 +19,32 @@ from jaxscale.laws.surface import (
 )
 
 __all__ = [
-    "KAPLAN_2020", "LAWS", "MUENNIGHOFF_2023", "SIX_ND", "BrokenPower", "Chinchilla", "ChinchillaTied", "FlopRule",
-    "Frontier", "Kaplan", "KaplanBare", "KaplanCompute", "KaplanData", "KaplanSize", "Law", "LossLaw", "Optimum",
-    "PowerLaw", "Repetition", "Rosenfeld", "RosenfeldTransition", "effective", "find_law", "guess_shares", "namespace",
+    "CURVES",
+    "KAPLAN_2020",
+    "LAWS",
+    "MUENNIGHOFF_2023",
+    "SIX_ND",
+    "BrokenPower",
+    "Chinchilla",
+    "ChinchillaTied",
+    "FlopRule",
+    "Frontier",
+    "Kaplan",
+    "KaplanBare",
+    "KaplanCompute",
+    "KaplanData",
+    "KaplanSize",
+    "Law",
+    "LossLaw",
+    "Optimum",
+    "PowerLaw",
+    "Repetition",
+    "Rosenfeld",
+    "RosenfeldTransition",
+    "effective",
+    "find_law",
+    "guess_shares",
+    "namespace",
     "register_law",
 ]  # fmt: skip
 
@@ -50,5 +74,6 @@ def find_law(name: str) -> type[Law]:
 for _law in (
     Chinchilla, ChinchillaTied, Kaplan, KaplanBare, Rosenfeld, RosenfeldTransition, Repetition,
     KaplanSize, KaplanData, KaplanCompute, LossLaw, BrokenPower,
+    *(law for law in CURVES.values() if law.name != "cortes"),  # cortes takes training errors too: fit_cortes
 ):  # fmt: skip
     register_law(_law)
