@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|all"),
     "forecast": Verb("analysis", "FIT.json", "optimal size, tokens and loss at --flops C [C ...], or at --loss L"),
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
+    "simulate": Verb("simulate", "[SOURCE]", "studies from a known law, fitted again: coverage, bias, width of a grid"),
 }
 
 

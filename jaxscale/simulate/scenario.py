@@ -1,0 +1,175 @@
+"""What is simulated: a law, the cells of a grid, and the noise of its runs; one study of it is one draw.
+
+    log loss = log L(N, D) + shared + trunk_t + s (C / C_smallest)^-power z + outlier
+
+z is normal for each run, trunk_t normal for each trunk (sizes whose runs branch off one another), shared
+normal for the whole study (one validation set). An outlier is a run that ended high: it adds
+`outlier_size` with probability `outliers`. All deviations are in log loss, that is relative.
+Study i of a simulation uses the generator (seed, i) and draws every kind of error in the same order also
+where its deviation is 0, so that two scenarios of one seed differ in nothing but what was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jaxscale.errors import MisuseError
+from jaxscale.fit.cells import gather_cells
+from jaxscale.fit.summary import describe_rule
+from jaxscale.laws import SIX_ND, Chinchilla, FlopRule
+from jaxscale.runs import Observations
+from jaxscale.simulate.forms import Form, build_form
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Draw", "Layout", "Noise", "Scenario", "draw_study", "lay_grid"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Deviations of log loss, as in the module's equation; shares between 0 and 1."""
+
+    seed: float = 0.005
+    power: float = 0.0
+    outliers: float = 0.0
+    outlier_size: float = 0.05
+    shared: float = 0.0
+    trunk: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "power", "outlier_size", "shared", "trunk"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value >= 0):
+                raise MisuseError(f"noise {name}: {value:g} must be finite and 0 or more; .005 is .5% of the loss")
+        if not 0 <= self.outliers < 1:
+            raise MisuseError(f"outliers: {self.outliers:g} must be a share from 0 to below 1, as in .02")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The cells of a grid, one entry a cell: N, D, C, the budget it belongs to, its trunk, its seeds.
+
+    `rule` is how C counts: 6ND, or the exact count of own runs (then k N^p D as fits describe it).
+    """
+
+    N: tuple[float, ...]
+    D: tuple[float, ...]
+    C: tuple[float, ...]
+    budget: tuple[float, ...] | None
+    trunk: tuple[int, ...]
+    seeds: tuple[int, ...]
+    rule: Literal["6ND", "exact"] = "6ND"
+
+    def __len__(self) -> int:
+        return len(self.N)
+
+    @property
+    def runs(self) -> int:
+        """Runs in all, seeds included."""
+        return sum(self.seeds)
+
+    @property
+    def budgets(self) -> int:
+        """How many budgets; 0 where the cells form none."""
+        return len(set(self.budget)) if self.budget else 0
+
+    @cached_property
+    def flop_rule(self) -> FlopRule:
+        """C = k N^p D, by the same least squares as in a fit."""
+        if self.rule == "6ND":
+            return SIX_ND
+        obs = Observations(self.to_frame().assign(loss=1.0), rule="exact")
+        counted = describe_rule(obs, gather_cells(obs))
+        return FlopRule(counted["k"], counted["p"])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a run, without losses: N, D, C, seed, and where known budget."""
+        import pandas as pd
+
+        cell = np.repeat(np.arange(len(self)), self.seeds)
+        rows = {name: np.asarray(getattr(self, name), float)[cell] for name in ("N", "D", "C")}
+        seed = np.concatenate([np.arange(count) for count in self.seeds])
+        frame = pd.DataFrame({**rows, "seed": seed})
+        return frame.assign(budget=np.asarray(self.budget)[cell]) if self.budget else frame
+
+
+def lay_grid(law: Form, budgets: Sequence[float], *, sizes: int = 7, span: float = 6.0, seeds: int = 1) -> Layout:
+    """An IsoFLOP grid: `sizes` sizes even in log N within a factor `span` of the optimum at each budget (6ND).
+
+    A trunk is the same place in every budget's row of sizes.
+    """
+    C = np.sort(np.asarray(budgets, float))
+    if not len(C) or not (np.isfinite(C) & (C > 0)).all():
+        raise MisuseError("budgets: give one or more training FLOPs above 0, as in 1e18 3e18 9e18")
+    if sizes < 1 or seeds < 1 or not span > 1:
+        raise MisuseError(f"grid: {sizes} sizes within a factor {span:g} and {seeds} seeds; use at least one size, "
+                          f"one seed and a span above 1")  # fmt: skip
+    place = np.geomspace(1 / span, span, sizes) if sizes > 1 else np.ones(1)
+    N = np.concatenate([law.optimum(c, SIX_ND).N * place for c in C])
+    budget = np.repeat(C, sizes)
+    trunk = tuple(range(sizes)) * len(C)
+    return Layout(
+        tuple(N.tolist()), tuple((budget / 6 / N).tolist()), tuple(budget.tolist()), tuple(budget.tolist()), trunk,
+        (seeds,) * len(N),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A law, a grid, its noise, the compute asked about, and how the truth departs from the law (`wrong`)."""
+
+    law: Chinchilla
+    layout: Layout
+    target_C: float
+    noise: Noise = field(default_factory=Noise)
+    wrong: str = ""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.target_C) and self.target_C > 0):
+            raise MisuseError(f"target: {self.target_C:g} FLOPs must be finite and above 0, as in 1e21")
+        if not len(self.layout):
+            raise MisuseError("grid: it has no cell; give --budgets, or a source with runs in it")
+
+    @cached_property
+    def form(self) -> Form:
+        """What losses are drawn from."""
+        return build_form(self.wrong, self.law, np.asarray(self.layout.N), max(self.layout.C), self.layout.flop_rule)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One study: its runs, the seed of its fits' bootstraps, and the error that one future run would have."""
+
+    observations: Observations
+    fit_seed: int
+    future_error: float
+
+
+def draw_study(scenario: Scenario, seed: int, number: int) -> Draw:
+    """Study `number` of the simulation with this seed."""
+    rng = np.random.default_rng([seed, number])
+    fit_seed = int(rng.integers(2**31))
+    layout, noise = scenario.layout, scenario.noise
+    cell = np.repeat(np.arange(len(layout)), layout.seeds)
+    N, D, C = (np.asarray(part)[cell] for part in (layout.N, layout.D, layout.C))
+    future, shared = rng.standard_normal(2) * [noise.seed * _fade(scenario, scenario.target_C), noise.shared]
+    trunk = noise.trunk * rng.standard_normal(max(layout.trunk) + 1)
+    error = noise.seed * _fade(scenario, C) * rng.standard_normal(len(N))
+    error += shared + trunk[np.asarray(layout.trunk)[cell]]
+    error += noise.outlier_size * (rng.random(len(N)) < noise.outliers)
+    frame = layout.to_frame().assign(loss=scenario.form.measured(N, D) * np.exp(error))
+    if noise.trunk:
+        frame["parent"] = [f"trunk {layout.trunk[i]}" for i in cell]
+    source = {"path": f"study {number} of seed {seed}", "rows_total": len(N), "rows_used": len(N), "rows_refused": []}
+    return Draw(Observations(frame, source=source, rule=layout.rule), fit_seed, float(future + shared))
+
+
+def _fade(scenario: Scenario, C: np.ndarray | float) -> np.ndarray:
+    """How much of the noise is left at C."""
+    return (np.asarray(C) / min(scenario.layout.C)) ** -scenario.noise.power
