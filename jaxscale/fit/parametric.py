@@ -275,8 +275,8 @@ def _describe_objective(goal: Objective, best: Optimum) -> dict[str, Any]:
 
 
 def _describe_residuals(cells: Cells, model: NoiseModel) -> list[dict[str, float]]:
-    """One record a cell: where it is and its residual of log loss, log L - log L(N, D)."""
+    """One record a cell: where it is, its weight (seeds), its residual of log loss, log L - log L(N, D)."""
     return [
-        {"N": float(N), "D": float(D), "C": float(C), "loss": float(loss), "residual": float(r)}
-        for N, D, C, loss, r in zip(cells.N, cells.D, cells.C, cells.loss, model.residual, strict=True)
+        {"N": float(N), "D": float(D), "C": float(C), "loss": float(loss), "weight": float(w), "residual": float(r)}
+        for N, D, C, loss, w, r in zip(cells.N, cells.D, cells.C, cells.loss, cells.weight, model.residual, strict=True)
     ]
