@@ -40,6 +40,7 @@ example: jaxscale simulate runs/next --law fit.json     (the same for a grid tha
 DEFAULT_LAW = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """Besiroglu et al. 2024, arXiv 2404.10102: Chinchilla's data fitted again."""
 LADDER = {"first": 1e18, "factor": 3.0, "count": 5}
+SPREAD = {"sizes": 7, "span": 6.0}
 NOISE = {"noise": "seed", "noise_power": "power", "outliers": "outliers", "outlier_size": "outlier_size",
          "shared": "shared", "trunk": "trunk"}  # fmt: skip
 
@@ -60,10 +61,10 @@ class SimulateOptions(TableOptions):
     """from one to the next (default 3),"""
     count: int | None = None
     """and how many (default 5)."""
-    sizes: int = 7
-    """Sizes a budget."""
-    span: float = 6.0
-    """Sizes lie within this factor of the optimum."""
+    sizes: int | None = None
+    """Sizes a budget (default 7)"""
+    span: float | None = None
+    """within this factor of the optimum (default 6)."""
     seeds: int | None = None
     """Runs of each cell; default the source's, else 1."""
     noise: float | None = None
@@ -217,16 +218,22 @@ def _layout(args: SimulateOptions, law: Chinchilla, found: Layout | None) -> Lay
     from jaxscale.simulate import lay_grid
     from jaxscale.simulate.forms import build_form
 
-    ladder = {name: getattr(args, name) for name in LADDER}
-    laddered = any(value is not None for value in ladder.values())
-    if args.budgets and laddered:
+    ladder, spread = _given(args, LADDER), _given(args, SPREAD)
+    if args.budgets and ladder:
         raise MisuseError("--budgets and --first, --factor, --count both say the budgets; give one of the two")
-    if found is not None and not args.budgets and not laddered:
-        return replace(found, seeds=(args.seeds,) * len(found)) if args.seeds else found
-    budgets = args.budgets or _climb({name: LADDER[name] if value is None else value for name, value in ladder.items()})
+    if found is not None and not args.budgets and not ladder:
+        if spread:
+            raise MisuseError(f"--{next(iter(spread))}: the cells are those of {args.source}; add --budgets "
+                              f"for a grid of its law")  # fmt: skip
+        return found if args.seeds is None else replace(found, seeds=(args.seeds,) * len(found))
+    budgets = args.budgets or _climb(LADDER | ladder)
     form = build_form(args.wrong, law, np.ones(1), max(budgets), SIX_ND)
-    seeds = 1 if args.seeds is None else args.seeds
-    return lay_grid(form, budgets, sizes=args.sizes, span=args.span, seeds=seeds)
+    return lay_grid(form, budgets, seeds=1 if args.seeds is None else args.seeds, **(SPREAD | spread))
+
+
+def _given(args: SimulateOptions, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that were given."""
+    return {name: value for name in defaults if (value := getattr(args, name)) is not None}
 
 
 def _climb(ladder: dict[str, Any]) -> tuple[float, ...]:

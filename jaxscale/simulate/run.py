@@ -121,7 +121,9 @@ def _start(task: Task, core: int, log: Any) -> subprocess.Popen[str]:
         start_new_session=True,  # Ctrl-C reaches the parent only, which counts what is there
     )  # fmt: skip
     assert worker.stdin is not None
-    worker.stdin.write(json.dumps(to_plain(task)) + "\n")
+    with suppress(BrokenPipeError):  # it did not start; its stream's end says so
+        worker.stdin.write(json.dumps(to_plain(task)) + "\n")
+        worker.stdin.flush()
     return worker
 
 

@@ -133,8 +133,8 @@ class Scenario:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.target_C) and self.target_C > 0):
             raise MisuseError(f"target: {self.target_C:g} FLOPs must be finite and above 0, as in 1e21")
-        if not len(self.layout):
-            raise MisuseError("grid: it has no cell; give --budgets, or a source with runs in it")
+        if not len(self.layout) or min(self.layout.seeds) < 1:
+            raise MisuseError("grid: it needs cells of at least one seed; give --budgets, or a source with runs in it")
 
     @cached_property
     def form(self) -> Form:
