@@ -30,6 +30,7 @@ _HOMES = {
     "fit_parametric": "fit",
     "forecast_optimum": "forecast",
     "backtest_fit": "backtest",
+    "simulate_studies": "simulate",
     "write_report": "report",
 }
 

@@ -19,7 +19,7 @@ import tyro
 
 from jaxscale.cli.analysis import TableOptions
 from jaxscale.cli.options import is_terminal, parse
-from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.errors import MisuseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -275,9 +275,10 @@ def _read_source(args: SimulateOptions) -> Known:
         return _read_fit(args.source)
     if args.source.endswith(".py"):
         from jaxscale.plan import plan_isoflop
+        from jaxscale.simulate import lay_plan
         from jaxscale.study import load_study
 
-        return Known(layout=_plan_layout(plan_isoflop(load_study(args.source))))
+        return Known(layout=lay_plan(plan_isoflop(load_study(args.source))))
     return _read_table(args)
 
 
@@ -297,22 +298,17 @@ def _read_fit(path: str) -> Known:
 
 def _known_of(fit: Fit) -> Known:
     from jaxscale.laws import Chinchilla
+    from jaxscale.simulate import lay_fit
 
     fit.require_answer()
     noise = fit.noise["seed_std"] if fit.noise["seed_std"] is not None else fit.noise["residual_std"]
-    return Known(Chinchilla(**fit.params), _fit_layout(fit), noise)
-
-
-def _fit_layout(fit: Fit) -> Layout:
-    """The cells that a fit saw; budgets as it would find them in C."""
-    import pandas as pd
-
-    return _frame_layout(pd.DataFrame(fit.diagnostics["residuals"]), fit.diagnostics["flops"]["rule"])
+    return Known(Chinchilla(**fit.params), lay_fit(fit), noise)
 
 
 def _read_table(args: SimulateOptions) -> Known:
     """A table or study folder is fitted; a folder without observations gives the cells of its plan."""
     from jaxscale.cli.analysis import _pairs
+    from jaxscale.simulate import lay_observations, lay_plan
     from jaxscale.source import read_observations
     from jaxscale.sweep import read_plan
 
@@ -322,9 +318,9 @@ def _read_table(args: SimulateOptions) -> Known:
         if not args.law:
             raise MisuseError(f"{folder}: no observations.csv, so it has no law yet; add --law FIT.json or --law E=.. "
                               f"A=.. B=.. alpha=.. beta=..")  # fmt: skip
-        return Known(layout=_plan_layout(planned))
+        return Known(layout=lay_plan(planned))
     obs = read_observations(folder, columns=_pairs("columns", args.columns), where=args.where)
-    layout = _plan_layout(planned) if planned is not None else _table_layout(obs)
+    layout = lay_plan(planned) if planned is not None else lay_observations(obs)
     return Known(layout=layout) if args.law else replace(_fit_table(obs), layout=layout)
 
 
@@ -333,42 +329,3 @@ def _fit_table(obs: Observations) -> Known:
 
     solver.keep_programs()
     return _known_of(fit_parametric(obs, bootstrap=0))
-
-
-def _plan_layout(plan: Any) -> Layout:
-    """The grid cells of a plan, repeated seeds as one."""
-    import pandas as pd
-
-    rows = [{"N": float(c.n_params), "D": float(c.spec.tokens), "C": c.flops, "budget": c.spec.budget_flops}
-            for c in plan.cells if c.role == "grid"]  # fmt: skip
-    frame = pd.DataFrame(rows).groupby(["budget", "N", "D"], as_index=False).agg(C=("C", "mean"), weight=("C", "size"))
-    return _frame_layout(frame, "exact")
-
-
-def _table_layout(obs: Observations) -> Layout:
-    import pandas as pd
-
-    from jaxscale.fit.cells import gather_cells
-
-    cells = gather_cells(obs)
-    columns = {"N": cells.N, "D": cells.D, "C": cells.C, "weight": cells.seed_dof + 1}
-    frame = pd.DataFrame(columns)
-    return _frame_layout(frame.assign(budget=cells.budget_C[cells.budget]) if len(cells.budget_C) else frame, obs.rule)
-
-
-def _frame_layout(frame: Any, rule: Any) -> Layout:
-    """Cells N, D, C, where known `budget` and `weight` (runs of a cell), as a layout; a trunk is a size N."""
-    import pandas as pd
-
-    from jaxscale.fit.cells import assign_budgets
-    from jaxscale.simulate import Layout
-
-    if frame.empty:
-        raise VerdictError("the source has no cell of role grid to simulate")
-    number, _ = assign_budgets(frame)
-    log_C = np.log(frame["C"].to_numpy(float))
-    budget = None if (number < 0).any() else tuple(float(np.exp(log_C[number == b].mean())) for b in number)
-    seeds = frame["weight"].to_numpy() if "weight" in frame else np.ones(len(frame))
-    whole = tuple(max(1, round(float(count))) for count in seeds)
-    N, D, C = (tuple(frame[name].to_numpy(float).tolist()) for name in ("N", "D", "C"))
-    return Layout(N, D, C, budget, tuple(pd.factorize(frame["N"])[0].tolist()), whole, rule)

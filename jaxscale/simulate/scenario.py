@@ -11,24 +11,18 @@ where its deviation is 0, so that two scenarios of one seed differ in nothing bu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jaxscale.errors import MisuseError
-from jaxscale.fit.cells import gather_cells
-from jaxscale.fit.summary import describe_rule
-from jaxscale.laws import SIX_ND, Chinchilla, FlopRule
+from jaxscale.laws import Chinchilla
 from jaxscale.runs import Observations
 from jaxscale.simulate.forms import Form, build_form
+from jaxscale.simulate.layout import Layout
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Draw", "Layout", "Noise", "Scenario", "draw_study", "lay_grid"]
+__all__ = ["Draw", "Noise", "Scenario", "draw_study"]
 
 
 @dataclass(frozen=True)
@@ -49,75 +43,6 @@ class Noise:
                 raise MisuseError(f"noise {name}: {value:g} must be finite and 0 or more; .005 is .5% of the loss")
         if not 0 <= self.outliers < 1:
             raise MisuseError(f"outliers: {self.outliers:g} must be a share from 0 to below 1, as in .02")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The cells of a grid, one entry a cell: N, D, C, the budget it belongs to, its trunk, its seeds.
-
-    `rule` is how C counts: 6ND, or the exact count of own runs (then k N^p D as fits describe it).
-    """
-
-    N: tuple[float, ...]
-    D: tuple[float, ...]
-    C: tuple[float, ...]
-    budget: tuple[float, ...] | None
-    trunk: tuple[int, ...]
-    seeds: tuple[int, ...]
-    rule: Literal["6ND", "exact"] = "6ND"
-
-    def __len__(self) -> int:
-        return len(self.N)
-
-    @property
-    def runs(self) -> int:
-        """Runs in all, seeds included."""
-        return sum(self.seeds)
-
-    @property
-    def budgets(self) -> int:
-        """How many budgets; 0 where the cells form none."""
-        return len(set(self.budget)) if self.budget else 0
-
-    @cached_property
-    def flop_rule(self) -> FlopRule:
-        """C = k N^p D, by the same least squares as in a fit."""
-        if self.rule == "6ND":
-            return SIX_ND
-        obs = Observations(self.to_frame().assign(loss=1.0), rule="exact")
-        counted = describe_rule(obs, gather_cells(obs))
-        return FlopRule(counted["k"], counted["p"])
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a run, without losses: N, D, C, seed, and where known budget."""
-        import pandas as pd
-
-        cell = np.repeat(np.arange(len(self)), self.seeds)
-        rows = {name: np.asarray(getattr(self, name), float)[cell] for name in ("N", "D", "C")}
-        seed = np.concatenate([np.arange(count) for count in self.seeds])
-        frame = pd.DataFrame({**rows, "seed": seed})
-        return frame.assign(budget=np.asarray(self.budget)[cell]) if self.budget else frame
-
-
-def lay_grid(law: Form, budgets: Sequence[float], *, sizes: int = 7, span: float = 6.0, seeds: int = 1) -> Layout:
-    """An IsoFLOP grid: `sizes` sizes even in log N within a factor `span` of the optimum at each budget (6ND).
-
-    A trunk is the same place in every budget's row of sizes.
-    """
-    C = np.sort(np.asarray(budgets, float))
-    if not len(C) or not (np.isfinite(C) & (C > 0)).all():
-        raise MisuseError("budgets: give one or more training FLOPs above 0, as in 1e18 3e18 9e18")
-    if sizes < 1 or seeds < 1 or not span > 1:
-        raise MisuseError(f"grid: {sizes} sizes within a factor {span:g} and {seeds} seeds; use at least one size, "
-                          f"one seed and a span above 1")  # fmt: skip
-    place = np.geomspace(1 / span, span, sizes) if sizes > 1 else np.ones(1)
-    N = np.concatenate([law.optimum(c, SIX_ND).N * place for c in C])
-    budget = np.repeat(C, sizes)
-    trunk = tuple(range(sizes)) * len(C)
-    return Layout(
-        tuple(N.tolist()), tuple((budget / 6 / N).tolist()), tuple(budget.tolist()), tuple(budget.tolist()), trunk,
-        (seeds,) * len(N),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
