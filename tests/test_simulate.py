@@ -1,23 +1,23 @@
 """simulate: truths against closed forms and scipy, draws with the noise they claim, and counts that catch a lie."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
+from contextlib import nullcontext
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from planted import LAW, draw_grid
 
 from jaxscale.cli import dispatch
+from jaxscale.cli.simulate import SimulateOptions
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit import fit_isoflop, fit_parametric
 from jaxscale.laws import SIX_ND, FlopRule
-from jaxscale.simulate import WRONG_FORMS, Layout, Noise, Scenario, lay_grid, simulate_studies
+from jaxscale.simulate import WRONG_FORMS, Interrupted, Layout, Noise, Scenario, lay_grid, simulate_studies
 from jaxscale.simulate.count import Task, binomial_band, count_rows, judge_study, true_values
 from jaxscale.simulate.forms import build_form, minimise_along
+from jaxscale.simulate.result import summarize
 from jaxscale.simulate.scenario import draw_study
 
 BUDGETS = 1e18 * 3.0 ** np.arange(5)
@@ -176,13 +176,16 @@ def test_the_numbers_of_a_row_are_those_of_its_records():
 
 def test_a_wrong_form_loses_coverage_and_says_so():
     given = scenario(wrong="mistuned")
-    rows = rows_of(judge(given, 60), given)
-    assert rows["a"]["within_band"] == "below"
     task = Task(given, ("isoflop",), ("auto",), 100, 0.95, 0)
-    from jaxscale.simulate.result import summarize
+    found = summarize(task, 60, [judge_study(task, number) for number in range(60)])
+    row = {row["quantity"]: row for row in found.rows}["a"]
+    assert row["within_band"] == "below" and row["coverage"] < 0.8
+    assert "outside: a (isoflop, auto)" in str(found) and "the truth is the tuned law" in str(found)
 
-    said = str(summarize(task, 60, [judge_study(task, number) for number in range(60)]))
-    assert "outside: a (isoflop, auto)" in said and "the truth is the tuned law" in said
+
+def test_the_verb_knows_every_wrong_form():
+    offered = get_args(get_type_hints(SimulateOptions)["wrong"])
+    assert offered == ("none", *WRONG_FORMS)
 
 
 def test_exact_counting_keeps_the_truth_of_its_own_rule():
@@ -332,15 +335,48 @@ def test_a_fit_without_L_of_N_and_D_is_no_source(tmp_path, capsys):
     assert "--budgets" in capsys.readouterr().err
 
 
-def test_ctrl_c_prints_and_writes_what_was_counted(tmp_path):
+def stop_after(studies):
+    def listen(done, _):
+        if done == studies:
+            raise KeyboardInterrupt
+
+    return listen
+
+
+def test_ctrl_c_prints_and_writes_what_was_counted(tmp_path, capsys, monkeypatch):
     out = tmp_path / "sim.json"
-    command = [sys.executable, "-m", "jaxscale", "simulate", "--method", "isoflop", "--studies", "100000",
-               "--bootstrap", "20", "--workers", "2", "--out", str(out)]  # fmt: skip
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    time.sleep(8.0)
-    child.send_signal(signal.SIGINT)
-    said, error = child.communicate(timeout=30)
-    assert child.returncode == 130 and "interrupted" in error and "Traceback" not in error
-    assert "of 100000 studies" in said and "with this grid and this noise" in said
+    monkeypatch.setattr("jaxscale.cli.simulate._show_progress", lambda _: nullcontext(stop_after(3)))
+    assert dispatch(["simulate", "--method", "isoflop", "--bootstrap", "20", "--out", str(out)]) == 130
+    said = capsys.readouterr()
+    assert "3 of 200 studies" in said.out and "with this grid and this noise" in said.out
+    assert "interrupted, 3 of 200 studies are counted" in said.err
     plain = json.loads(out.read_text())
-    assert 0 < plain["studies"] < plain["asked"] == 100_000
+    assert plain["studies"] == 3 and plain["asked"] == 200
+
+
+def test_what_is_counted_before_the_end_equals_a_shorter_simulation():
+    with pytest.raises(Interrupted) as stopped:
+        simulate_studies(scenario(), studies=50, bootstrap=20, workers=1, listen=stop_after(5))
+    whole = simulate_studies(scenario(), studies=5, bootstrap=20, workers=1)
+    assert stopped.value.partial.rows == whole.rows
+
+
+def test_ctrl_c_before_the_first_study_is_an_empty_table(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("jaxscale.simulate.run._judge_all", stop)
+    assert dispatch(["simulate", "--method", "isoflop"]) == 130
+    assert "0 of 200 studies" in capsys.readouterr().out
+
+
+def test_width_over_needed_is_one_for_the_narrowest_constant_interval():
+    rng, given = np.random.default_rng(0), scenario()
+    truth = true_values(given)["a"]
+    estimates = truth + 0.01 * rng.standard_normal(4000)
+    record = {"method": "isoflop", "resample": "auto", "quantity": "a", "truth": truth}
+    records = [{"study": i, "estimate": e, "low": e - 0.0196, "high": e + 0.0196, **record}
+               for i, e in enumerate(estimates.tolist())]  # fmt: skip
+    assert rows_of(records, given)["a"]["width_ratio"] == pytest.approx(1.0, rel=0.03)
+    assert rows_of(records[:10], given)["a"]["width_ratio"] is None

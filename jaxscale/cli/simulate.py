@@ -33,9 +33,11 @@ __all__ = ["simulate"]
 
 EXAMPLES = """Draw studies from a known law, fit them again: bias, coverage and width of the intervals.
 
-example: jaxscale simulate --budgets 1e18 3e18 9e18 2.7e19 8.1e19 --noise 0.005 --method all --studies 200
-example: jaxscale simulate fit.json --flops 1e22        (how wide would my interval be with my grid and my noise?)
-example: jaxscale simulate runs/next --law fit.json     (the same for a grid that is planned)"""
+example: jaxscale simulate --first 1e18 --factor 3 --count 5 --noise 0.005 --studies 200
+
+How wide would my interval be, with my grid and my noise: jaxscale simulate fit.json --flops 1e22
+
+The same for a grid that is planned: jaxscale simulate runs/next --law fit.json"""
 
 DEFAULT_LAW = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """Besiroglu et al. 2024, arXiv 2404.10102: Chinchilla's data fitted again."""
@@ -79,7 +81,7 @@ class SimulateOptions(TableOptions):
     """Deviation of an error shared by all cells (one validation set), in log loss."""
     trunk: float = 0.0
     """Deviation of an error shared by the cells of one trunk, in log loss; the fits know the trunks."""
-    wrong: Literal["", "broken-N", "broken-D", "kaplan", "interaction", "mistuned"] = ""
+    wrong: Literal["none", "broken-N", "broken-D", "kaplan", "interaction", "mistuned"] = "none"
     """The truth is this form and not the law that is fitted."""
     method: Literal["isoflop", "parametric", "all"] = "all"
     """How each study is fitted."""
@@ -195,7 +197,11 @@ def _scenario(args: SimulateOptions) -> Scenario:
     seed_noise = next(x for x in (args.noise, given.noise, found.noise, 0.005) if x is not None)
     layout = _layout(args, law, found.layout)
     target = _target(args, max(layout.C))
-    return Scenario(law, layout, target, _noise(args, seed_noise), args.wrong)
+    return Scenario(law, layout, target, _noise(args, seed_noise), _wrong(args))
+
+
+def _wrong(args: SimulateOptions) -> str:
+    return "" if args.wrong == "none" else args.wrong
 
 
 def _noise(args: SimulateOptions, seed: float) -> Noise:
@@ -227,7 +233,7 @@ def _layout(args: SimulateOptions, law: Chinchilla, found: Layout | None) -> Lay
                               f"for a grid of its law")  # fmt: skip
         return found if args.seeds is None else replace(found, seeds=(args.seeds,) * len(found))
     budgets = args.budgets or _climb(LADDER | ladder)
-    form = build_form(args.wrong, law, np.ones(1), max(budgets), SIX_ND)
+    form = build_form(_wrong(args), law, np.ones(1), max(budgets), SIX_ND)
     return lay_grid(form, budgets, seeds=1 if args.seeds is None else args.seeds, **(SPREAD | spread))
 
 

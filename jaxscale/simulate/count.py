@@ -5,6 +5,9 @@
                rows in a table all of them lie in their bands in 99% of simulations if every interval is right
                (Bonferroni, so whatever the dependence between the rows)
 
+    width_ratio  mean width over that of the narrowest interval of constant width about the estimates that holds
+               the truth in `confidence` of the studies: 1 is no wider than needed
+
 A study that a fit refuses, or that gets no interval, covers nothing: `coverage` is over the answered ones,
 `coverage_all` over all. loss_future_run is judged by one more drawn run, at the N_opt that the study
 forecasts, with the noise of its runs.
@@ -142,12 +145,21 @@ def _count_one(name: str, part: Sequence[Mapping[str, Any]], refused: int, confi
         "coverage_all": inside / (len(part) + refused) if len(part) + refused else None,
         "missed_low": int((known & (truth < low)).sum()), "missed_high": int((known & (truth > high)).sum()),
     }  # fmt: skip
+    off, width = estimate - truth, (high - low)[known]
     logs = dict.fromkeys(("log_bias", "log_rms_error", "mean_log_width"))
     if name in RELATIVE and len(part):
         with np.errstate(all="ignore"):
             off, width = np.log(estimate / truth), np.log(high / low)[known]
         logs = {"log_bias": _mean(off), "log_rms_error": _root(off), "mean_log_width": _mean(width)}
-    return row | logs
+    return row | logs | {"width_ratio": _compare_width(off, width, confidence)}
+
+
+def _compare_width(off: np.ndarray, width: np.ndarray, confidence: float) -> float | None:
+    """Mean width over the needed one; None with too few studies to see the tail, or without error."""
+    if len(width) * (1 - confidence) < 1:
+        return None
+    needed = 2 * float(np.quantile(np.abs(off), confidence))
+    return float(width.mean()) / needed if needed > 0 else None
 
 
 def _mean(values: np.ndarray) -> float | None:

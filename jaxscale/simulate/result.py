@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Simulation", "summarize"]
 
-SHOWN = ("method", "resample", "quantity", "truth", "bias", "rms error", "coverage", "in band", "of all", "mean width")
+SHOWN = ("method", "resample", "quantity", "truth", "bias", "rms error", "coverage", "in band", "of all", "mean width",
+         "x needed")  # fmt: skip
 FACTORS = ("N_opt", "D_opt", "A", "B")
 """Their widths are factors, those of losses percentages."""
 
@@ -82,6 +83,7 @@ class Simulation:
         ]  # fmt: skip
         lines += [_say_fit(found, self.studies) for found in self.fits]
         lines += self._say_bands()
+        lines.append("x needed: mean width over the narrowest constant width about the estimates that would have held")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join([*lines, *self.answer()])
 
@@ -182,4 +184,6 @@ def _show(row: dict[str, Any]) -> tuple[Any, ...]:
         bias, rms = f"{np.expm1(row['log_bias']):+.2%}", f"{np.expm1(row['log_rms_error']):.2%}"
         half = np.exp(row["mean_log_width"] / 2)
         width = f"x/ {half:.3g}" if row["quantity"] in FACTORS else f"+-{half - 1:.2%}"
-    return (row["method"], row["resample"], row["quantity"], row["truth"], bias, rms, covered, mark, of_all, width)
+    ratio = UNKNOWN if row["width_ratio"] is None else f"{row['width_ratio']:.2f}"
+    name = (row["method"], row["resample"], row["quantity"])
+    return (*name, row["truth"], bias, rms, covered, mark, of_all, width, ratio)
