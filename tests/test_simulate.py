@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -291,7 +292,7 @@ def test_a_table_and_a_planned_study_are_sources(tmp_path, capsys):
     assert dispatch(["simulate", str(tmp_path / "table.csv"), *SMALL, "--out", str(out)]) == 0
     plain = json.loads(out.read_text())
     assert plain["grid"]["cells"] == 28 and 0.002 < plain["noise"]["seed"] < 0.006
-    study = "configs/quickstart.py"
+    study = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
     assert dispatch(["simulate", study, *SMALL]) == 2
     assert "has no law" in capsys.readouterr().err
     law = ["--law", "E=1.2", "A=20.5", "B=31.5", "alpha=.40", "beta=.34"]
