@@ -79,7 +79,7 @@ def _fit_once(task: Task, draw: Draw, truth: Mapping[str, float], method: str, r
             draw.observations, bootstrap=task.bootstrap, resample=resample, confidence=task.confidence,
             seed=draw.fit_seed,
         )  # fmt: skip
-    except JaxscaleError as error:
+    except (JaxscaleError, np.linalg.LinAlgError) as error:
         return [{"quantity": None, "verdict": str(error)}]
     if fit.verdict:
         return [{"quantity": None, "verdict": fit.verdict}]

@@ -96,7 +96,7 @@ def _judge_all(task: Task, studies: int, count: int) -> Generator[list[dict[str,
     cores = sorted(os.sched_getaffinity(0))
     waiting, lines = iter(range(studies)), Queue[tuple[int, str | None]]()
     with tempfile.TemporaryFile("w+") as log:
-        workers = [_start(task, cores[i] if count <= len(cores) else -1, log) for i in range(count)]
+        workers = [_start(task, cores[i] if count == len(cores) else -1, log) for i in range(count)]
         try:
             for index, worker in enumerate(workers):
                 threading.Thread(target=_pump, args=(index, worker, lines), daemon=True).start()

@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 def main(core: int) -> int:
-    """Entry point: the core to stay on, or -1."""
+    """Entry point: the core to stay on where every core has a worker, else -1."""
     if core >= 0:
         os.sched_setaffinity(0, {core})  # before JAX sizes its thread pools
     from jaxscale.runs import from_plain
