@@ -50,6 +50,9 @@ FAILED_NORM = 1e-6
 """A bootstrap round whose gradient norm stays above this is left out, and counted."""
 LAD_SMOOTHING = 1e-2
 """Bootstrap rounds of lad are Huber fits at this share of the robust deviation, close to their vertices."""
+STRATUM_PRIOR_DOF = 1.0
+"""A budget's noise is its own: the law has five parameters for all budgets, which leaves each nearly all its degrees of
+freedom, and noise that falls with compute is usual. Counted in docs/coverage.md against 8."""
 SMALLEST_DELTA = 1e-9
 """Robust deviations below this are rounding: the law fits exactly."""
 
@@ -182,10 +185,12 @@ def _model_noise(cells: Cells, best: Optimum) -> NoiseModel:
     stratum = np.maximum(cells.budget, 0)
     strata = stratum.max() + 1
     dof = np.bincount(stratum, 1 - leverage, strata)
-    seeds = (np.bincount(stratum, part, strata) for part in (cells.seed_ss, cells.seed_dof))
+    seed_ss, seed_dof = (np.bincount(stratum, part, strata) for part in (cells.seed_ss, cells.seed_dof))
     cluster = np.unique(cells.cluster, return_inverse=True)[1]
     r = residuals(best.design.problem, best.theta, np.log(cells.loss))
-    return NoiseModel(r, leverage, cells.weight, stratum, cluster, dof, *seeds)
+    return NoiseModel(
+        r, leverage, cells.weight, stratum, cluster, dof, seed_ss, seed_dof, prior_dof=STRATUM_PRIOR_DOF
+    )  # fmt: skip
 
 
 def _bootstrap(

@@ -39,6 +39,14 @@ class NoiseModel:
     dof: np.ndarray
     seed_ss: np.ndarray
     seed_dof: np.ndarray
+    prior_dof: float = PRIOR_DOF
+
+    @property
+    def effective_dof(self) -> float:
+        """Degrees of freedom of the pooled variance where strata differ in noise (Satterthwaite 1946)."""
+        dof, variance = self.dof + self.seed_dof, self.scales() ** 2
+        spread = float((dof * variance**2).sum())
+        return float((dof * variance).sum() ** 2 / spread) if spread > 0 else self.total_dof
 
     @property
     def total_dof(self) -> float:
@@ -59,11 +67,11 @@ class NoiseModel:
         return float(np.sqrt(self.seed_ss.sum() / dof)) if dof else None
 
     def scales(self) -> np.ndarray:
-        """Noise deviation of each stratum (strata,): its own, shrunk to the pooled one by PRIOR_DOF."""
+        """Noise deviation of each stratum (strata,): its own, shrunk to the pooled one by prior_dof."""
         ss = np.bincount(self.stratum, self.weight * self.residual**2, len(self.dof)) + self.seed_ss
         dof = self.dof + self.seed_dof
         pooled = ss.sum() / max(dof.sum(), 1e-300)
-        return np.sqrt((ss + PRIOR_DOF * pooled) / (dof + PRIOR_DOF))
+        return np.sqrt((ss + self.prior_dof * pooled) / (dof + self.prior_dof))
 
 
 def choose_resample(asked: str, *, planned: bool, cluster: np.ndarray) -> str:
@@ -77,7 +85,7 @@ def choose_resample(asked: str, *, planned: bool, cluster: np.ndarray) -> str:
 def draw_errors(model: NoiseModel, kind: str, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """Errors of log loss (rounds, n) to add to the fitted values."""
     n, root = len(model.residual), np.sqrt(np.maximum(1 - model.leverage, 1e-6))
-    dof = model.total_dof
+    dof = model.effective_dof
     widen = np.sqrt(dof / rng.chisquare(dof, (rounds, 1)))
     if kind == "wild":
         signs = rng.choice([-1.0, 1.0], (rounds, model.cluster.max() + 1))[:, model.cluster]
