@@ -42,6 +42,7 @@ _HOMES = {
     "compare_models": "budget",
     "constrain_optimum": "constrain",
     "measure_flatness": "flatness",
+    "simulate_studies": "simulate",
     "write_report": "report",
 }
 

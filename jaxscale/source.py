@@ -30,7 +30,7 @@ __all__ = ["BUDGET_WIDTH", "CANONICAL", "COUNTS", "as_observations", "label_budg
 
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
-             "N_non_embedding", "N_total", "loss_std_error")  # fmt: skip
+             "N_non_embedding", "N_total", "loss_std_error", "train_loss")  # fmt: skip
 COUNTS = ("N", "N_non_embedding", "N_total")
 """Columns that can be the N of a law."""
 BUDGET_WIDTH = 0.05

@@ -58,7 +58,16 @@ def test_the_table_prints_and_writes_itself(tmp_path, capsys):
     assert {"count", "flops_rule", "spread", "a", "a_low", "a_high", "b"} <= set(table.to_frame())
     assert "the counting alone moves a from" in str(table)
     GRID.assign(N_total=GRID["N"] * 2).to_csv(tmp_path / "table.csv", index=False)
-    command = ["fit", str(tmp_path / "table.csv"), "--bootstrap", "20", "--count", "N_total", "--flops-rule", "6ND"]
+    command = [
+        "fit",
+        str(tmp_path / "table.csv"),
+        "--bootstrap",
+        "20",
+        "--count-params",
+        "N_total",
+        "--flops-rule",
+        "6ND",
+    ]
     assert dispatch([*command, "--conventions"]) == 0
     assert "isoflop exponents by convention" in capsys.readouterr().out
     with pytest.raises(MisuseError, match="no column N_non_embedding"):

@@ -22,7 +22,7 @@ ORDER = [
     {"fitted"},
     {"forecast", "flatness", "budget", "curves", "critical", "transfer"},
     {"constrain", "composition"},
-    {"backtest"},
+    {"backtest", "simulate"},
     {"train", "report"},
     {"cli"},
     {"__init__", "__main__"},
@@ -66,7 +66,7 @@ def _loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "room", ["plan", "laws", "fit", "forecast", "collect", "source", "report", "sweep", "backtest"]
+    "room", ["plan", "laws", "fit", "forecast", "collect", "source", "report", "sweep", "backtest", "simulate"]
 )
 def test_the_analysis_side_loads_neither_flax_nor_orbax(room: str) -> None:
     assert not {"flax", "orbax", "grain"} & _loaded_by(f"import jaxscale.{room}")

@@ -33,7 +33,7 @@ class TableOptions:
     """Canonical names and the table's own: N=n_params D=tokens C=flops loss=nats."""
     where: str | None = None
     """Rows to keep, by the table's own columns: "excluded == 0 and d_tokens > 1e9"."""
-    count: Literal["N", "N_non_embedding", "N_total"] = "N"
+    count_params: Literal["N", "N_non_embedding", "N_total"] = "N"
     """The column that is the law's N."""
     flops_rule: Literal["given", "6ND"] = "given"
     """C as the table gives it, or recomputed as 6 N D; budgets stay the groups they were."""
@@ -205,7 +205,7 @@ def _read(source: str, table: TableOptions) -> Observations:
     from jaxscale.source import read_observations
 
     return read_observations(
-        source, columns=_pairs("columns", table.columns), where=table.where, count=table.count,
+        source, columns=_pairs("columns", table.columns), where=table.where, count=table.count_params,
         flops_rule=table.flops_rule, loss_unit=table.loss_unit,
     )  # fmt: skip
 
@@ -214,7 +214,7 @@ def _print_conventions(args: FitArguments) -> None:
     """The table of counts, from the table as it was read, before any count was switched."""
     from jaxscale.fit.conventions import compare_conventions
 
-    plain = replace(args, count="N", flops_rule="given")
+    plain = replace(args, count_params="N", flops_rule="given")
     print(compare_conventions(_read(args.source, plain), confidence=args.confidence, seed=args.seed))
 
 

@@ -168,7 +168,7 @@ def _fit_usable(
             "name": "squares", "delta": None, "reduction": "sum", "value": None, "gradient_norm": None,
             "reading": reading.words,
         },
-        noise={"seed_std": model.seed_std, "residual_std": model.residual_std}, budgets=budgets,
+        noise=model.describe(), budgets=budgets,
         diagnostics={
             "notes": notes,
             "flops": describe_rule(obs, cells), "largest_C": float(C.max()),

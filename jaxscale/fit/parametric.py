@@ -28,7 +28,7 @@ from jaxscale.fit.optimize import (
 )
 from jaxscale.fit.outliers import find_outliers
 from jaxscale.fit.profile import judge_profiles, profile_parameters
-from jaxscale.fit.resample import NoiseModel, choose_resample, draw_counts, draw_errors
+from jaxscale.fit.resample import NoiseModel, choose_resample, draw_counts, draw_errors, estimate_intraclass
 from jaxscale.fit.result import Estimate, Fit, refused_fit
 from jaxscale.fit.summary import (
     check_options,
@@ -55,6 +55,11 @@ LAD_SMOOTHING = 1e-2
 """Bootstrap rounds of lad are Huber fits at this share of the robust deviation, close to their vertices."""
 DRAWN = 2**24
 """Numbers a block of bootstrap rounds may draw: 128 MiB in float64."""
+LARGEST_HAT = 4000
+"""Cells up to which the hat matrix is formed to see what the cells of a trunk have in common."""
+STRATUM_PRIOR_DOF = 1.0
+"""A budget's noise is its own: the law has few parameters for all budgets, which leaves each nearly all its degrees of
+freedom, and noise that falls with compute is usual. Counted in docs/coverage.md against 8."""
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is null, and said
@@ -97,14 +102,26 @@ def fit_parametric(
 def _model_noise(cells: Cells, best: Optimum) -> NoiseModel:
     """Residuals of log loss, a stratum a budget (one in all without budgets)."""
     J = np.sqrt(cells.weight)[:, None] * best.design.jacobian(best.theta)
-    leverage = (np.linalg.qr(J)[0] ** 2).sum(1)
+    Q = np.linalg.qr(J)[0]
+    leverage = (Q**2).sum(1)
     stratum = np.maximum(cells.budget, 0)
     strata = stratum.max() + 1
     dof = np.bincount(stratum, 1 - leverage, strata)
-    seeds = (np.bincount(stratum, part, strata) for part in (cells.seed_ss, cells.seed_dof))
+    seed_ss, seed_dof = (np.bincount(stratum, part, strata) for part in (cells.seed_ss, cells.seed_dof))
     cluster = np.unique(cells.cluster, return_inverse=True)[1]
     r = best.design.residuals(best.theta, np.log(cells.loss))
-    return NoiseModel(r, leverage, cells.weight, stratum, cluster, dof, *seeds)
+    return NoiseModel(
+        r, leverage, cells.weight, stratum, cluster, dof, seed_ss, seed_dof, prior_dof=STRATUM_PRIOR_DOF,
+        intraclass=_share_in_clusters(cells, Q, r, cluster),
+    )  # fmt: skip
+
+
+def _share_in_clusters(cells: Cells, Q: np.ndarray, residual: np.ndarray, cluster: np.ndarray) -> float:
+    """Share of the noise that cells of a run or trunk have in common; 0 where none share one, or there are too many."""
+    if len(np.unique(cluster)) == len(cluster) or len(cluster) > LARGEST_HAT:
+        return 0.0
+    root = np.sqrt(cells.weight)
+    return estimate_intraclass(residual, cells.weight, (Q / root[:, None]) @ (Q * root[:, None]).T, cluster)
 
 
 def _bootstrap(
@@ -156,7 +173,8 @@ def _assemble(
 ) -> Fit:  # fmt: skip
     model = _model_noise(cells, best)
     planned = bool(len(cells.budget_C))
-    kind = choose_resample(options["resample"], planned=planned, cluster=model.cluster)
+    known = model.intraclass if len(cells) <= LARGEST_HAT else None
+    kind = choose_resample(options["resample"], planned=planned, cluster=model.cluster, intraclass=known)
     draws, converged = _bootstrap(cells, design, best, model, kind, options)
     shared = shared_error(obs)
     draws = _share_error(draws, shared or 0.0, options["seed"])
@@ -176,7 +194,7 @@ def _assemble(
         bootstrap=options["bootstrap"], resample=kind,
         seed=options["seed"], exponents=exponents, coefficients=coefficients, loss_law=None,
         objective=_describe_objective(goal, best),
-        noise={"seed_std": model.seed_std, "residual_std": model.residual_std},
+        noise=model.describe(),
         diagnostics={
             "notes": [*words, *outliers.pop("notes")], "identifiability": numbers, "flops": flops,
             "largest_C": float(cells.C.max()), "robust_std": best.scale, "starts_at_optimum": best.starts_agreeing,
@@ -234,8 +252,8 @@ def _describe_objective(goal: Objective, best: Optimum) -> dict[str, Any]:
 
 
 def _describe_residuals(cells: Cells, model: NoiseModel) -> list[dict[str, float]]:
-    """One record a cell: where it is and its residual of log loss, log L - log L(N, D)."""
+    """One record a cell: where it is, its weight (seeds), its residual of log loss, log L - log L(N, D)."""
     return [
-        {"N": float(N), "D": float(D), "C": float(C), "loss": float(loss), "residual": float(r)}
-        for N, D, C, loss, r in zip(cells.N, cells.D, cells.C, cells.loss, model.residual, strict=True)
+        {"N": float(N), "D": float(D), "C": float(C), "loss": float(loss), "weight": float(w), "residual": float(r)}
+        for N, D, C, loss, w, r in zip(cells.N, cells.D, cells.C, cells.loss, cells.weight, model.residual, strict=True)
     ]

@@ -47,6 +47,15 @@ class NoiseModel:
     """Cells (n,) of one number share the draw of their misfit."""
     intraclass: float = field(default=0.0, kw_only=True)
     """Share of the noise variance that the cells of a cluster have in common (estimate_intraclass)."""
+    prior_dof: float = field(default=PRIOR_DOF, kw_only=True)
+    """Degrees of freedom by which a stratum's noise is drawn to the pooled one."""
+
+    @property
+    def effective_dof(self) -> float:
+        """Degrees of freedom of the pooled variance where strata differ in noise (Satterthwaite 1946)."""
+        dof, variance = self.dof + self.seed_dof, self.scales() ** 2
+        spread = float((dof * variance**2).sum())
+        return float((dof * variance).sum() ** 2 / spread) if spread > 0 else self.total_dof
 
     @property
     def total_dof(self) -> float:
@@ -66,12 +75,17 @@ class NoiseModel:
         dof = self.seed_dof.sum()
         return float(np.sqrt(self.seed_ss.sum() / dof)) if dof else None
 
+    def describe(self) -> dict[str, float | None]:
+        """`Fit.noise`: the deviation of one run between seeds and about the fit, and the dof of the one that counts."""
+        dof = float(self.seed_dof.sum()) or float(self.dof.sum())
+        return {"seed_std": self.seed_std, "residual_std": self.residual_std, "dof": dof or None}
+
     def scales(self) -> np.ndarray:
-        """Noise deviation of each stratum (strata,): its own, shrunk to the pooled one by PRIOR_DOF."""
+        """Noise deviation of each stratum (strata,): its own, shrunk to the pooled one by prior_dof."""
         ss = np.bincount(self.stratum, self.weight * self.residual**2, len(self.dof)) + self.seed_ss
         dof = self.dof + self.seed_dof
         pooled = ss.sum() / max(dof.sum(), 1e-300)
-        return np.sqrt((ss + PRIOR_DOF * pooled) / (dof + PRIOR_DOF))
+        return np.sqrt((ss + self.prior_dof * pooled) / (dof + self.prior_dof))
 
 
 def choose_resample(asked: str, *, planned: bool, cluster: np.ndarray, intraclass: float | None = None) -> str:
@@ -107,8 +121,8 @@ def estimate_intraclass(residual: np.ndarray, weight: np.ndarray, hat: np.ndarra
 def draw_errors(model: NoiseModel, kind: str, rounds: int, rng: np.random.Generator) -> np.ndarray:
     """Errors of log loss (rounds, n) to add to the fitted values."""
     n, root = len(model.residual), np.sqrt(np.maximum(1 - model.leverage, 1e-6))
-    clusters, k = len(np.unique(model.cluster)), model.intraclass
-    dof = (1 - k) * model.total_dof + k * min(model.total_dof, max(clusters - 1, 1))  # trunks are what repeats
+    clusters, k, dof = len(np.unique(model.cluster)), model.intraclass, model.effective_dof
+    dof = (1 - k) * dof + k * min(dof, max(clusters - 1, 1))  # trunks are what repeats
     widen = np.sqrt(dof / rng.chisquare(dof, (rounds, 1)))
     if kind == "wild":
         signs = rng.choice([-1.0, 1.0], (rounds, model.cluster.max() + 1))[:, model.cluster]
