@@ -136,7 +136,7 @@ def test_trunks_are_known_to_the_fits():
     frame = draw_study(scenario(trunk=0.002), 0, 0).observations.frame
     assert frame["parent"].nunique() == 7
     records = judge(scenario(trunk=0.002), 1)
-    assert {record["resample_used"] for record in records} == {"wild"}
+    assert {record["resample_used"] for record in records} == {"residual"}  # with a share common to a trunk
 
 
 def test_without_noise_the_parametric_truth_is_found():
