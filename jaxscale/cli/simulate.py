@@ -42,6 +42,8 @@ The same for a grid that is planned: jaxscale simulate runs/next --law fit.json"
 DEFAULT_LAW = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """Besiroglu et al. 2024, arXiv 2404.10102: Chinchilla's data fitted again."""
 LADDER = {"first": 1e18, "factor": 3.0, "count": 5}
+BOTH = ("isoflop", "parametric")
+"""What all means here: the runs of a drawn grid have no curves for an envelope."""
 SPREAD = {"sizes": 7, "span": 6.0}
 NOISE = {"noise": "seed", "noise_power": "power", "outliers": "outliers", "outlier_size": "outlier_size",
          "shared": "shared", "trunk": "trunk"}  # fmt: skip
@@ -134,11 +136,10 @@ def simulate(argv: list[str]) -> int:
 
 
 def _run(args: SimulateOptions) -> Simulation:
-    from jaxscale.fit.together import METHODS
     from jaxscale.simulate import simulate_studies
 
     scenario = _scenario(args)
-    methods = tuple(METHODS) if args.method == "all" else (args.method,)
+    methods = BOTH if args.method == "all" else (args.method,)
     with _show_progress(args.studies) as listen:
         return simulate_studies(
             scenario, studies=args.studies, methods=methods, resamplers=args.resample, bootstrap=args.bootstrap,

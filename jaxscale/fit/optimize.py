@@ -118,8 +118,8 @@ def _optimize(
     if start is None:
         lanes = lanes._replace(theta=design.search(lanes, smooth))
         lanes = lanes._replace(theta=design.polish(lanes, smooth, tolerance=TOLERANCE).theta)
-        scale = _settle_scale(design, lanes, smooth)
-        smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
+    scale = _settle_scale(design, lanes, smooth)
+    smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
     delta = goal.delta_for(scale)
     tolerance = TOLERANCE if goal.name != "lad" else 1e-6 * delta
     begin = None if start is not None else smooth
