@@ -101,7 +101,8 @@ def find_optimum(
     best = _optimize(cells, design, goal, start)
     if "E" not in design.free or best.params["E"] / cells.loss.min() > VANISHING_E:
         return best
-    flat = _optimize(cells, design.fix({"E": 0.0}), goal, start)
+    others = None if start is None else {name: value for name, value in start.items() if name != "E"}
+    flat = _optimize(cells, design.fix({"E": 0.0}), goal, others)
     return flat if flat.value <= best.value * (1 + 1e-6) + 1e-18 else best
 
 
