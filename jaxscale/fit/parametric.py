@@ -28,7 +28,14 @@ from jaxscale.fit.optimize import (
 )
 from jaxscale.fit.outliers import find_outliers
 from jaxscale.fit.profile import judge_profiles, profile_parameters
-from jaxscale.fit.resample import NoiseModel, choose_resample, draw_counts, draw_errors, estimate_intraclass
+from jaxscale.fit.resample import (
+    LARGEST_HAT,
+    NoiseModel,
+    choose_resample,
+    draw_counts,
+    draw_errors,
+    estimate_intraclass,
+)
 from jaxscale.fit.result import Estimate, Fit, refused_fit
 from jaxscale.fit.summary import (
     check_options,
@@ -55,8 +62,6 @@ LAD_SMOOTHING = 1e-2
 """Bootstrap rounds of lad are Huber fits at this share of the robust deviation, close to their vertices."""
 DRAWN = 2**24
 """Numbers a block of bootstrap rounds may draw: 128 MiB in float64."""
-LARGEST_HAT = 4000
-"""Cells up to which the hat matrix is formed to see what the cells of a trunk have in common."""
 STRATUM_PRIOR_DOF = 1.0
 """A budget's noise is its own: the law has few parameters for all budgets, which leaves each nearly all its degrees of
 freedom, and noise that falls with compute is usual. Counted in docs/coverage.md against 8."""
