@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from jaxscale.fit.result import Budget, Fit
-from jaxscale.format import format_count, format_flops, format_loss
+from jaxscale.format import UNKNOWN, format_count, format_flops, format_interval, format_loss
 from jaxscale.report.charts import Figure, budget_color, finish, inline, linear_y, log_axis, log_domain, tips
 from jaxscale.report.curves import draw_valley
 from jaxscale.report.evidence import Evidence, records
@@ -52,7 +52,7 @@ def point_rows(points: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def draw_isoflop(evidence: Evidence) -> Figure:
-    """Loss against size at fixed compute, a parabola and its minimum for each budget."""
+    """Loss against size at fixed compute, the curve each minimum was read from, and the minimum."""
     points = evidence.points
     if points["budget_C"].isna().all():
         return _draw_cloud(evidence)
@@ -77,7 +77,7 @@ def _draw_cloud(evidence: Evidence) -> Figure:
 
 
 def _valley_layers(evidence: Evidence, fit: Fit | None) -> list[alt.Chart]:
-    """Parabolas: solid where the minimum counts, dashed where it does not."""
+    """The fit's curves: solid where the minimum counts; where it does not a parabola, dashed."""
     solid = _valley_rows(evidence, fit, usable=True)
     dashed = _valley_rows(evidence, fit, usable=False)
     styles = ((solid, [1, 0]), (dashed, [5, 4]))
@@ -135,12 +135,31 @@ def _caption(evidence: Evidence, fit: Fit | None) -> str:
     parts = ["Labels give each curve's training FLOPs C."]
     if any(budget.status == "ok" for budget in _budgets(fit)):
         parts.append("Diamonds: the minima that the power laws are fitted to.")
+    parts += _reading_words(fit)
     lost = [f"{format_flops(b.C)} ({EXCUSES[b.status]})" for b in _budgets(fit) if b.status != "ok"]
     if lost:
         parts.append(f"Not used, dashed where a curve exists: {'; '.join(lost)}.")
     if len(evidence.holdout):
         parts.append("Hollow squares: held out from every fit.")
     return " ".join(parts)
+
+
+def _reading_words(fit: Fit | None) -> list[str]:
+    """How the minima were read, and how far other ways of reading move a."""
+    if fit is None or not fit.exponents:
+        return []
+    words = [f"Lines: {fit.objective['reading']}."] if fit.objective.get("reading") else []
+    span = (fit.diagnostics.get("sensitivity_span") or {}).get("N")
+    if span:
+        a = fit.exponents["N"]
+        beside = format_interval(a.interval, _three_digits)
+        words.append(f"Other windows and interpolants give a from {span[0]:.3f} to {span[1]:.3f}, beside "
+                     f"{a.value:.3f} {'' if beside == UNKNOWN else beside} by this reading.")  # fmt: skip
+    return words
+
+
+def _three_digits(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.3f}"
 
 
 def _budgets(fit: Fit | None) -> tuple[Budget, ...]:
