@@ -77,7 +77,7 @@ def fit_residuals(evidence: Evidence, fit: Fit) -> pd.DataFrame:
             return points.head(0).assign(residual=0.0)
         predicted = fit.predict_loss(*(points[name].to_numpy(float) for name in inputs))
         return points.assign(residual=points["loss"] / predicted - 1)
-    if fit.diagnostics.get("interpolant") == "akima":  # passes through its points: residuals say nothing
+    if fit.method == "envelope" or fit.diagnostics.get("interpolant") == "akima":  # no curve that could miss a point
         return points.head(0).assign(residual=0.0)
     kept = [_valley_residuals(evidence, fit, budget) for budget in fit.budgets or ()]
     return pd.concat(kept) if kept else points.head(0).assign(residual=0.0)
