@@ -58,20 +58,20 @@ def judge_approaches(evidence: Evidence) -> Agreement | None:
     headings = ("approaches", "quantity", "first", "second", "difference", f"{record['confidence']:.0%} interval", "")
     return Agreement(
         word={"agree": "agree", "disagree": "disagree"}.get(record["verdict"], "were not compared"),
-        sentence=_sentence(record),
+        sentence=_sentence(record, averaged=any(row["method"] == "average" for row in evidence.forecast)),
         table=Table(headings, rows, words=2),
         reasons=tuple(dict.fromkeys(reason for pair in pairs for reason in pair["reasons"])),
         note=f"Approaches are {record['assumption']}.",
     )
 
 
-def _sentence(record: dict[str, Any]) -> str:
+def _sentence(record: dict[str, Any], *, averaged: bool) -> str:
     """What follows "The approaches agree", "... disagree" or "... were not compared"."""
     where = f"{format_flops(record['C'])} FLOPs"
     if record["verdict"] == "agree":
         return (
-            f"at {record['confidence']:.0%} on the exponents, and on the size and the loss at {where}. "
-            f"The average beside the forecast holds both their own doubt and the rest of their difference."
+            f"at {record['confidence']:.0%} on the exponents, and on the size and the loss at {where}: no difference "
+            f"goes beyond their intervals."
         )
     if record["verdict"] != "disagree":
         return "since a fit has no intervals."
@@ -80,10 +80,10 @@ def _sentence(record: dict[str, Any]) -> str:
         for pair in record["pairs"]
         if pair["verdict"] == "disagree"
     ]
-    return (
-        f"beyond their {record['confidence']:.0%} intervals at {where}: {'; '.join(apart)}. Believe no interval "
-        f"narrower than the average's, which their disagreement widens."
-    )
+    advice = "Believe no interval narrower than the average's, which their disagreement widens"
+    if not averaged:
+        advice = "No two of them bear an average: the spread between them is part of the doubt"
+    return f"beyond their {record['confidence']:.0%} intervals at {where}: {'; '.join(apart)}. {advice}."
 
 
 def _names(pair: dict[str, Any]) -> str:

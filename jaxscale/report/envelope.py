@@ -120,8 +120,8 @@ def _title(fit: Fit) -> str:
 def _caption(fit: Fit) -> str:
     lost = [b for b in fit.budgets or () if b.status != "ok"]
     smoothing = fit.objective.get("smoothing")
-    words = ["Thin: one line a size, straight between its runs. Thick: the envelope"
-             f"{f' of {smoothing}' if smoothing else ''}, its biases taken off.",
+    words = ["Thin: one line a size, straight between its runs. Thick: the envelope, its biases taken off"
+             f"{f' (smoothing: {smoothing})' if smoothing else ''}.",
              "Diamonds: where a larger size overtakes; the laws of N and D run through them."]  # fmt: skip
     if lost:
         words.append(f"Not counted, at the edge of the sizes: {', '.join(format_flops(b.C) for b in lost)}.")

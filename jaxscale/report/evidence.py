@@ -22,7 +22,8 @@ from jaxscale.runs import Observations, Plan, RunResult
 __all__ = ["METHOD_NAMES", "Evidence", "HasRows", "collect_evidence", "records"]
 
 MAX_BUDGETS = 12
-"""More distinct budgets than this are no IsoFLOP design; they are grouped by decades of compute."""
+"""More distinct budgets than this are no IsoFLOP design, unless a fit read minima off them; they are grouped by
+decades of compute."""
 CLUSTER_SPREAD = 1.05
 """Runs whose FLOPs differ by less than 5% share a budget (ARCHITECTURE.md, Observations)."""
 NOMINAL = 0.1
@@ -44,7 +45,8 @@ class Evidence:
 
     `points`: N, D, C, loss, run_id, seed, role ("grid" or "holdout"), budget_C (FLOPs, NaN outside an
     IsoFLOP design), budget (its label). `fits` are keyed by the name a reader sees; `declared` is the name of the
-    one that was declared beforehand. Rows of forecast and backtest: the one that leads, the average, the others.
+    one that stands for the answer, `beforehand` whether someone said so before. Rows of forecast and backtest: the
+    one that leads, the average, the others.
     """
 
     points: pd.DataFrame
@@ -57,6 +59,7 @@ class Evidence:
     curves: pd.DataFrame | None
     rule: str
     declared: str | None = None
+    beforehand: bool = False
     agreement: dict[str, Any] | None = None
     suspicions: tuple[str, ...] = ()
 
@@ -120,7 +123,7 @@ def collect_evidence(
     leader = first if first is None or has_optimum(first) else next(filter(has_optimum, named.values()), first)
     order = _Order(leader, tuple(named.values()))
     return Evidence(
-        points=_name_points(observations.frame),
+        points=_name_points(observations.frame, planned=any(_has_minima(fit) for fit in named.values())),
         fits=named,
         forecast=tuple(sorted(_forecast_rows(forecast), key=order.place)),
         backtest=tuple(sorted(backtest.rows if backtest is not None else (), key=order.place)),
@@ -130,6 +133,7 @@ def collect_evidence(
         curves=curves if curves is not None and len(curves) else None,
         rule=observations.rule,
         declared=next((name for name, fit in named.items() if fit is first), None),
+        beforehand=declared is not None,
         agreement=fits.agreement if isinstance(fits, Fits) else None,
         suspicions=tuple(find_suspicions(observations)) if len(observations) else (),
     )
@@ -154,7 +158,11 @@ def _is_of(row: dict[str, Any], fit: Fit) -> bool:
     return bool(fit.method == row["method"] and row.get("law", fit.law) == fit.law)
 
 
-def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
+def _has_minima(fit: Fit) -> bool:
+    return fit.method == "isoflop" and any(budget.status == "ok" for budget in fit.budgets or ())
+
+
+def _name_points(frame: pd.DataFrame, *, planned: bool) -> pd.DataFrame:
     points = frame.reset_index(drop=True).copy()
     if "role" not in points:
         points["role"] = "grid"
@@ -162,7 +170,7 @@ def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
         points["run_id"] = [f"row {row}" for row in points.index]
     if "seed" not in points:
         points["seed"] = None
-    points["budget_C"] = _find_budgets(points)
+    points["budget_C"] = _find_budgets(points, planned)
     known = points["budget_C"].notna()
     decades = np.floor(np.log10(points["C"]))
     points["budget"] = [
@@ -172,7 +180,7 @@ def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
     return points
 
 
-def _find_budgets(points: pd.DataFrame) -> pd.Series:
+def _find_budgets(points: pd.DataFrame, planned: bool) -> pd.Series:
     """The nominal FLOPs of each point: its `budget`, else the geometric mean of its cluster, else NaN.
 
     A budget that is a name, or a number far from the FLOPs of its runs, stands for their geometric mean.
@@ -185,7 +193,7 @@ def _find_budgets(points: pd.DataFrame) -> pd.Series:
         C = points["C"].sort_values()
         cluster = (CLUSTER_SPREAD * C.shift() < C).cumsum()
         budgets = np.exp(np.log(C).groupby(cluster).transform("mean")).reindex(points.index)
-    too_many = budgets.nunique() > MAX_BUDGETS
+    too_many = budgets.nunique() > MAX_BUDGETS and not planned
     return budgets.where(~pd.Series(too_many, index=budgets.index))
 
 

@@ -202,6 +202,8 @@ def _points_used(fit: Fit) -> str:
     used = fit.source.get("rows_used")
     if fit.budgets is None:
         return UNKNOWN if used is None else str(used)
+    if fit.method == "envelope":
+        return f"{len(fit.diagnostics.get('climbs') or ())} changes of size"
     usable = sum(budget.status == "ok" for budget in fit.budgets)
     return f"{usable} of {len(fit.budgets)} minima"
 

@@ -62,10 +62,13 @@ def say_leader(evidence: Evidence) -> str:
     """Who leads the page and why, in one sentence; empty without a forecast."""
     if evidence.leader is None:
         return ""
+    chosen = "was declared beforehand" if evidence.beforehand else "is the first of the fits"
     if evidence.leader != evidence.declared:
-        return f"By the {evidence.leader}: {evidence.declared} was declared beforehand and has no answer."
+        return f"By the {evidence.leader}: {evidence.declared} {chosen} and has no answer."
     if len(evidence.fits) == 1:
         return f"By the {evidence.leader}."
+    if not evidence.beforehand:
+        return f"By the {evidence.leader}, the first of the fits; --declared names the one you declared beforehand."
     return f"By the {evidence.leader}, the approach declared beforehand: no backtest chooses another."
 
 
@@ -201,7 +204,8 @@ def _wide_intervals(evidence: Evidence) -> Iterator[str]:
 
 
 def _far(evidence: Evidence) -> Iterator[str]:
-    far = [row for row in evidence.forecast if (row.get("extrapolation") or 0) > FAR]
+    leading = [row for row in evidence.forecast if evidence.name_row(row) == evidence.leader]
+    far = [row for row in leading if (row.get("extrapolation") or 0) > FAR]
     if far:
         row = min(far, key=lambda row: row["C"])
         beyond = format_factor(row["extrapolation"])
