@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxscale.fit.agreement import BEYOND
+from jaxscale.fit.average import bears_average
 from jaxscale.fit.result import Fit
 from jaxscale.format import (
     UNKNOWN,
@@ -58,14 +59,21 @@ def judge_approaches(evidence: Evidence) -> Agreement | None:
     headings = ("approaches", "quantity", "first", "second", "difference", f"{record['confidence']:.0%} interval", "")
     return Agreement(
         word={"agree": "agree", "disagree": "disagree"}.get(record["verdict"], "were not compared"),
-        sentence=_sentence(record, averaged=any(row["method"] == "average" for row in evidence.forecast)),
+        sentence=_sentence(record, _averaged(evidence)),
         table=Table(headings, rows, words=2),
         reasons=tuple(dict.fromkeys(reason for pair in pairs for reason in pair["reasons"])),
         note=f"Approaches are {record['assumption']}.",
     )
 
 
-def _sentence(record: dict[str, Any], *, averaged: bool) -> str:
+def _averaged(evidence: Evidence) -> set[str]:
+    """Methods whose average stands beside the forecast; none where no average does."""
+    if not any(row["method"] == "average" for row in evidence.forecast):
+        return set()
+    return {fit.method for fit in evidence.fits.values() if bears_average(fit)}
+
+
+def _sentence(record: dict[str, Any], averaged: set[str]) -> str:
     """What follows "The approaches agree", "... disagree" or "... were not compared"."""
     where = f"{format_flops(record['C'])} FLOPs"
     if record["verdict"] == "agree":
@@ -75,15 +83,28 @@ def _sentence(record: dict[str, Any], *, averaged: bool) -> str:
         )
     if record["verdict"] != "disagree":
         return "since a fit has no intervals."
+    pairs = [pair for pair in record["pairs"] if pair["verdict"] == "disagree"]
     apart = [
         f"{_names(pair)} on {', '.join(SPOKEN[q['quantity']] for q in pair['quantities'] if q['agree'] is False)}"
-        for pair in record["pairs"]
-        if pair["verdict"] == "disagree"
+        for pair in pairs
     ]
-    advice = "Believe no interval narrower than the average's, which their disagreement widens"
+    left_out = [
+        method for method in dict.fromkeys(m for pair in pairs for m in pair["methods"]) if method not in averaged
+    ]
+    return (
+        f"beyond their {record['confidence']:.0%} intervals at {where}: {'; '.join(apart)}. "
+        f"{_advise(left_out, averaged)}"
+    )
+
+
+def _advise(left_out: list[str], averaged: set[str]) -> str:
+    """What to make of a disagreement: the average's interval holds it only where it counts both."""
     if not averaged:
-        advice = "No two of them bear an average: the spread between them is part of the doubt"
-    return f"beyond their {record['confidence']:.0%} intervals at {where}: {'; '.join(apart)}. {advice}."
+        return "No two of them bear an average: the spread between them is part of the doubt."
+    if left_out:
+        names = " and ".join(METHOD_NAMES[method] for method in left_out)
+        return f"The average leaves out the {names}, so no interval here holds that difference: it is further doubt."
+    return "Believe no interval narrower than the average's, which their disagreement widens."
 
 
 def _names(pair: dict[str, Any]) -> str:

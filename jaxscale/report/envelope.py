@@ -34,7 +34,8 @@ def draw_envelope(evidence: Evidence) -> Figure | None:
     curves = _curve_rows(evidence.fitted) if fit else []
     if fit is None or not curves:
         return None
-    frontier, climbs = _frontier_rows(fit), _climb_rows(fit)
+    frontier = _frontier_rows(fit)
+    climbs = _climb_rows(fit, frontier)
     low, high = (end([row["loss"] for row in frontier]) for end in (min, max))
     room = (low - BELOW * (high - low), high + ABOVE * (high - low))
     x = log_axis(alt.X, "C", "training FLOPs C", log_domain([row["C"] for row in curves]), "flops")
@@ -65,14 +66,16 @@ def _frontier_rows(fit: Fit) -> list[dict[str, Any]]:
     return [{"C": b.C, "loss": b.loss_opt} for b in fit.budgets or () if b.status == "ok" and b.loss_opt is not None]
 
 
-def _climb_rows(fit: Fit) -> list[dict[str, Any]]:
-    climbs = fit.diagnostics.get("climbs") or []
-    losses = fit.predict_optimum(np.array([climb["C"] for climb in climbs])).loss if climbs else []
-    return [
-        {"C": climb["C"], "loss": float(loss), "compute": format_flops(climb["C"]), "measured": format_loss(loss),
-         "change": f"{format_count(climb['from_N'])} to {format_count(climb['to_N'])}"}
-        for climb, loss in zip(climbs, losses, strict=True)
-    ]  # fmt: skip
+def _climb_rows(fit: Fit, frontier: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where one size overtakes the next, on the line that joins the envelope's points."""
+    log_C, losses = np.log([row["C"] for row in frontier]), [row["loss"] for row in frontier]
+    rows = []
+    for climb in fit.diagnostics.get("climbs") or ():
+        loss = float(np.interp(np.log(climb["C"]), log_C, losses))
+        change = f"{format_count(climb['from_N'])} to {format_count(climb['to_N'])}"
+        rows.append({"C": climb["C"], "loss": loss, "compute": format_flops(climb["C"]), "change": change,
+                     "measured": format_loss(loss)})  # fmt: skip
+    return rows
 
 
 def _curve_layers(curves: list[dict[str, Any]], room: tuple[float, float]) -> list[alt.Chart]:
@@ -98,7 +101,7 @@ def _end_names(curves: list[dict[str, Any]], room: tuple[float, float]) -> list[
 
 
 def _frontier_layers(frontier: list[dict[str, Any]], climbs: list[dict[str, Any]]) -> list[alt.Chart]:
-    layers = [alt.Chart(inline(frontier)).mark_line(strokeWidth=3.5, opacity=0.55, style="ink", interpolate="monotone")]
+    layers = [alt.Chart(inline(frontier)).mark_line(strokeWidth=3.5, opacity=0.55, style="ink")]
     if climbs:
         chart = alt.Chart(inline(climbs))
         layers.append(chart.mark_point(filled=True, shape="diamond", size=120, style="ink", opacity=1)
