@@ -29,6 +29,8 @@ from jaxscale.report.measured import LOSS_TITLE, POINT_TIPS, point_rows
 __all__ = ["compute_range", "draw_loss_law", "draw_optima"]
 
 SAMPLES = 60
+CLEAR = 14
+"""Pixels from a forecast to its number: beyond the average's tick."""
 NEAR = 1.02
 """Forecasts within this factor stand on one spot of a figure."""
 STYLES: dict[str, Callable[[float | None], str]] = {"N": format_count, "D": format_count, "loss": format_loss}
@@ -50,7 +52,7 @@ def draw_loss_law(evidence: Evidence) -> Figure | None:
     behind = _points(point_rows(evidence.fitted), filled=True, size=22, opacity=0.45, style="muted")
     held = _points(point_rows(evidence.holdout), shape="square", size=80, style="ink", strokeWidth=2)
     chart = _layer_law(evidence, "loss", lines, [behind, held] if len(evidence.holdout) else [behind])
-    caption = f"Grey dots: every fitted run. {_law_caption(evidence, lines)}"
+    caption = f"Grey dots: every fitted run. {_law_caption(evidence, lines, 'loss')}"
     if len(evidence.holdout):
         caption += " Hollow squares: measured, but held out from the fits."
     return Figure("loss_law", "The best loss that compute buys", caption, finish(chart))
@@ -73,7 +75,9 @@ def _draw_optimum(evidence: Evidence, quantity: Quantity) -> Figure | None:
         interval = format_interval(exponent.interval, _two_digits)
         title = f"{title}, grows as C^{exponent.value:.2f} {interval if interval != UNKNOWN else ''}"
     chart = _layer_law(evidence, quantity, lines, [])
-    return Figure(f"optimum_{quantity}", title.strip(), _law_caption(evidence, lines), finish(chart), wide=False)
+    return Figure(
+        f"optimum_{quantity}", title.strip(), _law_caption(evidence, lines, quantity), finish(chart), wide=False
+    )
 
 
 def _layer_law(
@@ -118,7 +122,7 @@ def _forecast_label(quantity: Quantity, forecast: Records) -> alt.Chart:
     ratios = [other["value"] / row["value"] for row in first for other in forecast if other["C"] == row["C"]]
     above, below = (any(ratio > NEAR for ratio in ratios), any(ratio < 1 / NEAR for ratio in ratios))
     crowded = below if falls else above  # by another method, where the number would stand
-    mark = _chart(first).mark_text(align="left" if crowded else "right", dx=7 if crowded else -9,
+    mark = _chart(first).mark_text(align="left" if crowded else "right", dx=CLEAR if crowded else -CLEAR,
                                    dy=16 if falls != crowded else -10, fontWeight="bold")  # fmt: skip
     return mark.encode(text="shown:N")
 
@@ -203,10 +207,11 @@ def _forecast_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any
     return rows
 
 
-def _law_caption(evidence: Evidence, lines: Records) -> str:
+def _law_caption(evidence: Evidence, lines: Records, quantity: Quantity) -> str:
     methods = {fit.method for fit in evidence.fits.values() if fit.budgets and fit.exponents}
     behind = ["minima of the budgets"] * ("isoflop" in methods)
-    behind += ["where a size overtakes the next in the envelope"] * ("envelope" in methods)
+    of_envelope = "points of the envelope" if quantity == "loss" else "where a size overtakes the next in the envelope"
+    behind += [of_envelope] * ("envelope" in methods)
     words = [f"Diamonds: {' and '.join(behind)}."] if behind else []
     if any(row["beyond"] for row in lines):
         words.append(f"Dashed: beyond the largest budget fitted, {format_flops(evidence.largest_fitted_C)}.")
