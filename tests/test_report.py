@@ -195,7 +195,10 @@ def test_what_looks_wrong_with_the_table_comes_before_the_answer(study, tmp_path
     fit = isoflop_fit(law_frame(), "C")
     suspicions = find_suspicions(Observations(frame))
     noted = replace(fit, diagnostics={**fit.diagnostics, "notes": suspicions})
-    html = words_of(write_outside(tmp_path, frame, [noted], forecast=forecast_optimum(noted, flops=[1e13])))
+    silent = replace(fit, exponents=None, diagnostics={"verdict": "; ".join(["no minimum", *suspicions])})
+    fits = [noted, silent]
+    html = words_of(write_outside(tmp_path, frame, fits, forecast=forecast_optimum(noted, flops=[1e13])))
+    assert "no answer; no minimum." in html
     assert "units look wrong" in html[: html.index("train this size")]
     assert html.count("units look wrong") == len(suspicions) == 1
 

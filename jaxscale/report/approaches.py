@@ -85,7 +85,7 @@ def _sentence(record: dict[str, Any], averaged: set[str]) -> str:
         return "since a fit has no intervals."
     pairs = [pair for pair in record["pairs"] if pair["verdict"] == "disagree"]
     apart = [
-        f"{_names(pair)} on {', '.join(SPOKEN[q['quantity']] for q in pair['quantities'] if q['agree'] is False)}"
+        f"{_names(pair)} on {' and '.join(SPOKEN[q['quantity']] for q in pair['quantities'] if q['agree'] is False)}"
         for pair in pairs
     ]
     left_out = [

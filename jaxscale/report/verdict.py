@@ -107,8 +107,11 @@ def _no_law(evidence: Evidence) -> Iterator[str]:
 def _silent_fits(evidence: Evidence) -> Iterator[str]:
     """Which approach has no answer, and why."""
     for name, fit in evidence.fits.items():
-        if fit.verdict:
-            yield f"{name}: no answer; {fit.verdict}."
+        verdict = fit.verdict
+        for words in evidence.suspicions:  # said at the top of the page
+            verdict = verdict.replace(f"; {words}", "") if verdict else None
+        if verdict:
+            yield f"{name}: no answer; {verdict}."
 
 
 def _not_averaged(evidence: Evidence) -> Iterator[str]:
