@@ -36,6 +36,9 @@ COUNTS = ("N", "N_non_embedding", "N_total")
 BUDGET_WIDTH = 0.05
 """Largest relative width of a budget in C, from ARCHITECTURE.md."""
 
+LARGEST = 1e100
+"""Numbers beyond it, and below its inverse, are no count and no loss: their squares leave float64."""
+
 ALIASES = {"run_id": "run"}
 """A column that is read under another name where the canonical one is absent: rows of one run must stay together."""
 
@@ -217,12 +220,12 @@ def _refuse(table: pd.DataFrame, chosen: np.ndarray) -> tuple[pd.DataFrame, list
     reasons: dict[int, str] = {}
     for name in needed:
         frame[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-        for row in np.flatnonzero(chosen & ~(np.isfinite(frame[name]) & (frame[name] > 0))):
+        for row in np.flatnonzero(chosen & ~frame[name].between(1 / LARGEST, LARGEST)):
             reasons.setdefault(int(row), _reason(name, table[name].iloc[row], frame[name].iloc[row]))
     if "weight" in frame:
         given = table["weight"].where(table["weight"].notna(), 1.0)
         frame["weight"] = pd.to_numeric(given, errors="coerce").astype(float)
-        for row in np.flatnonzero(chosen & ~(np.isfinite(frame["weight"]) & (frame["weight"] >= 0))):
+        for row in np.flatnonzero(chosen & ~frame["weight"].between(0.0, LARGEST)):
             reasons.setdefault(int(row), _reason("weight", given.iloc[row], frame["weight"].iloc[row], "at least"))
     if "C" not in frame:
         frame["C"] = 6.0 * frame["N"] * frame["D"]
@@ -239,7 +242,11 @@ def _reason(name: str, given: Any, number: float, bound: str = "above") -> str:
         return f"{name} is missing"
     if np.isnan(number):
         return f"{name} is {given!r}, not a number"
-    return f"{name} is not finite" if np.isinf(number) else f"{name} is {number:g}, must be {bound} 0"
+    if np.isinf(number):
+        return f"{name} is not finite"
+    if number > 0:
+        return f"{name} is {number:g}, must lie between {1 / LARGEST:g} and {LARGEST:g}"
+    return f"{name} is {number:g}, must be {bound} 0"
 
 
 def _describe(

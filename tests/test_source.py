@@ -161,3 +161,9 @@ def test_a_weight_that_is_no_number_is_refused_and_a_missing_one_is_1(frame):
 
 def test_only_the_role_holdout_is_held_out(frame):
     assert len(gather_cells(frame.assign(role="train"))) == 6
+
+
+def test_numbers_whose_squares_leave_float64_are_refused(frame):
+    obs = read_observations(frame.assign(loss=[1e-300, 1e300, 3, 3, 3, 3], weight=[1, 1, 1e300, 1, 1, 1]))
+    assert [row["row"] for row in obs.refused] == [0, 1, 2]
+    assert all("must lie between 1e-100 and 1e+100" in row["reason"] for row in obs.refused)
