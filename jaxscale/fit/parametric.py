@@ -86,7 +86,7 @@ def fit_parametric(
     adds profile likelihood intervals. `delta` is in log loss. A law the data cannot determine (too few cells
     or sizes, equal losses) comes back as a Fit whose `verdict` says so.
     """
-    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence)
+    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence, seed=seed)
     kind, goal = find_law(law), check_objective(objective, delta)
     obs = as_observations(source)
     cells = gather_cells(obs)

@@ -28,7 +28,7 @@ ABSURD = 4.0
 """Beyond it a unit is wrong, which suspect.py says."""
 
 
-def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
+def check_options(*, bootstrap: int, resample: str, confidence: float, seed: int = 0) -> None:
     """MisuseError naming the option that is out of its range."""
     if bootstrap < 0:
         raise MisuseError(f"bootstrap {bootstrap} must be 0 or more; 1000 is the default")
@@ -36,6 +36,8 @@ def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
         raise MisuseError(f"resample {resample!r} is unknown; use one of {', '.join(RESAMPLERS)}")
     if not 0 < confidence < 1:
         raise MisuseError(f"confidence {confidence:g} must lie between 0 and 1; 0.95 is the default")
+    if seed < 0:
+        raise MisuseError(f"seed {seed} must be 0 or more; 0 is the default")
 
 
 def describe_source(obs: Observations) -> dict[str, Any]:
