@@ -43,7 +43,7 @@ ASSUMPTION = (
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # rounds without an optimum are left out
 def judge_agreement(fits: Sequence[Fit]) -> dict[str, Any] | None:
     """Every pair of answers compared; None with fewer than two answers."""
-    answers = [fit for fit in fits if fit.verdict is None]
+    answers = [fit for fit in fits if fit.verdict is None and fit.has_optimum]
     if len(answers) < 2:
         return None
     C = BEYOND * max(fit.diagnostics["largest_C"] for fit in answers)
