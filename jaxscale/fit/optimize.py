@@ -174,6 +174,10 @@ def _conclude(
 
 def _from_start(design: Design | GeneralDesign, start: Mapping[str, float]) -> np.ndarray:
     """theta (1, P) of a start given by hand: every free parameter is needed."""
+    for name, value in start.items():
+        positive = name in design.law.positive
+        if not np.isfinite(value) or (positive and value <= 0):
+            raise MisuseError(f"start: {name} = {value:g} must be finite{' and above 0' * positive}")
     missing = [name for name in design.free if name not in start]
     if missing:
         raise MisuseError(f"start: {', '.join(missing)} missing; give every free parameter: {', '.join(design.free)}")

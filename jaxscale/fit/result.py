@@ -97,6 +97,11 @@ class Fit:
         flops = self.diagnostics["flops"]
         return FlopRule(flops["k"], flops["p"])
 
+    @property
+    def has_optimum(self) -> bool:
+        """Whether there is an N and D that is best at a compute: not for a law of one variable."""
+        return self.method != "parametric" or find_law(self.law).inputs[:2] == ("N", "D")
+
     def law_value(self) -> Law:
         """The fitted law as a value of `jaxscale.laws`; MisuseError for a method that fits none over (N, D)."""
         return self._law(self.params)

@@ -117,7 +117,7 @@ def _silent_fits(evidence: Evidence) -> Iterator[str]:
 def _not_averaged(evidence: Evidence) -> Iterator[str]:
     for name, fit in evidence.fits.items():
         if fit.verdict is None and not bears_average(fit):
-            climbs = len(fit.diagnostics["climbs"])
+            climbs = len(fit.diagnostics.get("climbs", ()))
             yield f"{name}: not in the average; {climbs} changes of size carry it, {FEWEST_CLIMBS} are needed."
 
 
