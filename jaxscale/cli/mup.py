@@ -57,7 +57,7 @@ class CheckOptions:
     lr: float | None = None
     """Learning rate of the steps; default small enough that sizes answer in proportion."""
     batch: Literal["text", "random"] = "text"
-    """text: successive batches of the study's text; random: one batch of random ids, the same every step."""
+    """text: successive batches of the study's text; random: ids drawn with Zipf's frequencies."""
     out: Path | None = None
     """Where the JSON goes (jaxscale.mup_check/1); the figure goes beside it as .svg and .png."""
 
@@ -114,7 +114,7 @@ def _check(argv: list[str]) -> int:
     """0 when every row passes, 1 when one does not."""
     study, rest = _split(argv)
     about = ("A few steps at every width (and depth), and whether every size moves as it should.\n\n"
-             "example: jaxscale mup check --parameterization standard --widths 64 128 256 512 --out check.json")  # fmt: skip
+             "example: jaxscale mup check --parameterization standard --out check.json")  # fmt: skip
     options = parse(CheckOptions, rest, "mup check [STUDY.py]", about, CheckOptions(study=study))
     study = _override(options)
     check_limits(study)
@@ -128,10 +128,12 @@ def _check(argv: list[str]) -> int:
     from jaxscale.mup.batch import SEQS, random_windows, text_windows
     from jaxscale.mup.check import check_coordinates
     from jaxscale.runs import write_json
+    from jaxscale.train.worker import use_compile_cache
 
     real = options.batch == "text"
+    use_compile_cache(study.mesh)
     windows = (text_windows if real else random_windows)(study, options.steps)
-    told = f"{SEQS} x {windows.shape[-1] - 1} tokens a step of {'the text' if real else 'one random batch'}"
+    told = f"{SEQS} x {windows.shape[-1] - 1} tokens a step of {'the text' if real else 'random ids'}"
     console = Console(stderr=True)
     with console.status("models") as status:
         result = check_coordinates(

@@ -1,4 +1,8 @@
-"""The batches of a check: the study's own text in the order of training, or one random batch again and again."""
+"""The batches of a check: the study's own text in the order of training, or random ids.
+
+Random ids follow Zipf's frequencies (the k-th id 1/k): of uniform ids there is nothing to learn that outgrows the
+noise, and at small widths the noise in the logits falls as width^-1/2.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,11 @@ def text_windows(study: Study, steps: int) -> np.ndarray:
 
 
 def random_windows(study: Study, steps: int) -> np.ndarray:
-    """One batch of uniform ids of the study's vocabulary, the same every step, int32 [steps, SEQS, t + 1].
-
-    The same, since fresh noise has nothing to learn and its gradients would cancel.
-    """
-    shape = (1, SEQS, _length(study) + 1)
-    batch = np.random.default_rng(study.seed).integers(0, study.model.vocab_size, shape).astype(np.int32)
-    return np.repeat(batch, steps, axis=0)
+    """Batches of random ids of the study's vocabulary, int32 [steps, SEQS, t + 1]."""
+    frequency = 1 / np.arange(1, study.model.vocab_size + 1)
+    shape = (steps, SEQS, _length(study) + 1)
+    drawn = np.random.default_rng(study.seed).choice(len(frequency), shape, p=frequency / frequency.sum())
+    return drawn.astype(np.int32)
 
 
 def _length(study: Study) -> int:

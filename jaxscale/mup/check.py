@@ -56,6 +56,12 @@ class Row:
     passed: bool
     reason: str = ""
 
+    def cells(self) -> tuple[Any, ...]:
+        """The row as a table shows it."""
+        slope = None if self.slope is None else f"{self.slope:.2f}"
+        told = "pass" if self.passed else "FAIL"
+        return (QUANTITIES[self.quantity], self.name, *self.sizes, slope, _words(self.expected), self.tolerance, told)
+
 
 @dataclass(frozen=True)
 class CoordinateCheck:
@@ -103,8 +109,7 @@ class CoordinateCheck:
         parts = [f"coordinate check of {self.parameterization} with {self.optimizer}: {self.steps} steps at rate "
                  f"{self.lr:.3g}, seed {self.seed}, {self.batch}"]  # fmt: skip
         for against, ladder in self.ladders.items():
-            rows = [(QUANTITIES[r.quantity], r.name, *r.sizes, r.slope, _words(r.expected), r.tolerance,
-                     "pass" if r.passed else "FAIL") for r in self.rows if r.against == against]  # fmt: skip
+            rows = [row.cells() for row in self.rows if row.against == against]
             columns = ("size", "class", *map(str, ladder), "slope", "expected", "+-", "")
             parts.append(render_table(f"against {against}", columns, rows))
         return "\n\n".join([*parts, f"verdict: {self.verdict}"])
@@ -182,14 +187,20 @@ def judge(against: str, models: Sequence[ModelConfig], measured: Sequence[Sizes]
                 continue
             parameter = names.get(label, label) if quantity != "change" else label
             ends = [expect_ratio(quantity, parameter, one, models[0], optimizer) for one in models]
-            rows.append(_judge_slope(against, quantity, label, rungs, sizes, ends))
+            tolerance = TOLERANCE["gradient" if (quantity, optimizer) == ("update", "sgd") else quantity]
+            rows.append(_judge_slope(against, quantity, label, rungs, sizes, ends, tolerance))
     return [*rows, _judge_paths(against, [one["paths", "loss"] for one in measured])]
 
 
 def _judge_slope(
-    against: str, quantity: str, label: str, rungs: Sequence[int], sizes: Sequence[float], ends: Sequence[Any]
+    against: str,
+    quantity: str,
+    label: str,
+    rungs: Sequence[int],
+    sizes: Sequence[float],
+    ends: Sequence[Any],
+    tolerance: float,
 ) -> Row:
-    tolerance = TOLERANCE[quantity]
     one_sided = quantity == "epsilon"
     x = np.log2(rungs)
     low, high = (_slope(x, [getattr(end, side) or 1.0 for end in ends]) for side in ("low", "high"))

@@ -69,7 +69,7 @@ def _slopes(check: CoordinateCheck, against: str) -> alt.LayerChart:
         slope = None if row.slope is None else max(-REACH, min(REACH, row.slope))
         rows.append({"label": f"{QUANTITIES[row.quantity]}: {row.name}", "slope": slope, "low": low,
                      "high": row.expected[1] + row.tolerance, "result": "pass" if row.passed else "fail"})  # fmt: skip
-    order = [row["label"] for row in rows]
+    order = [str(row["label"]) for row in rows]
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, labelFontSize=11, grid=False))
     scale = alt.Scale(domain=[-REACH, REACH])
     base = alt.Chart(inline(rows))
@@ -80,7 +80,7 @@ def _slopes(check: CoordinateCheck, against: str) -> alt.LayerChart:
     )
     color = alt.Color("result:N", scale=alt.Scale(domain=["pass", "fail"], range=["#0072b2", "#b3261e"]),
                       legend=alt.Legend(title=None, orient="top"))  # fmt: skip
-    shape = alt.Shape("result:N", scale=alt.Scale(domain=["pass", "fail"], range=["circle", "cross"]))
+    shape = alt.Shape("result:N", scale=alt.Scale(domain=["pass", "fail"], range=["circle", "cross"]), legend=None)
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(
         x=alt.X("slope:Q", scale=scale), y=y, color=color, shape=shape
     )

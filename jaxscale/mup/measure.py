@@ -5,7 +5,7 @@ from `Decoder.__call__` as a user of the model calls it. Only the sizes inside (
 stream) come from a walk of its own over the same blocks; `tests/test_mup_check.py` holds it to the Decoder.
 
     change       RMS over a fixed batch of activation(after the steps) - activation(before)
-    gradient     RMS of dL/dp at the last step
+    gradient     RMS of dL/dp over all steps
     update       RMS of the whole change of p over RMS of p before; of the change alone where p began at zero
     decay        l * lambda as the optimizer applies it: update with lambda = 1 minus update without, at p = 1
     epsilon      eps as the optimizer applies it, u(eps = 0) / u(eps = 1) - 1 at a gradient of one, over `gradient`
@@ -25,7 +25,6 @@ from flax import nnx
 from jaxscale.config import MeshConfig, ModelConfig, Recipe
 from jaxscale.model import decoder as blocks
 from jaxscale.model.decoder import Decoder
-from jaxscale.params import param_shapes
 from jaxscale.train.optimizer import Hyper, make_optimizer, param_name
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import Program, token_losses
@@ -51,8 +50,14 @@ def measure_model(model: ModelConfig, recipe: Recipe, windows_nbt: np.ndarray, *
     of its own; decay is measured apart. All of it is one compiled program, since compiling is most of the time.
     """
     program = Program(model, "cosine", 1, make_mesh(MeshConfig(), jax.devices()[:1]), jnp.float32, recipe.optimizer)
-    sizes = jax.jit(partial(_measure, program, recipe, lr))(jnp.uint32(seed), jnp.asarray(windows_nbt))
+    compiled = jax.jit(partial(_measure, program, recipe, lr), compiler_options=_compiler_options())
+    sizes = compiled(jnp.uint32(seed), jnp.asarray(windows_nbt))
     return {key: float(value) for key, value in jax.device_get(sizes).items()}
+
+
+def _compiler_options() -> dict[str, bool | int | float | str] | None:
+    """On CPU compile without LLVM's optimizations: a few steps do not pay for them (half the time of a check)."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def _measure(
@@ -61,33 +66,34 @@ def _measure(
     _, before = nnx.split(blocks.make_decoder(program.model, seed), nnx.Param)
     after, gradient = _step(program, recipe, before, windows_nbt, lr)
     sizes = _changes(program, before, after, windows_nbt[0])
-    sizes |= {("gradient", name): size for name, size in _rms(gradient).items()}
+    sizes |= {("gradient", name): size for name, size in gradient.items()}
     change, start = _rms(jax.tree.map(jnp.subtract, after, before)), _rms(before)
     sizes |= {("update", name): size / jnp.where(start[name] > 0, start[name], 1.0) for name, size in change.items()}
     return sizes | _decay_and_epsilon(program, recipe, before, gradient)
 
 
-def _hyper(recipe: Recipe, **values: float) -> Hyper:
-    """The recipe's traced numbers at rate 1, no clipping, no decay; `values` replace some."""
+def _hyper(recipe: Recipe) -> Hyper:
+    """The recipe's traced numbers at rate 1, without clipping and decay."""
     plain: dict[str, Any] = {name: getattr(recipe, name, 0.0) for name in Hyper._fields}
-    plain |= {"lr": 1.0, "clip_norm": 0.0, "weight_decay": 0.0, "z_loss": 0.0, **values}
+    plain |= {"lr": 1.0, "clip_norm": 0.0, "weight_decay": 0.0, "z_loss": 0.0}
     return Hyper(**{name: jnp.float32(value) for name, value in plain.items()})
 
 
-def _step(program: Program, recipe: Recipe, params: Any, windows_nbt: jax.Array, lr: float) -> tuple[Any, Any]:
-    """Parameters after the steps, and the last gradient."""
+def _step(
+    program: Program, recipe: Recipe, params: Any, windows_nbt: jax.Array, lr: float
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Parameters after the steps, and the RMS of each class's gradient over all of them."""
     hyper = _hyper(recipe)
     optimizer = make_optimizer(program.model, params, hyper, program.optimizer)
 
-    def one(carry: tuple[Any, Any, Any], windows_bt: jax.Array) -> tuple[tuple[Any, Any, Any], None]:
-        params, state, _ = carry
+    def one(carry: tuple[Any, Any], windows_bt: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+        params, state = carry
         gradient, _ = jax.grad(program.loss, has_aux=True)(params, windows_bt, hyper.z_loss)
         updates, state = optimizer.update(gradient, state, params)
-        return (jax.tree.map(lambda p, u: p - lr * u, params, updates), state, gradient), None
+        return (jax.tree.map(lambda p, u: p - lr * u, params, updates), state), _rms(gradient)
 
-    start = (params, optimizer.init(params), jax.tree.map(jnp.zeros_like, params))
-    (params, _, gradient), _ = jax.lax.scan(one, start, windows_nbt)
-    return params, gradient
+    (params, _), sizes = jax.lax.scan(one, (params, optimizer.init(params)), windows_nbt)
+    return params, {name: jnp.sqrt(jnp.mean(jnp.square(size))) for name, size in sizes.items()}
 
 
 def _changes(program: Program, before: Any, after: Any, windows_bt: jax.Array) -> dict[tuple[str, str], jax.Array]:
@@ -95,13 +101,15 @@ def _changes(program: Program, before: Any, after: Any, windows_bt: jax.Array) -
 
     def see(params: Any) -> dict[str, jax.Array]:
         decoder: Decoder = nnx.merge(program.graphdef, params)
-        return walk(decoder, windows_bt[:, :-1]) | {"logits": decoder(windows_bt[:, :-1])}
+        logits = decoder(windows_bt[:, :-1])
+        trained, _ = program.apply(params, windows_bt)
+        told, _ = token_losses(logits, windows_bt[:, 1:])
+        return walk(decoder, windows_bt[:, :-1]) | {"logits": logits, "paths": jnp.max(jnp.abs(trained - told))}
 
-    seen, start = see(after), see(before)
-    sizes = {("change", name): jnp.sqrt(jnp.mean(jnp.square(seen[name] - start[name]))) for name in seen}
-    trained, _ = program.apply(after, windows_bt)
-    told, _ = token_losses(seen["logits"], windows_bt[:, 1:])
-    return sizes | {("paths", "loss"): jnp.max(jnp.abs(trained - told))}
+    seen = jax.lax.map(see, jax.tree.map(lambda *both: jnp.stack(both), before, after))  # compiled once
+    paths = jnp.max(seen.pop("paths"))
+    sizes = {("change", name): jnp.sqrt(jnp.mean(jnp.square(x[1] - x[0]))) for name, x in seen.items()}
+    return sizes | {("paths", "loss"): paths}
 
 
 def walk(decoder: Decoder, tokens_bt: jax.Array) -> dict[str, jax.Array]:
@@ -137,20 +145,20 @@ def _rms(tree: Any) -> dict[str, jax.Array]:
 
 
 def _decay_and_epsilon(
-    program: Program, recipe: Recipe, params: Any, gradient: Any
+    program: Program, recipe: Recipe, params: Any, gradient: dict[str, jax.Array]
 ) -> dict[tuple[str, str], jax.Array]:
     """Both out of the optimizer itself, at p = 1 and a gradient of one; epsilon over the gradient measured."""
     ones = jax.tree.map(jnp.ones_like, params)
 
-    def update(values: dict[str, float]) -> Any:
-        optimizer = make_optimizer(program.model, params, _hyper(recipe, **values), program.optimizer)
+    def update(eps: jax.Array, weight_decay: jax.Array) -> Any:
+        hyper = _hyper(recipe)._replace(eps=eps, weight_decay=weight_decay)
+        optimizer = make_optimizer(program.model, params, hyper, program.optimizer)
         return optimizer.update(ones, optimizer.init(params), ones)[0]
 
-    plain = update({"eps": 0.0})
-    decayed, shrunk = update({"eps": 0.0, "weight_decay": 1.0}), update({"eps": 1.0})
+    three = jax.vmap(update)(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 0.0]))  # compiled once
+    plain, decayed, shrunk = (jax.tree.map(lambda u, lane=lane: u[lane], three) for lane in range(3))
     decay = _rms(jax.tree.map(jnp.subtract, decayed, plain))
     epsilon = _rms(jax.tree.map(lambda u, v: u / v - 1, plain, shrunk))
-    size = _rms(gradient)
     return {("decay", name): value for name, value in decay.items()} | {
-        ("epsilon", name): value / size[name] for name, value in epsilon.items()
+        ("epsilon", name): value / gradient[name] for name, value in epsilon.items()
     }

@@ -42,8 +42,10 @@ class RulesTable:
         rows = [(r["parameter"], r["role"], " x ".join(map(str, r["shape"])), r["updated_by"],
                  "ones" if r["role"] == "vector" else r["init_std"], r["lr"], r["rate"], r["eps"],
                  r["effective_decay"]) for r in self.rows]  # fmt: skip
-        title = (f"{model.parameterization}, {self.optimizer}: width {model.d_model} (base {model.base_d_model}), "
-                 f"depth {model.n_layers} (base {model.base_n_layers}), d_head {model.d_head}, d_ff {model.d_ff}")  # fmt: skip
+        title = (
+            f"{model.parameterization}, {self.optimizer}: width {model.d_model} (base {model.base_d_model}), "
+            f"depth {model.n_layers} (base {model.base_n_layers}), d_head {model.d_head}, d_ff {model.d_ff}"
+        )
         return "\n".join([
             render_table(title, columns, rows), "",
             f"forward: embedding x {forward.embed:.4g}, attention logits x {forward.attention:.4g}, "
@@ -71,7 +73,8 @@ def tabulate_rules(model: ModelConfig, recipe: Recipe) -> RulesTable:
     for name, axes in param_shapes(model).items():
         rule = rules[name]
         rows.append({
-            "parameter": name, "role": rule.role, "shape": [size for _, size in axes], "axes": [axis for axis, _ in axes],
+            "parameter": name, "role": rule.role, "shape": [size for _, size in axes],
+            "axes": [axis for axis, _ in axes],
             "updated_by": rule.optimizer, "init_std": rule.init_std, "lr": rule.lr,
             "rate": _rate(name, rule, recipe), "eps_factor": rule.eps,
             "eps": recipe.eps * rule.eps if rule.optimizer == "adamw" else None,

@@ -93,7 +93,8 @@ def param_name(path: tuple[Any, ...]) -> str:
 
 
 def _group(name: str, rule: Rule, hyper: Hyper, optimizer: str) -> optax.GradientTransformation:
-    rate = {"embed": hyper.embed_lr, "head": hyper.head_lr}.get(name, 1.0) * rule.lr
+    own: dict[str, Any] = {"embed": hyper.embed_lr, "head": hyper.head_lr}
+    rate = own.get(name, 1.0) * rule.lr
     if optimizer == "muon" and rule.optimizer == "adamw":
         rate = rate * hyper.adam_lr
     decay = optax.add_decayed_weights(hyper.weight_decay * rule.decay)
