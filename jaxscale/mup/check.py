@@ -4,6 +4,10 @@ A row is one size of one class over one ladder. Its slope is that of log2 size o
 passes when the slope lies within the tolerance of its expectation and no single step of the ladder strays by
 more than three tolerances (a multiplier clamped below the base bends one step only). The verdict is that all
 rows pass. Passing does not prove that the best learning rate transfers; failing proves that it cannot.
+
+A head that does not begin at zero (tied, or head_std above 0) starts with random logits that fall as width^-1/2,
+and saturate the softmax where they are large: a transient of the start, no slip of the rules. For such a head the
+check shrinks tau, by one factor for all widths, until the logits begin near zero, and says so.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ __all__ = ["CoordinateCheck", "Row", "check_coordinates", "default_rate"]
 
 STRAY = 3.0
 """Tolerances that one step of the ladder may stray."""
+START_LOGITS = 0.1
+"""Largest logits that a check begins with."""
 PATH_TOLERANCE = 1e-4
 """Nats between training's loss and that of the logits at inference: rounding."""
 ACTIVATIONS = ("embedding", "attention out", "MLP out", "residual stream", "logits")
@@ -142,6 +148,10 @@ def check_coordinates(
                           f"zeros; use 2 or more")  # fmt: skip
     ladders = {"width": _check_ladder("widths", widths), "depth": _check_ladder("depths", depths)}
     rows: list[Row] = []
+    shrink = _quiet_start(model)
+    model = replace(model, logit_scale=model.logit_scale * shrink)
+    if shrink < 1:
+        batch = f"{batch}; tau x {shrink:.2g}, for a head that begins random"
     for against, ladder in ladders.items():
         models = _models(model, against, ladder, min(ladders["width"] or (model.d_model,)))
         measured = []
@@ -153,6 +163,13 @@ def check_coordinates(
         model.parameterization, optimizer, {name: ladder for name, ladder in ladders.items() if ladder}, tuple(rows),
         rate, len(windows_nbt), batch, study.seed,
     )  # fmt: skip
+
+
+def _quiet_start(model: ModelConfig) -> float:
+    """Factor on tau that keeps the first logits at base width below START_LOGITS, were the head all aligned."""
+    std = model.embed_std if model.tied else model.head_std
+    most = abs(model.logit_scale) * std * model.base_d_model
+    return min(1.0, START_LOGITS / most) if most > 0 else 1.0
 
 
 def _check_ladder(name: str, ladder: Sequence[int]) -> tuple[int, ...]:
