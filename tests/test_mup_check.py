@@ -19,12 +19,12 @@ from jaxscale.mup.expect import expect_ratio
 from jaxscale.mup.measure import CLASSES, walk
 from jaxscale.params import param_shapes
 
-MODEL = ModelConfig(n_layers=1, head_dim=8, seq_len=32, vocab_size=64, base_d_model=32)
+MODEL = ModelConfig(n_layers=1, head_dim=8, seq_len=64, vocab_size=64, base_d_model=32)
 
 
 def check(model: ModelConfig = MODEL, **recipe: Any) -> CoordinateCheck:
     study = Study(model=model, recipe=Recipe(**recipe))
-    return check_coordinates(study, random_windows(study, 4), widths=(32, 64, 128))
+    return check_coordinates(study, random_windows(study, 4), widths=(64, 128, 256))
 
 
 def failed(result: CoordinateCheck) -> set[tuple[str, str]]:

@@ -5,7 +5,7 @@ passes when the slope lies within the tolerance of its expectation and no single
 more than three tolerances (a multiplier clamped below the base bends one step only). The verdict is that all
 rows pass. Passing does not prove that the best learning rate transfers; failing proves that it cannot.
 
-A head that does not begin at zero (tied, or head_std above 0) starts with random logits that fall as width^-1/2,
+A head that does not begin at zero (tied, or head_std above 0) starts with random logits that fall as width^-1/2
 and saturate the softmax where they are large: a transient of the start, no slip of the rules. For such a head the
 check shrinks tau, by one factor for all widths, until the logits begin near zero, and says so.
 """

@@ -4,7 +4,8 @@ Worked out from the shapes alone, apart from `model.mup`, so that a slip in the 
 expectation. Sizes are relative to the first model of the ladder; o, i, w, m are growths of output axis, input
 axis, width and depth, a = depth_alpha. Two ends where two parts of a size grow differently:
 
-    change      1; branch outputs m^(a-1) .. 1 over depth (their own share shrinks, the stream's change does not)
+    change      1; branch outputs m^(a-1) .. 1 over depth (their own share shrinks, the stream's change does not);
+                logits of a head that begins random w^(-1/2) .. 1 (a changed stream through random weights, and aligned)
     gradient    1/o .. 1/sqrt(o w), in blocks times m^-a: the part aligned over outputs, and the random part of
                 sums that run over w inputs for o shared outputs (gains over heads, keys over their queries)
     update      of a matrix i^(-1/2), for it has size i^(-1/2) and moves by 1/i; in blocks times m^(a-1)
@@ -43,6 +44,8 @@ def expect_ratio(quantity: str, parameter: str, model: ModelConfig, first: Model
     m, a = model.n_layers / first.n_layers, model.depth_alpha
     if quantity == "change":
         share = m ** (a - 1) if parameter in BRANCHES else 1.0
+        if parameter == "logits" and (model.embed_std if model.tied else model.head_std) > 0:
+            share = sqrt(first.d_model / model.d_model)
         return Expected(min(share, 1.0), max(share, 1.0))
     if quantity == "decay":
         return Expected(1.0, 1.0)
