@@ -36,9 +36,10 @@ def test_mup_passes_with_grouped_queries_tied_head_swiglu_and_widths_below_the_b
     assert failed(result) == set()
 
 
-def test_a_large_epsilon_that_follows_the_gradient_passes() -> None:
-    """Adam with eps above the gradients is SGD with the rates of the table: every slope stays."""
-    assert failed(check(eps=1e-2)) == set()
+def test_a_large_epsilon_that_follows_the_gradient_bends_no_slope_but_that_of_qk_gains() -> None:
+    """With eps above the gradients Adam is SGD; QK gains, summed over heads, have gradients that do not fall as 1/w
+    while the table gives them eps/w as well: their updates grow until eps is out of the way."""
+    assert failed(check(eps=1e-2)) <= {("update", "QK gain")}
 
 
 def test_muon_passes_at_rates_that_keep_the_spectral_norm() -> None:
