@@ -1,8 +1,8 @@
 """Quick start: measure a scaling law on this machine's CPU in a few minutes.
 
 Purpose:  The whole job at toy size on text that every machine has, the Python standard library's sources as
-          bytes: four IsoFLOP budgets, fits by approaches 2 and 3, a forecast, and a backtest against a fifth
-          budget that the fits never see.
+          bytes: four IsoFLOP budgets, fits by all three approaches, a forecast by the declared one (IsoFLOP
+          minima) with the average beside it, and a backtest against a fifth budget that the fits never see.
 Command:  bash launch/local.sh configs/quickstart.py
           (in an environment of your own: jaxscale run configs/quickstart.py)
 Cost:     about 4 minutes on 2 CPU cores; 44 runs of 6 thousand to 271 thousand parameters.

@@ -30,6 +30,8 @@ _HOMES = {
     "fit_envelope": "fit",
     "fit_isoflop": "fit",
     "fit_parametric": "fit",
+    "fit_all": "fit",
+    "find_beginning": "fit.beginning",
     "forecast_optimum": "forecast",
     "backtest_fit": "backtest",
     "fit_curves": "curves",

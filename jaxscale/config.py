@@ -255,5 +255,7 @@ class Study:
     """Hardware for the plan's time and cost: NAME or NAME:CHIPS, see `jaxscale plan --help`."""
     forecast_flops: tuple[float, ...] = ()
     """Budgets to forecast; empty: 10x and 100x the largest budget of the grid."""
+    declared: Literal["isoflop", "parametric", "envelope"] = "isoflop"
+    """The approach whose forecast leads, said before the runs: errors seen afterwards choose none."""
     bootstrap: int = 1000
     """Bootstrap draws behind every interval."""

@@ -5,13 +5,11 @@ What reads a surface L(N, D) (flatness, constrained optima, known models beside 
 
 from __future__ import annotations
 
-import numpy as np
-
 from jaxscale.errors import MisuseError
 from jaxscale.fit.result import Fit, Fits
-from jaxscale.laws import Law, Repetition, find_law
+from jaxscale.laws import Law, Repetition
 
-__all__ = ["answered", "drawn_surface", "has_surface", "surface"]
+__all__ = ["answered", "drawn_surface", "has_optimum", "has_surface", "surface"]
 
 
 def answered(fit: Fit | Fits) -> tuple[Fit, ...]:
@@ -25,7 +23,12 @@ def answered(fit: Fit | Fits) -> tuple[Fit, ...]:
 
 def has_surface(fit: Fit) -> bool:
     """Whether the fit predicts the loss at any N and D."""
-    return fit.method == "parametric" and find_law(fit.law).inputs[:2] == ("N", "D")
+    return fit.method == "parametric" and fit.has_optimum
+
+
+def has_optimum(fit: Fit) -> bool:
+    """Whether the fit has an answer that says which N and D are best at a compute."""
+    return fit.verdict is None and (has_surface(fit) if fit.method == "parametric" else fit.exponents is not None)
 
 
 def surface(fit: Fit) -> Law:
@@ -33,19 +36,13 @@ def surface(fit: Fit) -> Law:
     fit.require_answer()
     if not has_surface(fit):
         raise MisuseError(f"{fit.method} fit of law {fit.law!r} has no loss over N and D; fit with --method parametric")
-    return _of_fresh_data(find_law(fit.law)(**fit.params))
+    return _of_fresh_data(fit.law_value())
 
 
 def drawn_surface(fit: Fit) -> Law | None:
     """The same for every bootstrap round, fields (rounds,); None for a fit without rounds."""
     rounds = max((len(values) for values in fit.draws.values()), default=0)
-    if rounds < 2:
-        return None
-    values = {
-        name: np.asarray(fit.draws[name]) if name in fit.draws else np.full(rounds, value)
-        for name, value in fit.params.items()
-    }
-    return _of_fresh_data(find_law(fit.law)(**values))
+    return _of_fresh_data(fit.sampled_law()) if rounds > 1 else None
 
 
 def _of_fresh_data(law: Law) -> Law:

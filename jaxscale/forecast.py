@@ -25,6 +25,7 @@ from jaxscale.fit.average import FEWEST_CLIMBS, Average, bears_average
 from jaxscale.fit.result import Fit, Fits, without_nan
 from jaxscale.fit.summary import percentile_ends, percentile_interval
 from jaxscale.format import format_count, format_factor, format_flops, format_interval, format_loss
+from jaxscale.laws import find_law
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
@@ -132,11 +133,15 @@ def forecast_optimum(
     targets = _check_targets(flops, loss)
     fits = fit.fits if isinstance(fit, Fits) else (fit,)
     first = _find_declared(fits, declared)
-    answered = [one for one in fits if one.verdict is None]
-    answers: list[Answer] = list(answered)
-    if not answers:
+    spoken = [one for one in fits if one.verdict is None]
+    if not spoken:
         raise VerdictError("; ".join(f"{one.method} fit: {one.verdict}" for one in fits))
+    answered = [one for one in spoken if one.has_optimum]
+    if not answered:
+        raise MisuseError(_say_no_optimum(spoken[0]))
+    answers: list[Answer] = list(answered)
     notes = [f"{one.method} gives no row: {one.verdict}" for one in fits if one.verdict]
+    notes += [f"{one.method} gives no row: {_say_no_optimum(one)}" for one in spoken if not one.has_optimum]
     notes += [f"{one.method} is not in the average: {len(one.diagnostics['climbs'])} changes of size, "
               f"{FEWEST_CLIMBS} are needed" for one in answered if not bears_average(one)]  # fmt: skip
     notes += _say_disagreement(fit)
@@ -151,8 +156,13 @@ def forecast_optimum(
     plain = fit.to_plain()
     for record in plain["fits"] if isinstance(fit, Fits) else [plain]:
         record.pop("draws")
-    spoken = next(one for one in fits if one.verdict is None)
-    return Forecast(plain, spoken.diagnostics["flops"]["rule"], spoken.confidence, tuple(rows), loss, tuple(notes))
+    rule = answered[0].diagnostics["flops"]["rule"]
+    return Forecast(plain, rule, answered[0].confidence, tuple(rows), loss, tuple(notes))
+
+
+def _say_no_optimum(fit: Fit) -> str:
+    inputs = ", ".join(find_law(fit.law).inputs)
+    return f"law {fit.law!r} takes {inputs}: it has no optimal N and D; forecast with a law over N and D"
 
 
 def average_answer(fits: Sequence[Fit]) -> Average | None:

@@ -31,10 +31,16 @@ __all__ = ["BUDGET_WIDTH", "CANONICAL", "COUNTS", "as_observations", "label_budg
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
              "N_non_embedding", "N_total", "loss_std_error", "train_loss")  # fmt: skip
+LOSSES = ("loss", "loss_std_error", "train_loss")
 COUNTS = ("N", "N_non_embedding", "N_total")
 """Columns that can be the N of a law."""
 BUDGET_WIDTH = 0.05
 """Largest relative width of a budget in C, from ARCHITECTURE.md."""
+
+OPTIONAL_NUMBERS = {"U": "above", "loss_std_error": "at least", "train_loss": "at least"}
+"""Columns that may be missing, and what 0 is to them; U may be infinite."""
+LARGEST = 1e100
+"""Numbers beyond it, and below its inverse, are no count and no loss: their squares leave float64."""
 
 ALIASES = {"run_id": "run"}
 """A column that is read under another name where the canonical one is absent: rows of one run must stay together."""
@@ -88,7 +94,7 @@ def recount(obs: Observations, *, count: str = "N", flops_rule: str = "given", l
             frame = frame.assign(budget=label_budgets(frame["C"].to_numpy()))
         frame = frame.assign(C=6.0 * frame["N"] * frame["D"])
     if loss_unit == "bits":
-        frame = frame.assign(loss=frame["loss"] * np.log(2.0))
+        frame = frame.assign(**{name: frame[name] * np.log(2.0) for name in LOSSES if name in frame})
     asked = {"count": count, "flops_rule": flops_rule, "loss_unit": loss_unit}
     record |= {"rows_used": len(frame), "rows_refused": refused, "conventions": asked}
     rule = "6ND" if flops_rule == "6ND" else obs.rule
@@ -217,13 +223,19 @@ def _refuse(table: pd.DataFrame, chosen: np.ndarray) -> tuple[pd.DataFrame, list
     reasons: dict[int, str] = {}
     for name in needed:
         frame[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-        for row in np.flatnonzero(chosen & ~(np.isfinite(frame[name]) & (frame[name] > 0))):
+        for row in np.flatnonzero(chosen & ~frame[name].between(1 / LARGEST, LARGEST)):
             reasons.setdefault(int(row), _reason(name, table[name].iloc[row], frame[name].iloc[row]))
     if "weight" in frame:
         given = table["weight"].where(table["weight"].notna(), 1.0)
         frame["weight"] = pd.to_numeric(given, errors="coerce").astype(float)
-        for row in np.flatnonzero(chosen & ~(np.isfinite(frame["weight"]) & (frame["weight"] >= 0))):
+        for row in np.flatnonzero(chosen & ~frame["weight"].between(0.0, LARGEST)):
             reasons.setdefault(int(row), _reason("weight", given.iloc[row], frame["weight"].iloc[row], "at least"))
+    for name, bound in OPTIONAL_NUMBERS.items():
+        if name in frame:
+            frame[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+            good = frame[name] > 0 if bound == "above" else frame[name] >= 0
+            for row in np.flatnonzero(chosen & table[name].notna() & ~good):
+                reasons.setdefault(int(row), _reason(name, table[name].iloc[row], frame[name].iloc[row], bound))
     if "C" not in frame:
         frame["C"] = 6.0 * frame["N"] * frame["D"]
     kept = chosen & ~np.isin(np.arange(len(frame)), list(reasons))
@@ -239,7 +251,11 @@ def _reason(name: str, given: Any, number: float, bound: str = "above") -> str:
         return f"{name} is missing"
     if np.isnan(number):
         return f"{name} is {given!r}, not a number"
-    return f"{name} is not finite" if np.isinf(number) else f"{name} is {number:g}, must be {bound} 0"
+    if np.isinf(number):
+        return f"{name} is not finite"
+    if number > 0:
+        return f"{name} is {number:g}, must lie between {1 / LARGEST:g} and {LARGEST:g}"
+    return f"{name} is {number:g}, must be {bound} 0"
 
 
 def _describe(

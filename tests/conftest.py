@@ -8,6 +8,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import pytest
 
+collect_ignore = ["bench"]
+"""Benchmarks are programs: they pin cores and set flags for themselves."""
+
 SHARED = Path(os.environ.get("JAXSCALE_SHARED", Path(__file__).parents[2] / "shared"))
 
 

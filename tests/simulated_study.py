@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from jaxscale.config import DataConfig, ModelConfig
-from jaxscale.fit.result import Budget, Estimate, Fit
+from jaxscale.fit.agreement import judge_agreement
+from jaxscale.fit.result import Budget, Estimate, Fit, Fits
+from jaxscale.forecast import Forecast, forecast_optimum
 from jaxscale.runs import Cell, Dropped, Observations, Plan, RunResult, RunSpec
 
 LAW = {"E": 1.2, "A": 20.5, "B": 31.5, "alpha": 0.40, "beta": 0.34}
@@ -23,6 +25,9 @@ DRAWS = 200
 MISSES = ((1.008, 1.09, True), (0.969, 0.72, False))
 """Backtest of each fit: predicted over measured, its worth in compute, inside the interval."""
 
+BASELINE = 1.02
+"""What a line through the lowest runs would have said, over measured."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -30,11 +35,12 @@ class Study:
 
     plan: Plan
     observations: Observations
-    fits: list[Fit]
-    forecast: list[SimpleNamespace]
+    fits: Fits
+    forecast: Forecast
     backtest: SimpleNamespace
     results: list[RunResult]
     curves: pd.DataFrame
+    declared: str = "isoflop"
 
 
 def loss_of(N, D):
@@ -57,12 +63,13 @@ def simulate_study(noise: float = 0.005) -> Study:
         "rows_used": len(frame),
     }
     observations = Observations(frame, refused, source, rule="exact")
-    fits = [isoflop_fit(frame[frame["role"] == "grid"]), parametric_fit(LAW)]
+    fits = (isoflop_fit(frame[frame["role"] == "grid"]), parametric_fit(LAW))
+    together = Fits(fits, (0.5, 0.5), judge_agreement(fits))
     return Study(
         plan=_plan(cells),
         observations=observations,
-        fits=fits,
-        forecast=[forecast_of(fit, [1e13, 1e14], max(BUDGETS)) for fit in fits],
+        fits=together,
+        forecast=forecast_optimum(together, flops=[1e13, 1e14], declared="isoflop"),
         backtest=_backtest(frame, fits),
         results=results,
         curves=pd.concat([_curve(cell, result, rng) for cell, result in zip(cells, results, strict=True)]),
@@ -94,6 +101,7 @@ def isoflop_fit(frame: pd.DataFrame, column: str = "budget") -> Fit:
         coefficients={key: Estimate(level, (None, None)) for key, (level, _, _) in estimates.items()},
         loss_law={"E": LAW["E"], "A": float(np.exp(log_A)), "alpha": float(-alpha)}, objective={},
         noise={"seed_std": 0.005}, budgets=tuple(budgets), draws=draws,
+        diagnostics={"flops": {"rule": "6ND", "k": 6.0, "p": 1.0}, "largest_C": float(np.exp(C.max()))},
     )  # fmt: skip
 
 
@@ -114,7 +122,7 @@ def parametric_fit(params: dict[str, float], spread: float = 0.01) -> Fit:
         bootstrap=DRAWS, resample="wild", seed=0, intervals={"E": (1.15, 1.26)}, std_errors={},
         exponents=exponents, coefficients=coefficients, loss_law=None,
         objective={"name": "huber", "delta": 1e-3, "value": 1e-3, "gradient_norm": 1e-10}, noise={},
-        diagnostics={"flops": {"rule": "6ND", "k": 6.0, "p": 1.0}}, draws=draws,
+        diagnostics={"flops": {"rule": "6ND", "k": 6.0, "p": 1.0}, "largest_C": max(BUDGETS)}, draws=draws,
     )  # fmt: skip
 
 
@@ -189,12 +197,13 @@ def _plan(cells: list[Cell]) -> Plan:
     return Plan("simulated", tuple(cells), dropped, assumptions, {}, "cpu:2", sum(c.flops for c in cells), seconds)
 
 
-def _backtest(frame: pd.DataFrame, fits: list[Fit]) -> SimpleNamespace:
+def _backtest(frame: pd.DataFrame, fits: tuple[Fit, ...]) -> SimpleNamespace:
     held = frame[frame["role"] == "holdout"]
     measured = float(held["loss"].min())
     rows = [
-        {"method": fit.method, "law": fit.law, "trained_to_C": max(BUDGETS), "target_C": HOLDOUT,
-         "quantity": "loss",
+        {"split": "holdout", "method": fit.method, "law": fit.law, "trained_to_C": max(BUDGETS), "trained_to_N": None,
+         "trained_to_D": None, "target_C": HOLDOUT, "ratio": HOLDOUT / max(BUDGETS), "quantity": "loss",
+         "interval_score": 0.1, "baseline": measured * BASELINE, "baseline_error": BASELINE - 1,
          "predicted": measured * factor, "interval": [measured * (factor - 0.02), measured * (factor + 0.02)],
          "measured": measured, "error": factor - 1, "compute_error": compute, "inside": inside}
         for fit, (factor, compute, inside) in zip(fits, MISSES, strict=True)

@@ -15,7 +15,7 @@ from jaxscale.backtest.splits import C_QUANTILES, list_splits
 from jaxscale.backtest.summary import paired_difference
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit import fit_isoflop
-from jaxscale.laws import Chinchilla
+from jaxscale.laws import Chinchilla, Repetition
 from jaxscale.source import as_observations
 
 BOTH = ("isoflop", "parametric")
@@ -229,3 +229,26 @@ def test_several_laws_are_scored_alike_and_the_first_is_in_the_average():
         row["law"]: row["rms_error"] for row in both.summary if (row["quantity"], row["ratio"]) == ("loss_at", "all")
     }
     assert rms["kaplan"] > 2 * rms["chinchilla"]  # the planted law has an irreducible loss, Kaplan's has none
+
+
+@pytest.mark.parametrize("law", ["kaplan-n", "compute", "repetition"])
+def test_a_law_of_other_inputs_is_scored_at_the_cells_and_leaves_the_average_alone(law):
+    frame = draw_grid(noise=0.003)
+    found = backtest_fit(frame, law=("chinchilla", law), bootstrap=20)
+    mine = [row for row in found.rows if row["law"] == law]
+    assert mine and {row["quantity"] for row in mine} >= {"loss_at"}
+    if law != "repetition":
+        assert {row["quantity"] for row in mine} == {"loss_at"} and {row["compute_error"] for row in mine} == {None}
+    fits = [{key: row[key] for key in ("target_C", "predicted")} for row in found.rows if row["method"] == "average"]
+    alone = backtest_fit(frame, law="chinchilla", bootstrap=20)
+    assert fits == [{k: row[k] for k in ("target_C", "predicted")} for row in alone.rows if row["method"] == "average"]
+
+
+def test_repeated_data_are_predicted_with_their_unique_tokens():
+    frame = draw_grid(noise=0.002)
+    law = Repetition(E=1.7, A=400.0, B=1500.0, alpha=0.34, beta=0.36, R_D=10.0, R_N=5.0)
+    U = frame["D"] / np.tile([1.0, 4.0, 20.0, 60.0], len(frame))[: len(frame)]
+    frame = frame.assign(U=U, loss=law.loss(*(x.to_numpy() for x in (frame["N"], frame["D"], U))))
+    found = backtest_fit(frame, methods=("parametric",), law="repetition", split="rolling", bootstrap=0)
+    errors = [abs(row["error"]) for row in found.rows if row["quantity"] == "loss_at"]
+    assert len(errors) and max(errors) < 1e-3

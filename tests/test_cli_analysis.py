@@ -148,3 +148,12 @@ def test_budgets_may_be_names(tmp_path):
     assert dispatch(["fit", str(tmp_path / "named.csv"), "--bootstrap", "20", "--out", str(out)]) == 0
     assert dispatch(["report", str(out)]) == 0
     assert "1e18" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("extra", [["--seed", "-1"], ["--method", "parametric", "--seed", "-1"],
+                                   ["--method", "parametric", "--start", "E=-1", "A=1", "B=1", "alpha=.3", "beta=.3"],
+                                   ["--method", "envelope", "--seed", "-1"]])  # fmt: skip
+def test_a_seed_or_a_start_that_means_nothing_is_one_sentence(table, capsys, extra):
+    assert dispatch(["fit", str(table), *COLUMNS, *extra]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("seed -1" in said or "E = -1" in said)

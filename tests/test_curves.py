@@ -220,3 +220,17 @@ def test_a_power_law_with_a_floor_extrapolates_every_olmo_ladder(shared_data):
 def test_every_family_has_a_name_an_equation_and_a_source():
     for name, law in CURVES.items():
         assert law.name == name and law.equation and law.source and law.inputs == ("D",)
+
+
+def test_a_curve_in_bits_is_read_as_asked_and_bad_requests_are_one_sentence(tmp_path, capsys):
+    curve = draw_curve("pow3", 0.0)
+    table, out = tmp_path / "curve.csv", tmp_path / "curves.json"
+    curve.assign(loss=curve["loss"] / np.log(2)).to_csv(table, index=False)
+    asked = ["curves", str(table), "--law", "pow3", "--bootstrap", "0", "--out", str(out)]
+    assert dispatch([*asked, "--loss-unit", "bits"]) == 0
+    assert json.loads(out.read_text())["families"][0]["params"]["E"] == pytest.approx(1.8, rel=1e-4)
+    for value in ("nan", "0"):
+        assert dispatch([*asked, "--at", value]) == 2
+    curve.assign(weight=0).to_csv(table, index=False)
+    assert dispatch(asked) == 1
+    assert "weight 0" in capsys.readouterr().err

@@ -49,3 +49,9 @@ def test_a_break_in_the_minima_is_seen_and_none_where_there_is_none():
 def test_too_few_budgets_are_a_verdict():
     with pytest.raises(VerdictError, match="3 budgets, at least 4"):
         find_beginning(draw_grid(budgets=3))
+
+
+@pytest.mark.parametrize("law", ["repetition", "compute"])
+def test_the_beginning_of_a_law_of_other_inputs_is_tested_at_its_own_inputs(law):
+    found = find_beginning(draw_grid(noise=0.003, budgets=5), law=law, bootstrap=20)
+    assert found.verdict and {row["method"] for row in found.rows} >= {"isoflop"}

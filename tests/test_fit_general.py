@@ -139,6 +139,14 @@ def test_outliers_are_named_and_the_answer_without_them_is_the_truth():
     assert fit_parametric(draw_grid(noise=0.002), bootstrap=0).diagnostics["outliers"]["count"] == 0
 
 
+def test_a_start_is_kept_where_the_data_push_E_to_zero():
+    frame = draw_grid(law=Chinchilla(0.0, 480.0, 2085.0, 0.34, 0.37), noise=0.002)
+    frame.loc[5, "loss"] *= 1.2  # an outlier: the fit without it starts from the first one
+    law = ChinchillaTied(E=1e-4, A=480.0, B=1500.0, gamma=0.35)
+    fit = fit_parametric(frame, law="chinchilla-tied", bootstrap=0, start=law.params)
+    assert fit.params["E"] < 1e-3 and fit.diagnostics["outliers"]["params"]["E"] < 1e-3
+
+
 def test_misuse_is_one_sentence():
     frame = draw_grid(noise=0.01)
     for wrong, words in (

@@ -71,3 +71,13 @@ def test_seeds_enter_the_noise():
     cells = gather_cells(draw_grid(noise=0.01, seeds=3))
     shape = fit_shape(split_curves(cells), cells.seed_ss.sum(), cells.seed_dof.sum())
     assert shape.sigma == pytest.approx(0.01, rel=0.25)
+
+
+def test_two_budgets_leave_the_odds_of_a_floor_as_they_were():
+    from jaxscale.fit.frontier import average_loss_laws
+
+    C, rng = np.array([1e18, 3e18]), np.random.default_rng(0)
+    point, drawn, none = average_loss_laws(C, np.array([3.5, 3.2]), np.full(2, 1e-5), 10.0, 400, rng)
+    assert none == pytest.approx(0.5, abs=0.02)
+    assert point.E[0] == pytest.approx(0.25 * 3.2, rel=0.05)  # half of the odds on 0, half spread up to the lowest loss
+    assert np.mean(drawn.E == 0) == pytest.approx(0.5, abs=0.08)

@@ -42,6 +42,8 @@ def suspicions_of(path, columns):
         ({"N": 1e-6, "D": 1e-9}, "N is in millions (multiply by 1e+06) and D is in billions"),
         ({"C": 1 / PF_DAY_FLOPS}, "C is in PF-days (multiply by 8.64e+19)"),
         ({"C": 40.0}, "no usual unit explains it"),
+        ({"C": 1e-6}, "C, or N or D, is off by a factor of 1e6"),
+        ({"C": 1e6}, "C, or N or D, is off by a factor of 1e6"),
     ],
 )
 def test_units_are_named_with_their_factor(change, words):
@@ -115,6 +117,11 @@ BAD = {
     ),
     "units": (GRID.drop(columns="budget").assign(N=GRID["N"] / 1e6), "N is in millions", "N is in millions"),
     "twice": (pd.concat([GRID, GRID.iloc[:3]]), "3 rows repeat runs", "3 rows repeat runs"),
+    "mixed": (
+        GRID.assign(budget=np.arange(len(GRID)) % 4), "the budget column contradicts N and D",
+        "the budget column contradicts N and D",
+    ),
+    "accuracy": (GRID.assign(loss=1 - GRID["loss"] / 5), "is edge", "no size is optimal"),
 }  # fmt: skip
 
 
@@ -127,7 +134,7 @@ def test_the_command_says_it_for_isoflop(kind, tmp_path, capsys):
     assert words in json.dumps(plain["diagnostics"])
 
 
-@pytest.mark.parametrize("kind", ["one size", "equal losses", "units", "twice"])
+@pytest.mark.parametrize("kind", ["one size", "equal losses", "units", "twice", "mixed", "accuracy"])
 def test_the_command_says_it_for_parametric(kind, tmp_path, capsys):
     frame, _, words = BAD[kind]
     _, _, plain = run_fit(frame, tmp_path, capsys, "parametric")

@@ -198,3 +198,14 @@ def test_a_forecast_fits_a_terminal_of_120_columns():
 def test_fits_that_disagree_are_said_beside_the_forecast():
     fits = fit_all(draw_grid(noise=0.003), bootstrap=64, fix={"E": 0.5})
     assert "disagree at 95%" in "".join(forecast_optimum(fits, flops=[1e21]).notes)
+
+
+def test_a_law_of_one_variable_gives_no_row_and_says_so():
+    frame = draw_grid(noise=0.003)
+    found = forecast_optimum(
+        fit_all(frame, methods=("isoflop", "parametric"), law="kaplan-n", bootstrap=20), flops=[1e21]
+    )
+    assert [row["method"] for row in found.rows] == ["isoflop"]
+    assert any("kaplan-n" in note and "no optimal N and D" in note for note in found.notes)
+    with pytest.raises(MisuseError, match="no optimal N and D"):
+        forecast_optimum(fit_parametric(frame, law="kaplan-n", bootstrap=0), flops=[1e21])

@@ -61,12 +61,51 @@ def finished(place: Path) -> Path:
 
 
 def test_main_job_leaves_every_file_of_the_contract(finished: Path) -> None:
-    for name in ("plan.json", "observations.csv", "fits/isoflop.json", "fits/parametric.json", "forecast.json",
-                 "report.html"):  # fmt: skip
+    for name in ("plan.json", "observations.csv", "fits/isoflop.json", "fits/parametric.json", "fits/envelope.json",
+                 "fits/all.json", "forecast.json", "report.html"):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
-    assert json.loads((finished / "fits/isoflop.json").read_text())["schema"] == "jaxscale.fit/1"
+    for method in ("isoflop", "parametric", "envelope"):
+        plain = json.loads((finished / f"fits/{method}.json").read_text())
+        assert (plain["schema"], plain["method"]) == ("jaxscale.fit/1", method)
+        assert plain["exponents"] is not None or plain["diagnostics"]["verdict"]
     assert list((finished / "figures").glob("*.svg")) and list((finished / "figures").glob("*.png"))
     assert {s.state for s in read_status(finished, read_plan(finished).cells)} == {"done"}
+
+
+def test_the_forecast_holds_every_answer_the_declared_one_and_the_average(finished: Path) -> None:
+    """One row a method with an answer and one of their average at 10x and 100x, from the same fits as fits/all.json."""
+    fits = json.loads((finished / "fits/all.json").read_text())
+    assert fits["schema"] == "jaxscale.fits/1" and "agreement" in fits
+    answered = [fit["method"] for fit in fits["fits"] if "verdict" not in fit["diagnostics"]]
+    counted = [fit["method"] for fit, weight in zip(fits["fits"], fits["weights"], strict=True) if weight]
+    forecast = json.loads((finished / "forecast.json").read_text())
+    assert forecast["schema"] == "jaxscale.forecast/1" and forecast["rule"] == "exact"
+    methods = answered + ["average"] * (len(counted) > 1)
+    assert [row["method"] for row in forecast["rows"]] == 2 * methods
+    for row in forecast["rows"]:
+        assert row["declared"] is (row["method"] == "isoflop")
+        assert {"N_opt", "D_opt", "loss", "loss_future_run"} <= row["intervals"].keys()
+    assert forecast["rows"][-1]["C"] == pytest.approx(10 * forecast["rows"][0]["C"])
+
+
+def test_the_answer_on_stdout_is_the_answer_on_disk(place: Path, finished: Path) -> None:
+    """The table of a and b, what the approaches say of each other, and the forecast, in that order."""
+    code, out, _ = jaxscale("report", str(finished), "--out", str(place / "again"), cwd=place)
+    fits = json.loads((finished / "fits/all.json").read_text())
+    assert code == 0 and (place / "again" / "report.html").exists()
+    assert out.index("N_opt ~ C^a, D_opt ~ C^b") < out.index("forecast, C counted as the study's exact count")
+    for fit in fits["fits"]:
+        shown = fit["diagnostics"].get("verdict") or f"{fit['exponents']['N']['value']:.4g}"
+        assert shown in out
+    for pair in (fits["agreement"] or {"pairs": []})["pairs"]:
+        assert f"{' and '.join(pair['methods'])} {pair['verdict']}" in out
+
+
+def test_the_declared_law_cannot_change_once_runs_have_begun(place: Path, finished: Path) -> None:
+    code, _, err = jaxscale("run", "tiny.py", "--declared", "parametric", cwd=place)
+    assert code == 2 and "declared was 'isoflop', now 'parametric'" in err
+    code, _, err = jaxscale("report", str(finished), "--declared", "parametric", cwd=place)
+    assert code == 2 and "declares its law before its runs" in err
 
 
 def test_observations_hold_what_was_planned_and_counted(finished: Path) -> None:

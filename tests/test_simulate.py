@@ -301,6 +301,20 @@ def test_a_table_and_a_planned_study_are_sources(tmp_path, capsys):
     assert plain["grid"]["rule"] == "exact" and plain["grid"]["runs"] > plain["grid"]["cells"]
 
 
+def test_a_table_is_read_as_its_options_say_and_all_means_the_two_that_can_answer(tmp_path, capsys):
+    grid = draw_grid(noise=0.004, seeds=2)
+    grid.assign(N_non_embedding=0.5 * grid["N"]).to_csv(tmp_path / "table.csv", index=False)
+    out = tmp_path / "sim.json"
+    arguments = ["simulate", str(tmp_path / "table.csv"), "--studies", "2", "--bootstrap", "20", "--workers", "1"]
+    options = ["--count-params", "N_non_embedding", "--loss-unit", "bits", "--out", str(out)]
+    assert dispatch([*arguments, *options]) == 0
+    plain = json.loads(out.read_text())
+    assert {row["method"] for row in plain["rows"]} == {"isoflop", "parametric"}
+    assert plain["grid"]["N"][0] == pytest.approx(0.5 * grid["N"].min())
+    assert plain["law"]["E"] == pytest.approx(np.log(2) * LAW.E, rel=0.1)
+    assert any("differs from the rule of the truth" in note for note in plain["notes"])
+
+
 def test_one_budget_is_refused_every_time_and_exits_1(tmp_path, capsys):
     out = tmp_path / "sim.json"
     assert dispatch(["simulate", *SMALL, "--count", "1", "--out", str(out)]) == 1

@@ -161,3 +161,25 @@ def test_a_weight_that_is_no_number_is_refused_and_a_missing_one_is_1(frame):
 
 def test_only_the_role_holdout_is_held_out(frame):
     assert len(gather_cells(frame.assign(role="train"))) == 6
+
+
+def test_numbers_whose_squares_leave_float64_are_refused(frame):
+    obs = read_observations(frame.assign(loss=[1e-300, 1e300, 3, 3, 3, 3], weight=[1, 1, 1e300, 1, 1, 1]))
+    assert [row["row"] for row in obs.refused] == [0, 1, 2]
+    assert all("must lie between 1e-100 and 1e+100" in row["reason"] for row in obs.refused)
+
+
+def test_text_in_optional_numbers_is_refused_and_an_infinite_U_is_unlimited(frame):
+    assert [r["row"] for r in read_observations(frame.assign(U=["many", 0, -1, np.inf, None, 5e9])).refused] == [
+        0,
+        1,
+        2,
+    ]
+    (one,) = read_observations(frame.assign(loss_std_error=["x", 0, None, 0.1, 0.1, 0.1])).refused
+    assert one == {"row": 0, "reason": "loss_std_error is 'x', not a number"}
+
+
+def test_bits_turn_every_loss_of_the_table_into_nats(frame):
+    obs = read_observations(frame.assign(loss_std_error=0.01, train_loss=2.0), loss_unit="bits")
+    assert obs.frame["loss_std_error"].tolist() == pytest.approx([0.01 * np.log(2)] * 6)
+    assert obs.frame["train_loss"].tolist() == pytest.approx([2 * np.log(2)] * 6)

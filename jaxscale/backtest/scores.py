@@ -3,7 +3,8 @@
     loss      L_opt(C) against the measured minimum: the interpolated one where the budget's curve has a
               believable minimum, else the lowest of its cells (which lies above the true minimum)
     N_opt     against the interpolated minimum, where there is one
-    loss_at   every held-out cell at its own (N, D): parametric only, the others know the optimum alone
+    loss_at   every held-out cell at its own (N, D), or what else the law takes: parametric only, the others know
+              the optimum alone; a law of one variable has this row only, and no compute_error
 
 error = predicted / measured - 1. compute_error is the factor f with L_opt(f C) - L_opt(C) = measured -
 predicted: the compute that the error is worth on the fitted frontier; None below its E. Intervals of losses
@@ -37,11 +38,15 @@ def score_split(answers: list[Answer], split: Split) -> list[dict[str, Any]]:
     measured = [(C, inside, _measured_minimum(split.held.take(inside))) for C, inside in split.optima]
     rows = []
     for answer in answers:
-        for C, inside, minimum in measured:
+        for C, inside, minimum in measured if _knows_optimum(answer) else ():
             rows += _score_optimum(answer, split, C, split.held.take(inside), minimum, lowest)
         if answer.method == "parametric":
             rows += [_score_cell(answer, split, i) for i in range(len(split.held))]
     return rows
+
+
+def _knows_optimum(answer: Answer) -> bool:
+    return isinstance(answer, Average) or answer.has_optimum
 
 
 def _measured_minimum(part: Cells) -> Budget | None:
@@ -73,8 +78,9 @@ def _score_cell(answer: Answer, split: Split, i: int) -> dict[str, Any]:
     assert not isinstance(answer, Average)
     N, D, held = float(split.held.N[i]), float(split.held.D[i]), split.held
     C = float(held.budget_C[held.budget[i]] if len(held.budget_C) else held.C[i])
-    drawn = add_run_noise(answer, answer.sample_loss(N, D))
-    row = _row(answer, split, C, "loss_at", answer.predict_loss(N, D), drawn, float(held.loss[i]), None)
+    inputs = [float(held.input(name)[i]) for name in answer.law_value().inputs]
+    drawn = add_run_noise(answer, answer.sample_loss(*inputs))
+    row = _row(answer, split, C, "loss_at", answer.predict_loss(*inputs), drawn, float(held.loss[i]), None)
     return row | {"N": N, "D": D}
 
 
@@ -86,12 +92,13 @@ def _row(
     known = low is not None and high is not None
     baseline = lowest.predict(quantity, C) if lowest else None
     trained_N, trained_D = split.corner or (None, None)
+    in_compute = quantity != "N_opt" and _knows_optimum(answer)
     return {
         "split": split.kind, "method": answer.method, "law": answer.law,
         "trained_to_C": split.trained_to_C, "trained_to_N": trained_N, "trained_to_D": trained_D,
         "target_C": C, "ratio": C / split.trained_to_C, "quantity": quantity, "predicted": float(predicted),
         "interval": [low, high], "measured": float(measured), "error": float(predicted / measured - 1),
-        "compute_error": None if quantity == "N_opt" else _compute_factor(answer, C, measured - predicted),
+        "compute_error": _compute_factor(answer, C, measured - predicted) if in_compute else None,
         "inside": bool(low <= measured <= high) if known else None,
         "interval_score": score_interval((low, high), measured, answer.confidence),
         "baseline": baseline, "baseline_error": None if baseline is None else float(baseline / measured - 1),

@@ -29,7 +29,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("study", "DIR", "train cells of a planned study: --all, --run RUN_ID or --index I"),
     "status": Verb("folder", "DIR", "table of cells: state, progress, time left; --watch keeps it live"),
     "collect": Verb("folder", "DIR", "finished runs as observations.csv, refused ones with their reason"),
-    "report": Verb("folder", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
+    "report": Verb("answer", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
     "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),

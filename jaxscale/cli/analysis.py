@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxscale.fit.result import Fit, Fits
     from jaxscale.runs import Observations
 
-__all__ = ["backtest", "fit", "forecast", "read_fits"]
+__all__ = ["backtest", "fit", "forecast", "read_fits", "read_table"]
 
 T = TypeVar("T")
 Method = Literal["isoflop", "parametric", "envelope", "all"]
@@ -131,7 +131,7 @@ def fit(argv: list[str]) -> int:
     """Fit a scaling law to observations and print it as a table."""
     args = _parse(FitArguments, "fit", argv, "Fit a scaling law.",
                   "jaxscale fit runs/quickstart --method isoflop --out fit.json")  # fmt: skip
-    obs = _read(args.source, args)
+    obs = read_table(args.source, args)
     result = _fit(obs, args)
     _finish(result, args.out)
     if args.stability:
@@ -175,7 +175,7 @@ def backtest(argv: list[str]) -> int:
     from jaxscale.backtest import backtest_fit
     from jaxscale.cli.progress import data_progress
 
-    obs, options = _read(args.source, args), _options(args)
+    obs, options = read_table(args.source, args), _options(args)
     if args.method != "all":
         options["methods"] = (args.method,)
     _keep_programs(args.method)
@@ -201,7 +201,8 @@ def _parse(kind: type[T], verb: str, argv: list[str], summary: str, example: str
     )  # fmt: skip
 
 
-def _read(source: str, table: TableOptions) -> Observations:
+def read_table(source: str, table: TableOptions) -> Observations:
+    """A source as the options of a verb say that it is to be read."""
     from jaxscale.source import read_observations
 
     return read_observations(
@@ -215,7 +216,7 @@ def _print_conventions(args: FitArguments) -> None:
     from jaxscale.fit.conventions import compare_conventions
 
     plain = replace(args, count_params="N", flops_rule="given")
-    print(compare_conventions(_read(args.source, plain), confidence=args.confidence, seed=args.seed))
+    print(compare_conventions(read_table(args.source, plain), confidence=args.confidence, seed=args.seed))
 
 
 def _fit(obs: Observations, args: FitArguments) -> Any:
@@ -310,7 +311,7 @@ def _load_fit(args: ForecastArguments) -> Fit | Fits:
     if args.source.endswith(".json"):
         return read_fits(Path(args.source))
     _keep_programs()
-    return fit_all(_read(args.source, args))
+    return fit_all(read_table(args.source, args))
 
 
 def read_fits(path: Path) -> Fit | Fits:

@@ -43,11 +43,14 @@ def curves(argv: list[str]) -> int:
     """Which family extrapolates the curve, and what each foretells; 1 where nothing can be held out."""
     args = _parse(CurvesArguments, "curves", argv, "Compare learning-curve families by held-out extrapolation.",
                   "jaxscale curves runs.csv --columns D=tokens loss=nats --at 1e12 --out curves.json")  # fmt: skip
-    from jaxscale.curves import fit_curves
+    from jaxscale.curves import fit_curves, read_curve
+    from jaxscale.source import recount
 
+    obs = read_curve(args.source, columns=_pairs("columns", args.columns), where=args.where)
+    obs = recount(obs, count=args.count_params, flops_rule=args.flops_rule, loss_unit=args.loss_unit)
     result = fit_curves(
-        args.source, laws=args.law or None, at=args.at, held_out=args.held_out, bootstrap=args.bootstrap,
-        confidence=args.confidence, seed=args.seed, columns=_pairs("columns", args.columns), where=args.where,
+        obs, laws=args.law or None, at=args.at, held_out=args.held_out, bootstrap=args.bootstrap,
+        confidence=args.confidence, seed=args.seed,
     )  # fmt: skip
     _finish(result, args.out)
     return 0 if result.chosen else 1

@@ -1,9 +1,8 @@
-"""The verbs of a study folder: status, collect, reset, report; and the analysis that ends every run."""
+"""The verbs of a study folder that ask and mend: status, collect, reset."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
+from jaxscale.cli.answer import collect_evidence
 from jaxscale.cli.options import parse
 from jaxscale.cli.tables import make_console, status_table
-from jaxscale.config import Study
-from jaxscale.errors import JaxscaleError, MisuseError
-from jaxscale.runs import Observations, Plan, from_plain, write_json
+from jaxscale.errors import MisuseError
+from jaxscale.runs import write_json
 from jaxscale.sweep import CellStatus, read_plan, read_status, reset_cell
 
-__all__ = ["analyse", "collect", "report", "reset", "status"]
+__all__ = ["collect", "reset", "status"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def collect(argv: list[str]) -> int:
     options = parse(CollectOptions, argv, "collect", "Finished runs as observations.csv, refused ones named.\n\n"
                     "example: jaxscale collect runs/quickstart")  # fmt: skip
     console = make_console()
-    observations = _collect(options.directory, console, allow_mixed=options.allow_mixed)
+    observations = collect_evidence(options.directory, console, allow_mixed=options.allow_mixed)
     if options.out is not None:
         rows = json.loads(observations.frame.to_json(orient="records"))
         plain = {"schema": "jaxscale.observations/1", "rows": rows, "refused": observations.refused}
@@ -124,150 +122,3 @@ def reset(argv: list[str]) -> int:
         reset_cell(options.directory, cell)
         print(f"{cell.run_id}: planned")
     return 0
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What to report on."""
-
-    source: Annotated[Path, tyro.conf.Positional]
-    """Study folder, or a FIT.json of data from outside."""
-    out: Path | None = None
-    """Folder for report.html and figures/; default: the study folder, or the FIT.json's."""
-
-
-def report(argv: list[str]) -> int:
-    """Rebuild the report of a study folder, or make one for a FIT.json."""
-    options = parse(ReportOptions, argv, "report", "Everything as one page, with figures as SVG and PNG.\n\n"
-                    "example: jaxscale report runs/quickstart")  # fmt: skip
-    console = make_console()
-    command = f"jaxscale report {shlex.join(argv)}"
-    if options.source.is_dir():
-        return analyse(options.source, read_plan(options.source), console, command, out=options.out)
-    return _report_fit(options, console, command)
-
-
-def _report_fit(options: ReportOptions, console: Console, command: str) -> int:
-    from jaxscale.cli.analysis import read_fits
-    from jaxscale.fit import Fits
-    from jaxscale.forecast import forecast_optimum
-    from jaxscale.report import write_report
-    from jaxscale.source import read_observations
-
-    found = read_fits(options.source)
-    fits = found.fits if isinstance(found, Fits) else (found,)
-    source = fits[0].source
-    observations = read_observations(source["path"], **_reading(source))
-    page = write_report(
-        options.out or options.source.parent,
-        title=Path(source["path"]).stem,
-        plan=None,
-        observations=observations,
-        fits=fits,
-        forecast=forecast_optimum(found, flops=_targets((), observations)) if any(f.exponents for f in fits) else None,
-        provenance={"source": source["path"], "source_sha256": source["sha256"]},
-        commands=[command],
-    )
-    console.print(f"report: {page}", soft_wrap=True)
-    return 0
-
-
-def _reading(source: dict[str, Any]) -> dict[str, Any]:
-    """How the fit read its table, to read it the same way again."""
-    return {key: source[key] for key in ("columns", "where") if source.get(key)}
-
-
-def _collect(folder: Path, console: Console, *, allow_mixed: bool = False) -> Observations:
-    from jaxscale.collect import collect_runs
-
-    observations = collect_runs(folder, allow_mixed=allow_mixed)
-    write_json(folder / "observations.csv", observations.frame.to_csv(index=False))
-    console.print(f"evidence: {len(observations)} runs, {len(observations.refused)} refused")
-    for row in observations.refused:
-        console.print(f"  refused {row['run_id']}: {row['reason']}", soft_wrap=True, markup=False)
-    return observations
-
-
-def _targets(asked: Sequence[float], observations: Observations) -> list[float]:
-    """FLOPs to forecast: as asked, else 10x and 100x the largest budget fitted."""
-    import pandas as pd
-
-    frame = observations.frame
-    grid = frame[frame["role"] != "holdout"] if "role" in frame else frame
-    largest = float(grid["C"].max())
-    meant = float(pd.to_numeric(grid["budget"], errors="coerce").max()) if "budget" in grid else largest
-    largest = meant if abs(meant / largest - 1) < 0.1 else largest  # a budget may be a name
-    return list(asked) or [10 * largest, 100 * largest]
-
-
-def analyse(folder: Path, planned: Plan, console: Console, command: str, *, out: Path | None = None) -> int:
-    """Collect, fit, forecast, backtest, report: 0 when the report stands."""
-    from jaxscale.backtest import backtest_fit
-    from jaxscale.fit import fit_isoflop, fit_parametric
-    from jaxscale.fit.solver import keep_programs
-    from jaxscale.forecast import forecast_optimum
-
-    keep_programs()
-    study = from_plain(planned.config, Study)
-    observations = _collect(folder, console)
-    if not len(observations):
-        console.print("nothing to fit: no run is done")
-        return 1
-    fits = [
-        fit
-        for fit in (
-            _attempt(console, lambda: fit_isoflop(observations, bootstrap=study.bootstrap)),
-            _attempt(console, lambda: fit_parametric(observations, law="chinchilla", bootstrap=study.bootstrap)),
-        )
-        if fit is not None
-    ]
-    for fit in fits:
-        write_json(folder / "fits" / f"{fit.method}.json", fit.to_json())
-        console.print(str(fit))
-    usable = [fit for fit in fits if fit.exponents]
-    forecasts = [forecast_optimum(fit, flops=_targets(study.forecast_flops, observations)) for fit in usable]
-    if forecasts:
-        write_json(folder / "forecast.json", forecasts[0].to_json())
-    for forecast in forecasts:
-        console.print(str(forecast))
-    backtest = _attempt(console, lambda: backtest_fit(observations))
-    if backtest is not None:
-        write_json(folder / "backtest.json", backtest.to_json())
-        console.print(str(backtest))
-    page = _write_page(out or folder, folder, planned, observations, fits, forecasts, backtest, command)
-    console.print(f"report: {page}", soft_wrap=True)
-    return 0 if usable else 1
-
-
-def _attempt(console: Console, make: Any) -> Any:
-    """A step of the analysis, or None with the reason printed: one step's no does not hide the others."""
-    try:
-        return make()
-    except JaxscaleError as error:
-        console.print(f"  not done: {error}", soft_wrap=True, markup=False)
-        return None
-
-
-def _write_page(
-    out: Path, folder: Path, planned: Plan, observations: Observations, fits: Any, forecasts: Any, backtest: Any,
-    command: str,
-) -> Path:  # fmt: skip
-    from jaxscale.collect import read_curves
-    from jaxscale.report import write_report
-
-    results = [status.result for status in read_status(folder, planned.cells) if status.result]
-    provenance = dict(results[0].provenance) if results else {}
-    provenance["plan"] = json.dumps({key: planned.config[key] for key in ("name", "seed", "hardware")})
-    return write_report(
-        out,
-        title=planned.study,
-        plan=planned,
-        observations=observations,
-        fits=fits,
-        forecast=forecasts or None,
-        backtest=backtest,
-        results=results,
-        curves=read_curves(folder, planned),
-        provenance=provenance,
-        commands=[command],
-    )

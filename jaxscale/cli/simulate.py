@@ -42,6 +42,8 @@ The same for a grid that is planned: jaxscale simulate runs/next --law fit.json"
 DEFAULT_LAW = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """Besiroglu et al. 2024, arXiv 2404.10102: Chinchilla's data fitted again."""
 LADDER = {"first": 1e18, "factor": 3.0, "count": 5}
+BOTH = ("isoflop", "parametric")
+"""What all means here: the runs of a drawn grid have no curves for an envelope."""
 SPREAD = {"sizes": 7, "span": 6.0}
 NOISE = {"noise": "seed", "noise_power": "power", "outliers": "outliers", "outlier_size": "outlier_size",
          "shared": "shared", "trunk": "trunk"}  # fmt: skip
@@ -83,8 +85,9 @@ class SimulateOptions(TableOptions):
     """Deviation of an error shared by the cells of one trunk, in log loss; the fits know the trunks."""
     wrong: Literal["none", "broken-N", "broken-D", "kaplan", "interaction", "mistuned"] = "none"
     """The truth is this form and not the law that is fitted."""
-    method: Literal["isoflop", "parametric", "all"] = "all"
-    """How each study is fitted."""
+    method: Literal["isoflop", "parametric", "envelope", "all"] = "all"
+    """How each study is fitted; all: isoflop and parametric, since a drawn run has its end alone and most grids
+    share no size between budgets, which an envelope needs."""
     resample: tuple[Literal["auto", "residual", "wild", "pairs", "noise"], ...] = ("auto",)
     """One or several, which are compared."""
     studies: int = 200
@@ -134,11 +137,10 @@ def simulate(argv: list[str]) -> int:
 
 
 def _run(args: SimulateOptions) -> Simulation:
-    from jaxscale.fit.together import METHODS
     from jaxscale.simulate import simulate_studies
 
     scenario = _scenario(args)
-    methods = tuple(METHODS) if args.method == "all" else (args.method,)
+    methods = BOTH if args.method == "all" else (args.method,)
     with _show_progress(args.studies) as listen:
         return simulate_studies(
             scenario, studies=args.studies, methods=methods, resamplers=args.resample, bootstrap=args.bootstrap,
@@ -313,9 +315,8 @@ def _known_of(fit: Fit) -> Known:
 
 def _read_table(args: SimulateOptions) -> Known:
     """A table or study folder is fitted; a folder without observations gives the cells of its plan."""
-    from jaxscale.cli.analysis import _pairs
+    from jaxscale.cli.analysis import read_table
     from jaxscale.simulate import lay_observations, lay_plan
-    from jaxscale.source import read_observations
     from jaxscale.sweep import read_plan
 
     folder = Path(args.source or "")
@@ -325,7 +326,7 @@ def _read_table(args: SimulateOptions) -> Known:
             raise MisuseError(f"{folder}: no observations.csv, so it has no law yet; add --law FIT.json or --law E=.. "
                               f"A=.. B=.. alpha=.. beta=..")  # fmt: skip
         return Known(layout=lay_plan(planned))
-    obs = read_observations(folder, columns=_pairs("columns", args.columns), where=args.where)
+    obs = read_table(args.source or "", args)
     layout = lay_plan(planned) if planned is not None else lay_observations(obs)
     return Known(layout=layout) if args.law else replace(_fit_table(obs), layout=layout)
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from jaxscale.cli.folder import analyse
+from jaxscale.cli.answer import analyse
 from jaxscale.cli.options import StudyOptions, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
 from jaxscale.cli.tables import make_console, print_plan
@@ -230,9 +230,10 @@ def _check_unchanged(old: Plan, new: Plan, folder: Path) -> None:
 
 
 def _identity(planned: Plan) -> tuple[Any, ...]:
-    """What may not change once runs have begun: the runs, their text, and the rule that refuses some of them."""
+    """What may not change once runs have begun: the runs, their text, the rule that refuses some, the declared law."""
     runs = frozenset((cell.run_id, cell.role) for cell in planned.cells)
-    return runs, planned.data_sha256, planned.config["grid"]["exclude_spike"]
+    study = from_plain(planned.config, Study)  # a plan of before a field was there has its default
+    return runs, planned.data_sha256, study.grid.exclude_spike, study.declared
 
 
 def _has_begun(planned: Plan, folder: Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxscale.curves.family import CurveData, Family, Fitted
 from jaxscale.curves.result import CurveFits, FamilyFit
 from jaxscale.curves.select import Choice, choose, place_origins, predict_held_out, score, spread_noise
-from jaxscale.errors import MisuseError
+from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit.result import Estimate
 from jaxscale.fit.summary import check_options, percentile_interval
 from jaxscale.laws import find_law
@@ -55,9 +55,12 @@ def fit_curves(
     `held_out` is the share of the largest distinct D that is predicted, from rolling origins. Selection needs
     five distinct D. MisuseError: several sizes N in one curve, or a law that is not of D alone.
     """
-    check_options(bootstrap=bootstrap, resample="auto", confidence=confidence)
+    check_options(bootstrap=bootstrap, resample="auto", confidence=confidence, seed=seed)
     if not 0 < held_out < 1:
         raise MisuseError(f"held_out {held_out:g} must lie between 0 and 1; 0.5 is the default")
+    for D in at:
+        if not (np.isfinite(D) and D > 0):
+            raise MisuseError(f"at: {D:g} must be finite and above 0, an amount of data as in 1e12")
     data, record = _gather(read_curve(source, columns=columns, where=where))
     families, refused = _families(laws, data)
     fits = {name: family.fit(seed) for name, family in families.items()}
@@ -151,6 +154,8 @@ def read_curve(
 def _gather(obs: Observations) -> tuple[CurveData, dict[str, Any]]:
     frame = obs.frame.sort_values("D", kind="stable")
     frame = frame[frame["weight"] > 0] if "weight" in frame else frame
+    if frame.empty:
+        raise VerdictError("no row is left to fit: every one has weight 0")
     N = frame["N"].to_numpy()
     if obs.source.get("N") != "absent" and N.max() > ONE_SIZE * N.min():
         raise MisuseError(f"N goes from {N.min():.3g} to {N.max():.3g}; a learning curve has one size, "

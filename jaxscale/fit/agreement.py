@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxscale.fit.average import bears_average
 from jaxscale.fit.reasons import find_reasons
 from jaxscale.fit.summary import percentile_ends
 from jaxscale.format import format_factor, format_interval, format_number, format_percent
@@ -42,8 +43,8 @@ ASSUMPTION = (
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # rounds without an optimum are left out
 def judge_agreement(fits: Sequence[Fit]) -> dict[str, Any] | None:
-    """Every pair of answers compared; None with fewer than two answers."""
-    answers = [fit for fit in fits if fit.verdict is None]
+    """Every pair of answers compared; None with fewer than two. An envelope of too few climbs is no answer here."""
+    answers = [fit for fit in fits if bears_average(fit)]
     if len(answers) < 2:
         return None
     C = BEYOND * max(fit.diagnostics["largest_C"] for fit in answers)

@@ -140,12 +140,13 @@ def _test_members(above: Mapping[int, Fit], parts: Mapping[int, Observations]) -
 
 def _test_budget(fit: Fit, part: Observations) -> dict[str, Any]:
     cells = gather_cells(part)
-    N, D = cells.N, cells.D
-    r = np.log(cells.loss) - np.log(fit.predict_loss(N, D))
-    drawn = np.log(np.stack([fit.sample_loss(n, d) for n, d in zip(N, D, strict=True)], 1))
+    inputs = [cells.input(name) for name in fit.law_value().inputs]
+    r = np.log(cells.loss) - np.log(fit.predict_loss(*inputs))
+    drawn = np.log(np.stack([fit.sample_loss(*one) for one in zip(*inputs, strict=True)], 1))
     drawn = drawn[np.isfinite(drawn).all(1)]
+    doubt = np.cov(drawn, rowvar=False).reshape(len(r), len(r)) if len(drawn) > 1 else 0.0
     noise = fit.noise["residual_std"] or 0.0
-    S = np.diag(noise**2 / cells.weight) + np.cov(drawn, rowvar=False).reshape(len(r), len(r))
+    S = np.diag(noise**2 / cells.weight) + doubt
     statistic = float(r @ np.linalg.pinv(S, hermitian=True) @ r / len(r))
     dof = len(fit.diagnostics["residuals"]) - len(fit.params)
     p = f_tail(statistic, len(r), max(dof, 1))

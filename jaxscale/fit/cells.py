@@ -4,6 +4,7 @@ A cell is one (budget, N, D, U). Its seeds are averaged (weights count), and the
 them is the only noise estimate that owes nothing to a law. Rows of `role` "holdout" and rows of weight 0
 stay out.
 A row that repeats another is no second run and is counted once.
+Weights are relative: they are divided by their mean, so that noise is that of a run of average weight.
 Budgets are the `budget` column where every row has one; else log C is cut wherever neighbours differ by
 more than 5%, and a cluster wider than 5% means that the data have no budgets.
 """
@@ -142,7 +143,8 @@ def _clusters(frame: pd.DataFrame) -> np.ndarray:
 
 def _average(frame: pd.DataFrame, spread: float) -> Cells:
     """Seeds of equal (budget, N, D) as one cell: weighted mean loss, summed weight, spread of log loss."""
-    weight = frame["weight"].to_numpy() if "weight" in frame else np.ones(len(frame))
+    weight = frame["weight"].to_numpy(float) if "weight" in frame else np.ones(len(frame))
+    weight = weight / weight.mean()
     unique = frame["U"].fillna(frame["D"]) if "U" in frame else frame["D"]
     frame = frame.assign(_U=np.minimum(unique.to_numpy(float), frame["D"].to_numpy(float)))
     columns = [frame[name].to_numpy(float) for name in ("_budget", "N", "D", "_U")]

@@ -16,7 +16,7 @@ from jaxscale.fit import minima
 from jaxscale.fit.cells import Cells
 from jaxscale.fit.minima import Curve
 from jaxscale.fit.powers import Shape, fit_shape, has_minimum, minimum_powers, powers_hat, redraw_shapes, soften
-from jaxscale.fit.resample import NoiseModel, draw_counts, draw_errors, estimate_intraclass
+from jaxscale.fit.resample import LARGEST_HAT, NoiseModel, draw_counts, draw_errors, estimate_intraclass
 from jaxscale.fit.windows import NARROWEST, choose_window
 
 __all__ = ["Reading", "choose_reading", "doubt_shape", "judge_curve", "locate_minimum", "model_noise", "redraw_minima",
@@ -141,7 +141,8 @@ def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tupl
     seed_ss = np.array([cells.seed_ss[i].sum() for i in inside])
     seed_dof = np.array([cells.seed_dof[i].sum() for i in inside])
     misfit, side = _misfit_sides(cells, cell, w, b) if reading.shape is not None else (None, None)
-    intraclass = estimate_intraclass(r, w, _block_diagonal(hats), cluster)
+    known = len(np.unique(cluster)) < len(cluster) <= LARGEST_HAT
+    intraclass = estimate_intraclass(r, w, _block_diagonal(hats), cluster) if known else 0.0
     dofs = np.array(dof)
     model = NoiseModel(r, h, w, b, cluster, dofs, seed_ss, seed_dof, misfit=misfit, side=side, intraclass=intraclass)
     return model, windows

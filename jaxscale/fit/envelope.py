@@ -57,7 +57,7 @@ def fit_envelope(
     of an unfinished run is not laid out for it. `smoothing`: half width of the window in log D, 0 for none.
     Where there is no answer: a Fit whose `verdict` says why. `params` and `draws` as for `fit_isoflop`.
     """
-    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence)
+    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence, seed=seed)
     _check_smoothing(smoothing)
     obs = as_observations(source)
     options = {"confidence": confidence, "bootstrap": bootstrap, "resample": resample, "seed": seed}

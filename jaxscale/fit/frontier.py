@@ -111,7 +111,9 @@ def average_loss_laws(
     """
     prior = np.log(np.concatenate([[NO_FLOOR], np.full(len(SHARES) - 1, (1 - NO_FLOOR) / (len(SHARES) - 1))]))
     line = _line_above(C, loss, variance, SHARES)
-    odds = prior - np.log(line.precision * line.spread) / 2 - 1e9 * (line.slope >= 0)
+    odds = prior - 1e9 * (line.slope >= 0)
+    if len(C) > 2:  # integrated over height and slope; two losses say nothing of E, and this would speak for them
+        odds = odds - np.log(line.precision * line.spread) / 2
     weight = _softmax(odds - line.ss / 2)
     point = _law_of(_line_above(C, loss, variance, (weight @ SHARES)[None]), C, loss)
     scale = dof / rng.chisquare(dof, rounds) if dof >= 1 else np.ones(rounds)

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from jaxscale.fit.general import GeneralDesign
     from jaxscale.fit.optimize import Optimum
 
-__all__ = ["find_obstacle", "judge_identifiability"]
+__all__ = ["find_obstacle", "judge_identifiability", "say_no_optimum"]
 
 EXPONENT_RANGE = (0.02, 2.0)
 """Exponents outside are taken as run away: published ones lie between .1 and .7."""
 EXPONENTS = ("alpha", "beta", "gamma")
+SLOPES = (*EXPONENTS, "alphaN", "alphaD")
+LEAST_EXPONENT = 1e-6
+"""Of N_opt and D_opt: below it is rounding about an exponent of 0."""
 COLLINEAR = 0.95
 
 
@@ -47,6 +50,18 @@ def _few_sizes(cells: Cells, design: Design) -> str | None:
         if sizes < needed:
             return f"{sizes} values of {name} cannot determine {pair[0]} and {pair[1]}; train {needed} or more"
     return None
+
+
+def say_no_optimum(best: Optimum) -> str | None:
+    """Why a law that should have an optimum at every C has none: its loss does not fall as N, or D, grows."""
+    law = best.design.law(**best.params)
+    if not law.power_optimum:
+        return None
+    if np.isfinite(law.log_coefficients()).all() and min(map(float, law.exponents())) > LEAST_EXPONENT:
+        return None
+    found = ", ".join(f"{name} = {best.params[name]:.3g}" for name in best.params if name in SLOPES)
+    return (f"the loss of the fitted law does not fall as both N and D grow ({found}), so no size is optimal; "
+            f"check the columns N, D and loss")  # fmt: skip
 
 
 def judge_identifiability(

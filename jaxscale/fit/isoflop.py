@@ -67,7 +67,7 @@ def fit_isoflop(
     and whose exponents are None. `params` and `draws`: a, b and the
     coefficients G, H; the draws also hold the loss law's E, A, alpha, with E free from 3 budgets on.
     """
-    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence)
+    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence, seed=seed)
     _check_reading(interpolant, window)
     obs = as_observations(source)
     cells = gather_cells(obs)

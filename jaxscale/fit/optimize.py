@@ -101,7 +101,8 @@ def find_optimum(
     best = _optimize(cells, design, goal, start)
     if "E" not in design.free or best.params["E"] / cells.loss.min() > VANISHING_E:
         return best
-    flat = _optimize(cells, design.fix({"E": 0.0}), goal, start)
+    others = None if start is None else {name: value for name, value in start.items() if name != "E"}
+    flat = _optimize(cells, design.fix({"E": 0.0}), goal, others)
     return flat if flat.value <= best.value * (1 + 1e-6) + 1e-18 else best
 
 
@@ -118,8 +119,8 @@ def _optimize(
     if start is None:
         lanes = lanes._replace(theta=design.search(lanes, smooth))
         lanes = lanes._replace(theta=design.polish(lanes, smooth, tolerance=TOLERANCE).theta)
-        scale = _settle_scale(design, lanes, smooth)
-        smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
+    scale = _settle_scale(design, lanes, smooth)
+    smooth = max(HUBER_EFFICIENT * scale, SMALLEST_DELTA)
     delta = goal.delta_for(scale)
     tolerance = TOLERANCE if goal.name != "lad" else 1e-6 * delta
     begin = None if start is not None else smooth
@@ -173,6 +174,10 @@ def _conclude(
 
 def _from_start(design: Design | GeneralDesign, start: Mapping[str, float]) -> np.ndarray:
     """theta (1, P) of a start given by hand: every free parameter is needed."""
+    for name, value in start.items():
+        positive = name in design.law.positive
+        if not np.isfinite(value) or (positive and value <= 0):
+            raise MisuseError(f"start: {name} = {value:g} must be finite{' and above 0' * positive}")
     missing = [name for name in design.free if name not in start]
     if missing:
         raise MisuseError(f"start: {', '.join(missing)} missing; give every free parameter: {', '.join(design.free)}")

@@ -54,7 +54,8 @@ def find_outliers(cells: Cells, best: Optimum, goal: Objective) -> dict[str, Any
 
 def _refit(cells: Cells, best: Optimum, goal: Objective, kept: np.ndarray) -> dict[str, Any]:
     part = cells.take(kept)
-    without = find_optimum(part, design_for(best.design.law, part, best.design.fixed), goal)
+    near = {name: best.params[name] for name in best.design.free}
+    without = find_optimum(part, design_for(best.design.law, part, best.design.fixed), goal, near)
     errors = _standard_errors(cells, best)
     shift = {}
     for name, error in errors.items():

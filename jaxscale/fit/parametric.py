@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxscale.fit.cells import Cells, gather_cells
 from jaxscale.fit.design import Design
-from jaxscale.fit.identify import find_obstacle, judge_identifiability
+from jaxscale.fit.identify import find_obstacle, judge_identifiability, say_no_optimum
 from jaxscale.fit.optimize import (
     HUBER_EFFICIENT,
     TOLERANCE,
@@ -28,13 +28,21 @@ from jaxscale.fit.optimize import (
 )
 from jaxscale.fit.outliers import find_outliers
 from jaxscale.fit.profile import judge_profiles, profile_parameters
-from jaxscale.fit.resample import NoiseModel, choose_resample, draw_counts, draw_errors, estimate_intraclass
+from jaxscale.fit.resample import (
+    LARGEST_HAT,
+    NoiseModel,
+    choose_resample,
+    draw_counts,
+    draw_errors,
+    estimate_intraclass,
+)
 from jaxscale.fit.result import Estimate, Fit, refused_fit
 from jaxscale.fit.summary import (
     check_options,
     describe_rule,
     describe_source,
     percentile_interval,
+    say_rule,
     summarize_draws,
 )
 from jaxscale.fit.suspect import annotate_fit, describe_shared_error, shared_error
@@ -51,12 +59,12 @@ __all__ = ["fit_parametric"]
 
 FAILED_NORM = 1e-6
 """A bootstrap round whose gradient norm stays above this is left out, and counted."""
+LEAST_EXPLAINED = 0.5
+"""Share of the variance of log loss below which a law is no description of the data."""
 LAD_SMOOTHING = 1e-2
 """Bootstrap rounds of lad are Huber fits at this share of the robust deviation, close to their vertices."""
 DRAWN = 2**24
 """Numbers a block of bootstrap rounds may draw: 128 MiB in float64."""
-LARGEST_HAT = 4000
-"""Cells up to which the hat matrix is formed to see what the cells of a trunk have in common."""
 STRATUM_PRIOR_DOF = 1.0
 """A budget's noise is its own: the law has few parameters for all budgets, which leaves each nearly all its degrees of
 freedom, and noise that falls with compute is usual. Counted in docs/coverage.md against 8."""
@@ -83,7 +91,7 @@ def fit_parametric(
     adds profile likelihood intervals. `delta` is in log loss. A law the data cannot determine (too few cells
     or sizes, equal losses) comes back as a Fit whose `verdict` says so.
     """
-    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence)
+    check_options(bootstrap=bootstrap, resample=resample, confidence=confidence, seed=seed)
     kind, goal = find_law(law), check_objective(objective, delta)
     obs = as_observations(source)
     cells = gather_cells(obs)
@@ -93,8 +101,11 @@ def fit_parametric(
     if obstacle:
         return annotate_fit(refused_fit("parametric", law, describe_source(obs), options, obstacle), obs)
     best = find_optimum(cells, design, goal, start)
-    if not np.isfinite([best.value, *best.params.values()]).all():
+    if np.isfinite([best.value, *best.params.values()]).all():
+        verdict = say_no_optimum(best)
+    else:
         verdict = "the parameters run away to infinity: the data do not determine the law; check the units of N and D"
+    if verdict:
         return annotate_fit(refused_fit("parametric", law, describe_source(obs), options, verdict), obs)
     return annotate_fit(_assemble(obs, cells, design, best, goal, options | {"profile": profile}), obs)
 
@@ -182,10 +193,12 @@ def _assemble(
     flops = describe_rule(obs, cells)
     exponents, coefficients = _derive(best, draws, FlopRule(flops["k"], flops["p"]), options["confidence"])
     words, numbers = judge_identifiability(cells, best, draws)
+    words = [*_doubt_fit(cells, best, model), *words]
     words += _doubt_rounds(draws if design.law.power_optimum else {}, converged)
     if options["profile"]:
         numbers["profile"] = profile_parameters(cells, best, model, options["confidence"])
         words += judge_profiles(numbers["profile"])
+    words += say_rule(flops) if design.law.power_optimum else []
     words += [describe_shared_error(shared)] if shared else []
     outliers = find_outliers(cells, best, goal)
     return Fit(
@@ -213,13 +226,27 @@ def _share_error(draws: dict[str, np.ndarray], error: float, seed: int) -> dict[
     return {name: values * factor if name in ("E", "A", "B") else values for name, values in draws.items()}
 
 
+def _doubt_fit(cells: Cells, best: Optimum, model: NoiseModel) -> list[str]:
+    """Where the search stopped short of an optimum, and a law that misses the data."""
+    words = []
+    if not best.norm <= FAILED_NORM:
+        words.append(f"no optimum was reached: the gradient norm is {best.norm:.2g}, not below {FAILED_NORM:g}; the "
+                     f"numbers are those where the search ended")  # fmt: skip
+    y, w = np.log(cells.loss), cells.weight
+    spread = float((w * (y - np.average(y, weights=w)) ** 2).sum())
+    explained = 1 - float((w * model.residual**2).sum()) / spread
+    if explained < LEAST_EXPLAINED:
+        words.append(f"the law misses the data: it explains {max(explained, 0.0):.0%} of the variance of log loss")
+    return words
+
+
 def _doubt_rounds(draws: Mapping[str, np.ndarray], converged: float) -> list[str]:
     """What the bootstrap could not do, in words."""
     words = []
     names = [name for name in ("alpha", "beta", "gamma") if name in draws and len(draws[name])]
     if names and (unbound := float(np.mean(np.min([draws[name] for name in names], axis=0) <= 0))):
         words.append(f"{unbound:.1%} of the bootstrap rounds have no optimum ({' or '.join(names)} below 0): "
-                     f"intervals of N_opt and D_opt are without them, and too narrow")  # fmt: skip
+                     f"intervals of exponents, N_opt and D_opt are without them, and too narrow")  # fmt: skip
     if converged < 1:
         words.append(f"{1 - converged:.1%} of the bootstrap rounds did not converge and are left out")
     return words
@@ -232,10 +259,12 @@ def _derive(
     if not best.design.law.power_optimum:
         return None, None
     law, sampled = best.design.law(**best.params), best.design.law(**draws)
+    coefficients = np.exp(sampled.log_coefficients(rule))
+    bound = np.isfinite(coefficients).all(0)  # a round whose loss rises with N or D has no optimum, and no exponent
     found = []
     for center, rounds in (
-        (law.exponents(rule), sampled.exponents(rule)),
-        (np.exp(law.log_coefficients(rule)), np.exp(sampled.log_coefficients(rule))),
+        (law.exponents(rule), [np.where(bound, drawn, np.nan) for drawn in sampled.exponents(rule)]),
+        (np.exp(law.log_coefficients(rule)), coefficients),
     ):
         found.append({
             name: Estimate(float(value), percentile_interval(np.asarray(drawn), confidence))
@@ -248,7 +277,7 @@ def _describe_objective(goal: Objective, best: Optimum) -> dict[str, Any]:
     record: dict[str, Any] = {"name": goal.name, "delta": None, "reduction": "sum", "value": best.value}
     if goal.name == "huber":
         record |= {"delta": best.delta, "delta_rule": "auto" if goal.delta == "auto" else "given"}
-    return record | {"subgradient_residual" if goal.name == "lad" else "gradient_norm": best.norm}
+    return record | {"gradient_norm": best.norm} | ({"subgradient_residual": best.norm} if goal.name == "lad" else {})
 
 
 def _describe_residuals(cells: Cells, model: NoiseModel) -> list[dict[str, float]]:

@@ -163,5 +163,6 @@ def judge_profiles(profiles: dict[str, Any]) -> list[str]:
         elif found["bounded"] == "not bounded":
             words.append(f"{name} is not bounded by the data: its profile stays flat over all values tried")
     if any(found["lower_elsewhere"] for found in profiles.values()):
-        words.append("the profile met a better optimum than this one: the start given by hand is a local optimum")
+        words.append("the profile met a better optimum than this one: the fit, or the start given by hand, ended in a "
+                     "local optimum")  # fmt: skip
     return words

@@ -25,6 +25,8 @@ __all__ = ["RESAMPLERS", "NoiseModel", "Resample", "choose_resample", "draw_coun
 Resample = Literal["auto", "residual", "wild", "pairs", "noise"]
 RESAMPLERS: tuple[str, ...] = ("auto", "residual", "wild", "pairs", "noise")
 
+LARGEST_HAT = 4000
+"""Cells up to which the hat matrix is formed to see what the cells of a run or trunk have in common."""
 PRIOR_DOF = 8.0
 """Assumption: a stratum's own noise is trusted against the pooled one as its dof against eight."""
 

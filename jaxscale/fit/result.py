@@ -97,6 +97,11 @@ class Fit:
         flops = self.diagnostics["flops"]
         return FlopRule(flops["k"], flops["p"])
 
+    @property
+    def has_optimum(self) -> bool:
+        """Whether there is an N and D that is best at a compute: not for a law of one variable."""
+        return self.method != "parametric" or find_law(self.law).inputs[:2] == ("N", "D")
+
     def law_value(self) -> Law:
         """The fitted law as a value of `jaxscale.laws`; MisuseError for a method that fits none over (N, D)."""
         return self._law(self.params)
@@ -170,7 +175,7 @@ class Fit:
     @classmethod
     def from_json(cls, path: str | Path) -> Fit:
         """Read a FIT.json; MisuseError names what is missing or unknown."""
-        return from_plain(read_json(Path(path)), cls)
+        return from_plain(_read_draws(read_json(Path(path))), cls)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a quantity: quantity, value, low, high, std_error."""
@@ -242,7 +247,10 @@ class Fits:
     @classmethod
     def from_json(cls, path: str | Path) -> Fits:
         """Read a FITS.json; MisuseError names what is missing or unknown."""
-        return from_plain(read_json(Path(path)), cls)
+        plain = read_json(Path(path))
+        if isinstance(plain, dict) and isinstance(plain.get("fits"), list):
+            plain = {**plain, "fits": [_read_draws(fit) for fit in plain["fits"]]}
+        return from_plain(plain, cls)
 
     def to_frame(self) -> pd.DataFrame:
         """The rows of every fit with a column `method`."""
@@ -272,6 +280,17 @@ def refused_fit(
         coefficients=None, loss_law=None, objective={}, noise={"seed_std": None, "residual_std": None},
         budgets=budgets, diagnostics={"verdict": verdict}, **options,
     )  # fmt: skip
+
+
+def _read_draws(plain: Any) -> Any:
+    """Plain data of a fit with the nulls of its rounds, which `without_nan` wrote, as NaN again."""
+    if not isinstance(plain, dict) or not isinstance(plain.get("draws"), dict):
+        return plain
+    draws = {
+        name: [math.nan if value is None else value for value in values] if isinstance(values, list) else values
+        for name, values in plain["draws"].items()
+    }
+    return {**plain, "draws": draws}
 
 
 def without_nan(value: Any) -> Any:

@@ -33,7 +33,7 @@ IN_CACHE = 16384
 """Slots x rows of a program: about ten arrays of this size in float64 are what the second cache holds."""
 SHIFT = 4
 """Steps between two looks at which slots are free."""
-SEARCH_STEPS = 6
+SEARCH_STEPS = 3
 SEARCH_ROWS = 4096
 BACKTRACKS = 15
 

@@ -18,11 +18,17 @@ __all__ = [
     "describe_source",
     "percentile_ends",
     "percentile_interval",
+    "say_rule",
     "summarize_draws",
 ]
 
+TOLERATED = 0.05
+"""Relative difference between C and its rule that is not mentioned: the width that a budget may have."""
+ABSURD = 4.0
+"""Beyond it a unit is wrong, which suspect.py says."""
 
-def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
+
+def check_options(*, bootstrap: int, resample: str, confidence: float, seed: int = 0) -> None:
     """MisuseError naming the option that is out of its range."""
     if bootstrap < 0:
         raise MisuseError(f"bootstrap {bootstrap} must be 0 or more; 1000 is the default")
@@ -30,6 +36,8 @@ def check_options(*, bootstrap: int, resample: str, confidence: float) -> None:
         raise MisuseError(f"resample {resample!r} is unknown; use one of {', '.join(RESAMPLERS)}")
     if not 0 < confidence < 1:
         raise MisuseError(f"confidence {confidence:g} must lie between 0 and 1; 0.95 is the default")
+    if seed < 0:
+        raise MisuseError(f"seed {seed} must be 0 or more; 0 is the default")
 
 
 def describe_source(obs: Observations) -> dict[str, Any]:
@@ -85,3 +93,12 @@ def describe_rule(obs: Observations, cells: Cells) -> dict[str, Any]:
         k, p = float(np.exp(log_k)), float(p)
     misfit = float(np.abs(k * N**p * D / C - 1).max())
     return {"rule": obs.rule, "k": k, "p": p, "misfit": misfit}
+
+
+def say_rule(flops: Mapping[str, Any]) -> list[str]:
+    """A sentence where C of the table is not what the rule counts: the optimum of a law over N and D goes by it."""
+    if not TOLERATED < flops["misfit"] < ABSURD:
+        return []
+    counted = "6 N D" if flops["rule"] == "6ND" else f"{flops['k']:.3g} N^{flops['p']:.3g} D"
+    return [f"C of the table and {counted} differ by up to {flops['misfit']:.0%}: a compute asked of this fit counts "
+            f"as {counted}, that of an isoflop fit as in the table; --flops-rule 6ND makes them one"]  # fmt: skip

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxscale.fit.cells import Cells, grid_rows, merge_repeats
+from jaxscale.fit.cells import Cells, assign_budgets, grid_rows, merge_repeats
 from jaxscale.fit.result import Fit
 from jaxscale.flops import PF_DAY_FLOPS
 from jaxscale.runs import Observations
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MIXED", "annotate_fit", "contradict_budgets", "describe_shared_error", "find_suspicions",
            "recomputed_flops", "shared_error"]  # fmt: skip
@@ -28,7 +32,10 @@ PLAUSIBLE_D_N = (0.1, 1e4)
 ABSURD_D_N = (1e-3, 1e6)
 PLAUSIBLE_C = (0.2, 5.0)
 """C over 6 N D: embeddings, attention and non-embedding counts stay inside."""
-SMALLEST_N = 300.0
+SMALLEST_N, LARGEST_N = 300.0, 1e11
+"""The median size of a grid, parameters: between a toy and what nobody trains a grid of."""
+MOST_WRONG = 2
+"""Columns in other units at once that are a likelier guess than none."""
 BIT_NAMES = ("bit", "bpb", "bpc", "bpt")
 FACTORS = {
     "N": {1e6: "millions", 1e9: "billions", 1e3: "thousands"},
@@ -48,6 +55,7 @@ def find_suspicions(obs: Observations) -> list[str]:
     words += _suspect_losses(obs, unique["loss"].to_numpy(float))
     if "budget" in unique and not recomputed_flops(obs):
         words += _suspect_labels(unique["budget"].to_numpy(), unique["C"].to_numpy(float))
+        words += _suspect_mixture(unique)
     if repeats:
         rows = "1 row repeats a run" if repeats == 1 else f"{repeats} rows repeat runs"
         words.append(f"{rows} of the table (equal run_id, or N, D, C and loss equal to the last digit): each run is "
@@ -72,10 +80,15 @@ def recomputed_flops(obs: Observations) -> bool:
 
 def contradict_budgets(obs: Observations, cells: Cells) -> str | None:
     """Why the budgets cannot be read as IsoFLOP curves; None where they can."""
-    if not len(cells.budget_C) or cells.spread + 1 <= MIXED or recomputed_flops(obs):
+    return None if not len(cells.budget_C) or recomputed_flops(obs) else _say_mixed(cells.spread)
+
+
+def _say_mixed(spread: float) -> str | None:
+    """What runs of one budget that differ in C by 1 + `spread` say of the budget column."""
+    if spread + 1 <= MIXED:
         return None
     return (
-        f"the budget column contradicts N and D: runs of one budget differ {cells.spread + 1:.3g}-fold in C; "
+        f"the budget column contradicts N and D: runs of one budget differ {spread + 1:.3g}-fold in C; "
         f"check the column, or leave it out so that budgets are found from C"
     )
 
@@ -92,7 +105,7 @@ def _suspect_units(N: np.ndarray, D: np.ndarray, C: np.ndarray) -> list[str]:
     seen += [f"N is {np.median(N):.3g} parameters"] * odd_N
     guess = _guess_units(float(np.median(N)), share, tokens)
     if not guess and odd_C:
-        guess = "no usual unit explains it: check C, N and D, or let C be recomputed (flops rule 6ND)"
+        guess = f"{_say_factor(share)}: check C, N and D, or let C be recomputed (flops rule 6ND)"
     return [f"units look wrong: in the median {' and '.join(seen)}; {guess or 'check N and D'}"]
 
 
@@ -101,6 +114,14 @@ def _suspect_exchange(tokens: float) -> list[str]:
         return []
     return [f"in the median D / N is {tokens:.2g} tokens per parameter, far below the usual 1 to 100: "
             f"check that N and D are not exchanged"]  # fmt: skip
+
+
+def _say_factor(share: float) -> str:
+    """A power of a thousand between C and 6 N D, else that no usual unit explains it."""
+    power = 3 * round(float(np.log10(share)) / 3)
+    if power and abs(np.log10(share) - power) < 0.3:
+        return f"C, or N or D, is off by a factor of 1e{abs(power)}"
+    return "no usual unit explains it"
 
 
 def _guess_units(N: float, share: float, tokens: float) -> str:
@@ -114,7 +135,8 @@ def _guess_units(N: float, share: float, tokens: float) -> str:
         if plausible and PLAUSIBLE_D_N[0] < tokens * d / n < PLAUSIBLE_D_N[1]:
             factors = {name: by for name, by in zip("NDC", (n, d, c), strict=True) if by != 1.0}
             rank = sum(list(FACTORS[name]).index(by) for name, by in factors.items())
-            found.append((len(factors), rank, factors))
+            if len(factors) <= MOST_WRONG and n * N < LARGEST_N:
+                found.append((len(factors), rank, factors))
     if not found:
         return ""
     factors = min(found, key=lambda item: item[:2])[2]
@@ -148,6 +170,14 @@ def _suspect_labels(labels: np.ndarray, C: np.ndarray) -> list[str]:
         return []
     return [f"the budget column contradicts C: C is {worst:.3g} times its budget's label in the worst row; "
             f"the fit goes by C"]  # fmt: skip
+
+
+def _suspect_mixture(unique: pd.DataFrame) -> list[str]:
+    """Budgets, where every row has one, whose runs differ far in C."""
+    if not unique["budget"].notna().all():
+        return []
+    said = _say_mixed(assign_budgets(unique)[1])
+    return [said] if said else []
 
 
 def shared_error(obs: Observations) -> float | None:

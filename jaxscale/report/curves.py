@@ -1,7 +1,7 @@
 """The lines that figures draw, computed from a Fit alone: valleys, power laws, bands, residuals, iso-loss.
 
-    valley    L(N | C) = L_opt + c log(N / N_opt)^2        one IsoFLOP budget (Hoffmann et al., approach 2)
-    surface   L(N, D)  = E + A / N^alpha + B / D^beta      the Chinchilla law (approach 3), laws.py
+    valley    L(N) at one budget: the curve the IsoFLOP fit read its minimum from (readings.draw_curve), as it is
+    surface   L(N, D) of the parametric law, whichever it is (laws/)
 
 Optima are the fit's own (Fit.predict_optimum). Bands are percentiles over its bootstrap draws at each C, at
 its own confidence.
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from jaxscale.fit.result import Budget, Fit
 from jaxscale.fit.summary import percentile_ends
-from jaxscale.laws import Chinchilla
+from jaxscale.fitted import has_optimum
+from jaxscale.laws import find_law
 from jaxscale.report.evidence import Evidence
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "band_at",
     "draw_valley",
     "fit_residuals",
-    "has_surface",
     "optimum_at",
 ]
 
@@ -34,14 +34,9 @@ Band = tuple[Array, Array]
 Quantity = Literal["N", "D", "loss"]
 
 
-def has_surface(fit: Fit) -> bool:
-    """Whether the fit is a Chinchilla law, whose loss is known at every (N, D)."""
-    return set(fit.params) == set(Chinchilla.param_names())
-
-
 def optimum_at(fit: Fit, quantity: Quantity, C: Array) -> Array | None:
     """N_opt, D_opt or the loss at the optimum over training FLOPs C; None where the fit has none."""
-    if fit.exponents is None and not has_surface(fit):
+    if not has_optimum(fit):
         return None
     found: Array = getattr(fit.predict_optimum(C), quantity)
     return found
@@ -49,7 +44,7 @@ def optimum_at(fit: Fit, quantity: Quantity, C: Array) -> Array | None:
 
 def band_at(fit: Fit, quantity: Quantity, C: Array) -> Band | None:
     """The fit's interval around `optimum_at`, point by point; None where it was not bootstrapped."""
-    if not all(fit.draws.values()) or not fit.draws:
+    if not fit.draws or not all(fit.draws.values()) or not has_optimum(fit):
         return None
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # rounds that ran away leave the interval
         low, high = percentile_ends(getattr(fit.sample_optimum(C), quantity), fit.confidence)
@@ -76,10 +71,13 @@ def draw_valley(evidence: Evidence, fit: Fit, budget: Budget, samples: int = 40)
 def fit_residuals(evidence: Evidence, fit: Fit) -> pd.DataFrame:
     """Measured over predicted loss, minus one, at every point the fit can predict: N, budget, residual."""
     points = evidence.fitted
-    if has_surface(fit):
-        predicted = fit.predict_loss(points["N"], points["D"])
+    if fit.method == "parametric":
+        inputs = find_law(fit.law).inputs
+        if fit.verdict or not set(inputs) <= set(points.columns):
+            return points.head(0).assign(residual=0.0)
+        predicted = fit.predict_loss(*(points[name].to_numpy(float) for name in inputs))
         return points.assign(residual=points["loss"] / predicted - 1)
-    if fit.diagnostics.get("interpolant") == "akima":  # passes through its points: residuals say nothing
+    if fit.method == "envelope" or fit.diagnostics.get("interpolant") == "akima":  # no curve that could miss a point
         return points.head(0).assign(residual=0.0)
     kept = [_valley_residuals(evidence, fit, budget) for budget in fit.budgets or ()]
     return pd.concat(kept) if kept else points.head(0).assign(residual=0.0)

@@ -6,7 +6,6 @@ to which budget or what a fit is called.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,14 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from jaxscale.fit.result import Fit
+from jaxscale.fit.result import Fit, Fits
+from jaxscale.fit.suspect import find_suspicions
+from jaxscale.fitted import has_optimum
 from jaxscale.format import format_flops
 from jaxscale.runs import Observations, Plan, RunResult
 
 __all__ = ["METHOD_NAMES", "Evidence", "HasRows", "collect_evidence", "records"]
 
 MAX_BUDGETS = 12
-"""More distinct budgets than this are no IsoFLOP design; they are grouped by decades of compute."""
+"""More distinct budgets than this are no IsoFLOP design, unless a fit read minima off them; they are grouped by
+decades of compute."""
 CLUSTER_SPREAD = 1.05
 """Runs whose FLOPs differ by less than 5% share a budget (ARCHITECTURE.md, Observations)."""
 NOMINAL = 0.1
@@ -42,7 +44,9 @@ class Evidence:
     """One study as the report sees it.
 
     `points`: N, D, C, loss, run_id, seed, role ("grid" or "holdout"), budget_C (FLOPs, NaN outside an
-    IsoFLOP design), budget (its label). `fits` are keyed by the name a reader sees.
+    IsoFLOP design), budget (its label). `fits` are keyed by the name a reader sees; `declared` is the name of the
+    one that stands for the answer, `beforehand` whether someone said so before. Rows of forecast and backtest: the
+    one that leads, the average, the others.
     """
 
     points: pd.DataFrame
@@ -54,6 +58,21 @@ class Evidence:
     plan: Plan | None
     curves: pd.DataFrame | None
     rule: str
+    declared: str | None = None
+    beforehand: bool = False
+    agreement: dict[str, Any] | None = None
+    suspicions: tuple[str, ...] = ()
+
+    @property
+    def leader(self) -> str | None:
+        """The name whose forecast leads: the declared fit's, or the first that has one."""
+        return self.name_row(self.forecast[0]) if self.forecast else None
+
+    def name_row(self, row: dict[str, Any]) -> str:
+        """What a reader calls the fit behind a row of a forecast or a backtest."""
+        same = [name for name, fit in self.fits.items() if fit.method == row["method"]]
+        exact = [name for name in same if self.fits[name].law == row.get("law")]
+        return (exact or same or [METHOD_NAMES.get(row["method"], row["method"] or "fit")])[0]
 
     @property
     def budget_labels(self) -> list[str]:
@@ -89,30 +108,61 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def collect_evidence(
     observations: Observations,
-    fits: Sequence[Fit],
+    fits: Fits | Sequence[Fit],
     forecast: HasRows | Sequence[HasRows] | None,
     backtest: HasRows | None,
     results: Sequence[RunResult],
     plan: Plan | None,
     curves: pd.DataFrame | None,
+    declared: str | None = None,
 ) -> Evidence:
-    """Name the budgets and the fits; rows of the method that missed the backtest least come first."""
-    tests = backtest.rows if backtest is not None else ()
-    rank = _rank_methods(tests)
+    """Name the budgets and the fits; the declared one leads, whatever the backtest says."""
+    named = _name_fits(fits.fits if isinstance(fits, Fits) else fits)
+    first = next((fit for fit in named.values() if declared in (fit.method, fit.law)), None)
+    first = first or next(iter(named.values()), None)
+    leader = first if first is None or has_optimum(first) else next(filter(has_optimum, named.values()), first)
+    order = _Order(leader, tuple(named.values()))
     return Evidence(
-        points=_name_points(observations.frame),
-        fits=_name_fits(fits),
-        forecast=tuple(sorted(_forecast_rows(forecast), key=lambda row: rank.get(row["method"], math.inf))),
-        backtest=tuple(sorted(tests, key=lambda row: rank.get(row["method"], math.inf))),
+        points=_name_points(observations.frame, planned=any(_has_minima(fit) for fit in named.values())),
+        fits=named,
+        forecast=tuple(sorted(_forecast_rows(forecast), key=order.place)),
+        backtest=tuple(sorted(backtest.rows if backtest is not None else (), key=order.place)),
         refused=observations.refused,
         results=tuple(results),
         plan=plan,
         curves=curves if curves is not None and len(curves) else None,
         rule=observations.rule,
+        declared=next((name for name, fit in named.items() if fit is first), None),
+        beforehand=declared is not None,
+        agreement=fits.agreement if isinstance(fits, Fits) else None,
+        suspicions=tuple(find_suspicions(observations)) if len(observations) else (),
     )
 
 
-def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _Order:
+    """The leader, the average beside it, then the other fits as they were given."""
+
+    leader: Fit | None
+    fits: tuple[Fit, ...]
+
+    def place(self, row: dict[str, Any]) -> int:
+        if row["method"] == "average":
+            return 1
+        places = [place for place, fit in enumerate(self.fits, start=2) if _is_of(row, fit)]
+        is_first = self.leader is not None and _is_of(row, self.leader)
+        return 0 if is_first else min(places, default=len(self.fits) + 2)
+
+
+def _is_of(row: dict[str, Any], fit: Fit) -> bool:
+    return bool(fit.method == row["method"] and row.get("law", fit.law) == fit.law)
+
+
+def _has_minima(fit: Fit) -> bool:
+    return fit.method == "isoflop" and any(budget.status == "ok" for budget in fit.budgets or ())
+
+
+def _name_points(frame: pd.DataFrame, *, planned: bool) -> pd.DataFrame:
     points = frame.reset_index(drop=True).copy()
     if "role" not in points:
         points["role"] = "grid"
@@ -120,7 +170,7 @@ def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
         points["run_id"] = [f"row {row}" for row in points.index]
     if "seed" not in points:
         points["seed"] = None
-    points["budget_C"] = _find_budgets(points)
+    points["budget_C"] = _find_budgets(points, planned)
     known = points["budget_C"].notna()
     decades = np.floor(np.log10(points["C"]))
     points["budget"] = [
@@ -130,7 +180,7 @@ def _name_points(frame: pd.DataFrame) -> pd.DataFrame:
     return points
 
 
-def _find_budgets(points: pd.DataFrame) -> pd.Series:
+def _find_budgets(points: pd.DataFrame, planned: bool) -> pd.Series:
     """The nominal FLOPs of each point: its `budget`, else the geometric mean of its cluster, else NaN.
 
     A budget that is a name, or a number far from the FLOPs of its runs, stands for their geometric mean.
@@ -143,7 +193,7 @@ def _find_budgets(points: pd.DataFrame) -> pd.Series:
         C = points["C"].sort_values()
         cluster = (CLUSTER_SPREAD * C.shift() < C).cumsum()
         budgets = np.exp(np.log(C).groupby(cluster).transform("mean")).reindex(points.index)
-    too_many = budgets.nunique() > MAX_BUDGETS
+    too_many = budgets.nunique() > MAX_BUDGETS and not planned
     return budgets.where(~pd.Series(too_many, index=budgets.index))
 
 
@@ -153,16 +203,6 @@ def _name_fits(fits: Sequence[Fit]) -> dict[str, Fit]:
         name if names.count(name) == 1 else f"{name}, {fit.law} ({number})": fit
         for number, (name, fit) in enumerate(zip(names, fits, strict=True), start=1)
     }
-
-
-def _rank_methods(tests: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The worst miss of each method's loss in the backtest, in log loss."""
-    worst: dict[str, float] = {}
-    for row in tests:
-        if row["quantity"] == "loss" and row["predicted"] and row["measured"]:
-            miss = abs(math.log(row["predicted"] / row["measured"]))
-            worst[row["method"]] = max(miss, worst.get(row["method"], 0.0))
-    return worst
 
 
 def _forecast_rows(forecast: HasRows | Sequence[HasRows] | None) -> list[dict[str, Any]]:

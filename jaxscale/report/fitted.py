@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from jaxscale.fit.result import Budget
+from jaxscale.fit.average import bears_average
+from jaxscale.fit.result import Budget, Fit
 from jaxscale.format import UNKNOWN, format_count, format_flops, format_interval, format_loss
 from jaxscale.report.charts import (
     Figure,
@@ -22,12 +23,14 @@ from jaxscale.report.charts import (
     tips,
 )
 from jaxscale.report.curves import Quantity, band_at, optimum_at
-from jaxscale.report.evidence import METHOD_NAMES, Evidence
+from jaxscale.report.evidence import Evidence
 from jaxscale.report.measured import LOSS_TITLE, POINT_TIPS, point_rows
 
 __all__ = ["compute_range", "draw_loss_law", "draw_optima"]
 
 SAMPLES = 60
+CLEAR = 14
+"""Pixels from a forecast to its number: beyond the average's tick."""
 NEAR = 1.02
 """Forecasts within this factor stand on one spot of a figure."""
 STYLES: dict[str, Callable[[float | None], str]] = {"N": format_count, "D": format_count, "loss": format_loss}
@@ -49,7 +52,7 @@ def draw_loss_law(evidence: Evidence) -> Figure | None:
     behind = _points(point_rows(evidence.fitted), filled=True, size=22, opacity=0.45, style="muted")
     held = _points(point_rows(evidence.holdout), shape="square", size=80, style="ink", strokeWidth=2)
     chart = _layer_law(evidence, "loss", lines, [behind, held] if len(evidence.holdout) else [behind])
-    caption = f"Grey dots: every fitted run. {_law_caption(evidence, lines)}"
+    caption = f"Grey dots: every fitted run. {_law_caption(evidence, lines, 'loss')}"
     if len(evidence.holdout):
         caption += " Hollow squares: measured, but held out from the fits."
     return Figure("loss_law", "The best loss that compute buys", caption, finish(chart))
@@ -66,12 +69,15 @@ def _draw_optimum(evidence: Evidence, quantity: Quantity) -> Figure | None:
     if not lines:
         return None
     title = f"{quantity}_opt, the best {'size' if quantity == 'N' else 'token count'}"
-    exponents = [fit.exponents[quantity] for fit in evidence.fits.values() if fit.exponents]
-    if exponents:
-        interval = format_interval(exponents[0].interval, _two_digits)
-        title = f"{title}, grows as C^{exponents[0].value:.2f} {interval if interval != UNKNOWN else ''}"
+    leading = evidence.fits.get(evidence.leader or evidence.declared or "")
+    if leading is not None and leading.exponents:
+        exponent = leading.exponents[quantity]
+        interval = format_interval(exponent.interval, _two_digits)
+        title = f"{title}, grows as C^{exponent.value:.2f} {interval if interval != UNKNOWN else ''}"
     chart = _layer_law(evidence, quantity, lines, [])
-    return Figure(f"optimum_{quantity}", title.strip(), _law_caption(evidence, lines), finish(chart), wide=False)
+    return Figure(
+        f"optimum_{quantity}", title.strip(), _law_caption(evidence, lines, quantity), finish(chart), wide=False
+    )
 
 
 def _layer_law(
@@ -79,21 +85,34 @@ def _layer_law(
 ) -> alt.LayerChart | alt.FacetChart:
     """Points, bands, lines (dashed beyond the data), minima and forecasts over one C axis."""
     x = log_axis(alt.X, "C", "training FLOPs C", log_domain(compute_range(evidence), 0.07), "flops")
-    minima, forecast = _minimum_rows(evidence, quantity), _forecast_rows(evidence, quantity)
+    minima, predicted = _minimum_rows(evidence, quantity), _forecast_rows(evidence, quantity)
+    forecast = [row for row in predicted if row["fit"] in evidence.fits]
+    average = [row for row in predicted if row["fit"] not in evidence.fits]  # no law to draw a line of
     drawn = [{"value": row["loss"]} for layer in behind for row in layer.data.values]
-    y = _value_axis(quantity, [*lines, *minima, *forecast, *drawn])
+    y = _value_axis(quantity, [*lines, *minima, *predicted, *drawn])
     color = fit_color(list(evidence.fits), (row["fit"] for row in lines))
     layers = [layer.encode(x=x, y=y("loss")) for layer in behind]
+    layers += [layer.encode(x=x) for layer in _average_layers(average, y)]
     bands, bars = ([row for row in rows if row["low"]] for rows in (lines, forecast))
+    thin = {name for name, fit in evidence.fits.items() if not bears_average(fit)}
+    bars = [row for row in bars if row["fit"] not in thin]  # too wide for any axis: in the table
     layers += [layer.encode(x=x, color=color) for layer in (
         _chart(bands).mark_area(opacity=0.16, clip=True).encode(y=y("low"), y2="high"),
         *_line_layers(lines, y),
         _points(minima, LAW_TIPS, filled=True, shape="diamond", size=110, opacity=1).encode(y=y("value")),
-        _chart(bars).mark_rule(strokeWidth=2).encode(y=y("low"), y2="high"),
+        _chart(bars).mark_rule(strokeWidth=2, clip=True).encode(y=y("low"), y2="high"),
         _points(forecast, LAW_TIPS, filled=True, shape="circle", size=110, opacity=1).encode(y=y("value")),
         _forecast_label(quantity, forecast).encode(y=y("value")),
     )]  # fmt: skip
     return alt.layer(*(layer for layer in layers if layer.data.values))
+
+
+def _average_layers(average: Records, y: Callable[[str], Any]) -> list[alt.Chart]:
+    """The average over approaches as a broad pale bar with a tick at its middle."""
+    bars = [row for row in average if row["low"]]
+    bar = _chart(bars).mark_rule(strokeWidth=13, clip=True, opacity=0.22, style="ink").encode(y=y("low"), y2="high")
+    tick = _chart(average).mark_tick(thickness=3, size=20, style="ink", orient="horizontal", opacity=0.8)
+    return [bar, tick.encode(y=y("value"), tooltip=LAW_TIPS)]
 
 
 def _forecast_label(quantity: Quantity, forecast: Records) -> alt.Chart:
@@ -103,7 +122,7 @@ def _forecast_label(quantity: Quantity, forecast: Records) -> alt.Chart:
     ratios = [other["value"] / row["value"] for row in first for other in forecast if other["C"] == row["C"]]
     above, below = (any(ratio > NEAR for ratio in ratios), any(ratio < 1 / NEAR for ratio in ratios))
     crowded = below if falls else above  # by another method, where the number would stand
-    mark = _chart(first).mark_text(align="left" if crowded else "right", dx=7 if crowded else -9,
+    mark = _chart(first).mark_text(align="left" if crowded else "right", dx=CLEAR if crowded else -CLEAR,
                                    dy=16 if falls != crowded else -10, fontWeight="bold")  # fmt: skip
     return mark.encode(text="shown:N")
 
@@ -140,7 +159,8 @@ def _line_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any]]:
     rows = []
     for name, fit in evidence.fits.items():
         for beyond, C in grids:
-            value, band = optimum_at(fit, quantity, C), band_at(fit, quantity, C)
+            value = optimum_at(fit, quantity, C)
+            band = band_at(fit, quantity, C) if bears_average(fit) else None
             if value is None:
                 continue
             ends = zip(*band, strict=True) if band else [(None, None)] * len(C)
@@ -154,41 +174,56 @@ def _line_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any]]:
 def _minimum_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any]]:
     rows = []
     for name, fit in evidence.fits.items():
-        for budget in fit.budgets or ():
-            value = _value_of(budget, quantity)
-            if budget.status == "ok" and value is not None:
-                row = {"fit": name, "C": budget.C, "value": value, "kind": "minimum of one budget"}
-                rows.append({**row, "compute": format_flops(budget.C), "shown": STYLES[quantity](value)})
+        kind = "change of size" if fit.method == "envelope" and quantity != "loss" else "minimum of one budget"
+        for C, value in _points_behind(fit, quantity):
+            row = {"fit": name, "C": C, "value": value, "kind": kind}
+            rows.append({**row, "compute": format_flops(C), "shown": STYLES[quantity](value)})
     return rows
 
 
+def _points_behind(fit: Fit, quantity: Quantity) -> list[tuple[float, float]]:
+    """(C, value) that a power law runs through: minima of budgets; of an envelope where one size overtakes another."""
+    if fit.method == "envelope" and quantity != "loss":
+        climbs = [(climb["C"], float(np.sqrt(climb["from_N"] * climb["to_N"])))
+                  for climb in fit.diagnostics.get("climbs") or ()]  # fmt: skip
+        return climbs if quantity == "N" else [(C, float(fit.rule.tokens(C, N))) for C, N in climbs]
+    found = [(b.C, _value_of(b, quantity)) for b in fit.budgets or () if b.status == "ok"]
+    return [(C, value) for C, value in found if value is not None]
+
+
 def _forecast_rows(evidence: Evidence, quantity: Quantity) -> list[dict[str, Any]]:
-    names = {fit.method: name for name, fit in evidence.fits.items()}
     rows = []
     for row in evidence.forecast:
         value = row.get(KEYS[quantity])
-        if value is None or row["method"] == "average":  # no law to draw a line of: the table has it
+        if value is None:
             continue
         low, high = (row.get("intervals") or {}).get(KEYS[quantity]) or (None, None)
         style = STYLES[quantity]
         rows.append({
-            "fit": names.get(row["method"], row["method"]), "C": row["C"], "value": value, "low": low,
+            "fit": evidence.name_row(row), "C": row["C"], "value": value, "low": low,
             "high": high, "kind": "forecast", "compute": format_flops(row["C"]), "shown": style(value),
             "interval": format_interval((low, high), style),
         })  # fmt: skip
     return rows
 
 
-def _law_caption(evidence: Evidence, lines: Records) -> str:
-    names = [METHOD_NAMES[fit.method] for fit in evidence.fits.values() if fit.budgets]
-    words = [f"Diamonds: {' and '.join(dict.fromkeys(names))} of one budget."] if names else []
+def _law_caption(evidence: Evidence, lines: Records, quantity: Quantity) -> str:
+    methods = {fit.method for fit in evidence.fits.values() if fit.budgets and fit.exponents}
+    behind = ["minima of the budgets"] * ("isoflop" in methods)
+    of_envelope = "points of the envelope" if quantity == "loss" else "where a size overtakes the next in the envelope"
+    behind += [of_envelope] * ("envelope" in methods)
+    words = [f"Diamonds: {' and '.join(behind)}."] if behind else []
     if any(row["beyond"] for row in lines):
         words.append(f"Dashed: beyond the largest budget fitted, {format_flops(evidence.largest_fitted_C)}.")
     if evidence.forecast:
         words.append("Circles: the forecast.")
+    if any(row["method"] == "average" for row in evidence.forecast):
+        words.append("Pale bars: the average of the approaches.")
     confidence = {f"{fit.confidence:.0%}" for fit in evidence.fits.values() if fit.bootstrap}
     if any(row["low"] for row in lines) and confidence:
         words.append(f"Bands: {', '.join(sorted(confidence))} bootstrap intervals.")
+    words += [f"No band: {name}, which too few changes of size carry." for name, fit in evidence.fits.items()
+              if fit.verdict is None and not bears_average(fit)]  # fmt: skip
     return " ".join(words)
 
 

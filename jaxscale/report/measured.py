@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from jaxscale.fit.result import Budget, Fit
-from jaxscale.format import format_count, format_flops, format_loss
+from jaxscale.format import UNKNOWN, format_count, format_flops, format_interval, format_loss
 from jaxscale.report.charts import Figure, budget_color, finish, inline, linear_y, log_axis, log_domain, tips
 from jaxscale.report.curves import draw_valley
 from jaxscale.report.evidence import Evidence, records
@@ -17,6 +17,8 @@ __all__ = ["LOSS_TITLE", "POINT_TIPS", "describe_point", "draw_isoflop", "point_
 
 MAX_POINTS = 800
 """More points than this are thinned evenly: a page must stay light, and no eye counts them."""
+APART = 0.035
+"""Names of curves that end at about one size stand this share of the height apart, or the higher is left out."""
 LOSS_TITLE = "validation loss (nats/token)"
 POINT_TIPS = tips(
     run="run",
@@ -52,7 +54,7 @@ def point_rows(points: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def draw_isoflop(evidence: Evidence) -> Figure:
-    """Loss against size at fixed compute, a parabola and its minimum for each budget."""
+    """Loss against size at fixed compute, the curve each minimum was read from, and the minimum."""
     points = evidence.points
     if points["budget_C"].isna().all():
         return _draw_cloud(evidence)
@@ -62,7 +64,8 @@ def draw_isoflop(evidence: Evidence) -> Figure:
     layers = [layer.encode(color=budget_color(evidence.budget_labels, ())) for layer in colored]
     if fit is not None:
         layers.append(_minimum_layer(fit))
-    chart = alt.layer(*(layer.encode(x=x, y=linear_y("loss", LOSS_TITLE)) for layer in layers))
+    low, high = _loss_room(evidence)
+    chart = alt.layer(*(layer.encode(x=x, y=linear_y("loss", LOSS_TITLE, (low, high))) for layer in layers))
     return Figure("isoflop", _title(fit), _caption(evidence, fit), finish(chart))
 
 
@@ -76,13 +79,20 @@ def _draw_cloud(evidence: Evidence) -> Figure:
     return Figure("isoflop", "Loss against model size", caption, finish(chart))
 
 
+def _loss_room(evidence: Evidence) -> tuple[float, float]:
+    """Losses measured, and a little room: a curve that rises far above its points is cut."""
+    low, high = evidence.points["loss"].min(), evidence.points["loss"].max()
+    room = max(0.06 * (high - low), 1e-6)
+    return float(low - room), float(high + room)
+
+
 def _valley_layers(evidence: Evidence, fit: Fit | None) -> list[alt.Chart]:
-    """Parabolas: solid where the minimum counts, dashed where it does not."""
+    """The fit's curves: solid where the minimum counts; where it does not a parabola, dashed."""
     solid = _valley_rows(evidence, fit, usable=True)
     dashed = _valley_rows(evidence, fit, usable=False)
     styles = ((solid, [1, 0]), (dashed, [5, 4]))
     return [
-        alt.Chart(inline(rows)).mark_line(strokeDash=dash, strokeWidth=2).encode(detail="budget:N")
+        alt.Chart(inline(rows)).mark_line(strokeDash=dash, strokeWidth=2, clip=True).encode(detail="budget:N")
         for rows, dash in styles
         if rows
     ]
@@ -93,8 +103,8 @@ def _valley_rows(evidence: Evidence, fit: Fit | None, usable: bool) -> list[dict
     for budget in _budgets(fit):
         valley = draw_valley(evidence, fit, budget) if fit and (budget.status == "ok") is usable else None
         if valley is not None:
-            label = evidence.points_of(budget.C)["budget"].iloc[0]
-            rows += [{**row, "budget": label} for row in records(valley)]
+            labels = [*evidence.points_of(budget.C)["budget"], format_flops(budget.C)]
+            rows += [{**row, "budget": labels[0]} for row in records(valley)]
     return rows
 
 
@@ -106,9 +116,16 @@ def _measured_layers(evidence: Evidence) -> list[alt.Chart]:
 
 
 def _label_layer(evidence: Evidence) -> alt.Chart:
-    """The budget's name to the right of its curve, in its colour."""
-    ends = evidence.points.sort_values("N", kind="stable").groupby("budget_C").tail(1)
-    mark = alt.Chart(inline(point_rows(ends))).mark_text(align="left", dx=9, fontWeight="bold")
+    """The budget's name to the right of its curve, in its colour, where it has room; the pointer tells the others."""
+    ends = evidence.points.sort_values("N", kind="stable").groupby("budget_C").tail(1).sort_values("loss")
+    low, high = _loss_room(evidence)
+    shown: list[dict[str, Any]] = []
+    for row in point_rows(ends):
+        near = (abs(row["loss"] - one["loss"]) < APART * (high - low) and row["N"] < 1.3 * one["N"] < 1.69 * row["N"]
+                for one in shown)  # fmt: skip
+        if not any(near):
+            shown.append(row)
+    mark = alt.Chart(inline(shown)).mark_text(align="left", dx=9, fontWeight="bold")
     return mark.encode(text="budget:N")
 
 
@@ -135,12 +152,31 @@ def _caption(evidence: Evidence, fit: Fit | None) -> str:
     parts = ["Labels give each curve's training FLOPs C."]
     if any(budget.status == "ok" for budget in _budgets(fit)):
         parts.append("Diamonds: the minima that the power laws are fitted to.")
+    parts += _reading_words(fit)
     lost = [f"{format_flops(b.C)} ({EXCUSES[b.status]})" for b in _budgets(fit) if b.status != "ok"]
     if lost:
         parts.append(f"Not used, dashed where a curve exists: {'; '.join(lost)}.")
     if len(evidence.holdout):
         parts.append("Hollow squares: held out from every fit.")
     return " ".join(parts)
+
+
+def _reading_words(fit: Fit | None) -> list[str]:
+    """How the minima were read, and how far other ways of reading move a."""
+    if fit is None or not fit.exponents:
+        return []
+    words = [f"Lines: {fit.objective['reading']}."] if fit.objective.get("reading") else []
+    span = (fit.diagnostics.get("sensitivity_span") or {}).get("N")
+    if span:
+        a = fit.exponents["N"]
+        beside = format_interval(a.interval, _three_digits)
+        words.append(f"Other windows and interpolants give a from {span[0]:.3f} to {span[1]:.3f}, beside "
+                     f"{a.value:.3f} {'' if beside == UNKNOWN else beside} by this reading.")  # fmt: skip
+    return words
+
+
+def _three_digits(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.3f}"
 
 
 def _budgets(fit: Fit | None) -> tuple[Budget, ...]:

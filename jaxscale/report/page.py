@@ -22,9 +22,12 @@ from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from jaxscale.fit.result import Fit
+from jaxscale.fit.result import Fit, Fits
+from jaxscale.report.approaches import judge_approaches, list_notes, list_parameters
+from jaxscale.report.backtests import group_nearest, list_tests, sum_origins
 from jaxscale.report.charts import Figure, theme
-from jaxscale.report.evidence import Evidence, HasRows, collect_evidence
+from jaxscale.report.envelope import draw_envelope
+from jaxscale.report.evidence import METHOD_NAMES, Evidence, HasRows, collect_evidence
 from jaxscale.report.fitted import draw_loss_law, draw_optima
 from jaxscale.report.measured import draw_isoflop
 from jaxscale.report.surface import draw_contour, draw_residuals
@@ -37,7 +40,7 @@ from jaxscale.report.tables import (
     summarize_fits,
 )
 from jaxscale.report.training import draw_training
-from jaxscale.report.verdict import find_cautions, list_answers, list_tests
+from jaxscale.report.verdict import find_cautions, list_answers, say_leader
 from jaxscale.runs import Observations, Plan, RunResult, write_json
 
 if TYPE_CHECKING:
@@ -56,9 +59,10 @@ def write_report(
     title: str,
     plan: Plan | None,
     observations: Observations,
-    fits: Sequence[Fit],
+    fits: Fits | Sequence[Fit],
     forecast: HasRows | Sequence[HasRows] | None = None,
     backtest: HasRows | None = None,
+    declared: str | None = None,
     results: Sequence[RunResult] = (),
     curves: pd.DataFrame | None = None,
     provenance: dict[str, Any],
@@ -67,19 +71,29 @@ def write_report(
     """Write `report.html` and `figures/` under `out_dir`; the path of the page.
 
     `forecast` and `backtest` have `.rows` in the shape of FORECAST.json and the backtest schema; a sequence
-    of forecasts (one a method) is shown side by side. `curves`: run_id, train_loss, and flops or tokens.
-    Everything but `observations` and `provenance` may be missing; the page says what that leaves open.
+    of forecasts (one a method) is shown side by side. `declared`: the method or law that was declared beforehand
+    and leads the page, the first fit unless given; `Fits` bring the judgement of their agreement. `curves`: run_id,
+    train_loss, and flops or tokens. Everything but `observations` and `provenance` may be missing; the page says
+    what that leaves open.
     """
-    evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves)
+    evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves, declared)
     with debug_mode(False):  # each figure is validated once, when it is finished, and not part by part
         sections = _draw_sections(evidence)
     stills = {figure.name: _write_still(figure, Path(out_dir) / "figures") for _, drawn in sections for figure in drawn}
     html = _render(
         title=title,
         answers=list_answers(evidence),
+        leader=say_leader(evidence),
+        average=METHOD_NAMES["average"],
+        agreement=judge_approaches(evidence),
+        nearest=group_nearest(evidence),
         tests=list_tests(evidence),
+        origins=sum_origins(evidence),
+        suspicions=evidence.suspicions,
         cautions=find_cautions(evidence),
-        confidence=" and ".join(sorted({f"{fit.confidence:.0%}" for fit in fits if fit.bootstrap})),
+        notes=list_notes(evidence),
+        parameters=list_parameters(evidence),
+        confidence=" and ".join(sorted({f"{fit.confidence:.0%}" for fit in evidence.fits.values() if fit.bootstrap})),
         sections=sections,
         stills=stills,
         specs={figure.name: figure.page_spec() for _, drawn in sections for figure in drawn},
@@ -103,6 +117,7 @@ def _draw_sections(evidence: Evidence) -> list[tuple[str, list[Figure]]]:
         return []
     drawn: list[tuple[str, Sequence[Figure | None]]] = [
         (_isoflop_heading(evidence), [draw_isoflop(evidence)]),
+        ("Envelope of the sizes", [draw_envelope(evidence)]),
         ("How size and tokens should grow", draw_optima(evidence)),
         ("What loss to expect", [draw_loss_law(evidence)]),
         ("Training", [draw_training(evidence)]),

@@ -8,9 +8,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from jaxscale.fit.result import Fit
+from jaxscale.fitted import has_optimum, has_surface, surface
 from jaxscale.format import format_count, format_flops, format_percent
-from jaxscale.laws import Chinchilla
+from jaxscale.laws import Law
 from jaxscale.report.charts import (
     Figure,
     Records,
@@ -22,7 +22,7 @@ from jaxscale.report.charts import (
     log_domain,
     tips,
 )
-from jaxscale.report.curves import Array, fit_residuals, has_surface, optimum_at
+from jaxscale.report.curves import Array, fit_residuals, optimum_at
 from jaxscale.report.evidence import Evidence
 from jaxscale.report.fitted import compute_range
 from jaxscale.report.measured import POINT_TIPS, point_rows
@@ -30,6 +30,8 @@ from jaxscale.report.measured import POINT_TIPS, point_rows
 __all__ = ["draw_contour", "draw_residuals"]
 
 SAMPLES = 80
+STEPS = 600
+"""Token counts at which a surface is read for a line of equal loss."""
 MAX_LINES = 9
 LEAST_PERCENT = 0.01
 """Smaller residuals than this are rounding, not evidence."""
@@ -47,7 +49,7 @@ def draw_residuals(evidence: Evidence) -> list[Figure]:
 
 def draw_contour(evidence: Evidence) -> Figure | None:
     """Lines of equal loss in the plane of tokens and parameters, the frontier, and the measured points."""
-    fit = next((fit for fit in evidence.fits.values() if has_surface(fit)), None)
+    fit = next((fit for fit in evidence.fits.values() if has_surface(fit) and has_optimum(fit)), None)
     if fit is None:
         return None
     C = np.geomspace(*compute_range(evidence), SAMPLES)
@@ -58,12 +60,13 @@ def draw_contour(evidence: Evidence) -> Figure | None:
         log_domain([*evidence.points["N"], *sizes]),
         log_domain([*evidence.points["D"], *tokens]),
     )
-    lines = _iso_rows(fit, N_domain, D_domain, fit.predict_loss(sizes, tokens))
+    law = surface(fit)
+    lines = _iso_rows(law, N_domain, D_domain, law.loss(sizes, tokens))
     x = log_axis(alt.X, "D", "training tokens D", D_domain, "count")
     y = log_axis(alt.Y, "N", "parameters N", N_domain, "count")
     layers = [*_iso_layers(lines), _frontier(sizes, tokens, C), _measured(evidence)]
     caption = (
-        "Thin lines join sizes and token counts of equal loss (nats/token) under the parametric law. "
+        f"Thin lines join sizes and token counts of equal loss (nats/token) under the law {fit.law}. "
         "Thick line: the efficient frontier, the best split of compute. Points: measured runs."
     )
     chart = alt.layer(*(layer.encode(x=x, y=y) for layer in layers))
@@ -108,17 +111,18 @@ def _percent(share: float) -> str:
 
 
 def _iso_rows(
-    fit: Fit, N_domain: tuple[float, float], D_domain: tuple[float, float], frontier: Array
+    law: Law, N_domain: tuple[float, float], D_domain: tuple[float, float], frontier: Array
 ) -> list[dict[str, Any]]:
-    """Round losses along the frontier, each solved for D over the sizes shown."""
-    N = np.geomspace(*N_domain, SAMPLES)
+    """Round losses along the frontier, each read off the surface for D over the sizes shown: more text, less loss."""
+    N, log_D = np.geomspace(*N_domain, SAMPLES), np.log(np.geomspace(*D_domain, STEPS))
+    losses = np.asarray(law.loss(N[:, None], np.exp(log_D)))
     rows = []
     levels = _round_levels(float(frontier.min()), float(frontier.max()))
     digits = max(len(f"{level:g}".partition(".")[2]) for level in levels) if levels else 0
     for level in levels:
         name = f"{level:.{digits}f}"
-        D = Chinchilla(**fit.params).tokens(level, N)
-        shown = np.isfinite(D) & (D_domain[0] <= D) & (D_domain[1] >= D)
+        D = np.exp([np.interp(-level, -along, log_D) for along in losses])
+        shown = (losses[:, 0] >= level) & (level >= losses[:, -1])
         rows += [{"N": float(n), "D": float(d), "level": name} for n, d in zip(N[shown], D[shown], strict=True)]
     return rows
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxscale.fit.result import Estimate, Fit
+from jaxscale.fit.summary import percentile_interval
 from jaxscale.format import (
     UNKNOWN,
     format_count,
@@ -189,7 +191,10 @@ def _irreducible(fit: Fit) -> str:
     E = (fit.loss_law or {}).get("E", fit.params.get("E"))
     if E == 0:
         return "0 (fixed)"
-    interval = format_interval(fit.intervals.get("E"))
+    known = fit.intervals.get("E")
+    if known is None and len(fit.draws.get("E", ())) > 1:
+        known = percentile_interval(np.asarray(fit.draws["E"]), fit.confidence)
+    interval = format_interval(known)
     return f"{format_loss(E)} {interval}" if interval != UNKNOWN else format_loss(E)
 
 
@@ -197,6 +202,8 @@ def _points_used(fit: Fit) -> str:
     used = fit.source.get("rows_used")
     if fit.budgets is None:
         return UNKNOWN if used is None else str(used)
+    if fit.method == "envelope":
+        return f"{len(fit.diagnostics.get('climbs') or ())} changes of size"
     usable = sum(budget.status == "ok" for budget in fit.budgets)
     return f"{usable} of {len(fit.budgets)} minima"
 

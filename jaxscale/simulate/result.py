@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.fit.result import without_nan
+from jaxscale.fit.summary import TOLERATED
 from jaxscale.format import UNKNOWN, format_flops, format_number
 from jaxscale.runs import to_plain
 from jaxscale.simulate.count import SIMULTANEOUS, Task, count_rows, true_values
@@ -141,6 +142,14 @@ def _notes(scenario: Scenario) -> list[str]:
         notes.append("the truth is no power law: a and b are the local slopes at C, and E, A, B, alpha, beta have none")
     if scenario.wrong and scenario.form.law is not None:
         notes.append("the truth is the tuned law; the runs of the grid are not tuned")
+    layout = scenario.layout
+    N, D, C = (np.asarray(part) for part in (layout.N, layout.D, layout.C))
+    off = float(np.abs(layout.flop_rule.flops(N, D) / C - 1).max())
+    if off > TOLERATED:
+        notes.append(
+            f"C of the cells differs from the rule of the truth ({layout.rule}) by up to {off:.0%}: an isoflop fit "
+            f"goes by the cells' C, and its bias holds the difference; --flops-rule 6ND makes them one"
+        )
     if scenario.noise.shared:
         notes.append("an error shared by all cells is no part of the truth of the loss, and cannot be seen in a study")
     return notes

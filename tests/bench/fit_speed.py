@@ -41,8 +41,9 @@ ONE_CORE = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1", "JAX_COMPILATION_CACHE_DIR": "",
 }  # fmt: skip
-os.environ.update(ONE_CORE)
-os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+if __name__ == "__main__":  # before jax is imported
+    os.environ.update(ONE_CORE)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
