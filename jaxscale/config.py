@@ -49,6 +49,10 @@ class ModelConfig:
     """Width at which the learning rate and init are meant; muP's ratios are 1 there."""
     base_n_layers: int = 2
     """Depth at which the learning rate is meant; read by completep only."""
+    base_head_dim: int | None = None
+    """Wanted head width of the base model, where it is not `head_dim`; None: the same."""
+    base_mlp_ratio: float | None = None
+    """d_ff / d_model of the base model, where it is not `mlp_ratio`; None: the same."""
     depth_alpha: float = 1.0
     """CompleteP's exponent: residual branches are scaled by (n_layers/base_n_layers)^-alpha, .5 to 1."""
     embed_std: float = 1.0
@@ -103,18 +107,23 @@ class ModelConfig:
 class Recipe:
     """How a model is trained: everything that moves the loss and is not shape or text."""
 
-    optimizer: Literal["adamw"] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019), decay multiplied by the learning rate."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), SGD with momentum, or Muon on hidden matrices (Jordan et al. 2024)
+    and AdamW on the rest; decay is multiplied by the learning rate in all three."""
     lr: float = 0.02
     """Peak learning rate at base width; muP divides it by the width ratio for hidden matrices."""
     embed_lr: float = 2.0
     """Multiplies the learning rate of the embedding table."""
     head_lr: float = 3.0
     """Multiplies the learning rate of an untied head."""
+    adam_lr: float = 1.0
+    """muon only: multiplies the learning rate of all that AdamW updates there (tables, head, gains)."""
+    momentum: float = 0.95
+    """sgd and muon: decay of the momentum."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """AdamW: decay of the first moment."""
     b2: float = 0.95
-    """Decay of the second moment."""
+    """AdamW: decay of the second moment."""
     eps: float = 1e-12
     """Adam's epsilon at base width; muP divides it by the width ratio."""
     weight_decay: float = 2.0

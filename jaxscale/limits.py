@@ -16,15 +16,16 @@ MAX_SEED = 2**32
 
 POSITIVE = """
     model.head_dim model.kv_groups model.n_layers model.mlp_ratio model.mlp_multiple model.vocab_size model.seq_len
-    model.base_d_model model.base_n_layers model.rope_theta
+    model.base_d_model model.base_n_layers model.base_head_dim model.base_mlp_ratio model.rope_theta
     recipe.lr recipe.batch_coefficient recipe.batch_min_tokens recipe.batch_max_tokens recipe.microbatch_seqs
     data.val_tokens data.max_epochs data.declared_train_tokens
     grid.budgets grid.holdout grid.widths grid.aspect grid.tokens_per_param grid.seeds grid.min_steps
     grid.holdout_sizes mesh.fsdp mesh.tensor forecast_flops
 """
 NOT_NEGATIVE = """
-    model.embed_std model.hidden_std model.head_std model.norm_eps recipe.embed_lr recipe.head_lr recipe.eps
-    recipe.weight_decay recipe.clip_norm recipe.z_loss grid.exclude_spike mesh.workers mesh.checkpoint_every_s
+    model.embed_std model.hidden_std model.head_std model.norm_eps recipe.embed_lr recipe.head_lr
+    recipe.adam_lr recipe.eps recipe.weight_decay recipe.clip_norm recipe.z_loss
+    grid.exclude_spike mesh.workers mesh.checkpoint_every_s
     bootstrap seed
 """
 FINITE = """
@@ -33,12 +34,18 @@ FINITE = """
 BETWEEN = {
     "recipe.b1": (0.0, 0.9999999),
     "recipe.b2": (0.0, 0.9999999),
+    "recipe.momentum": (0.0, 0.9999999),
     "recipe.warmup_fraction": (0.0, 1.0),
     "recipe.decay_fraction": (0.0, 1.0),
     "recipe.final_fraction": (0.0, 1.0),
     "model.depth_alpha": (0.5, 1.0),
 }
 """Least and largest value, both allowed."""
+ONE_OF = {
+    "recipe.optimizer": ("adamw", "sgd", "muon"),
+    "model.parameterization": ("mup", "completep", "standard"),
+}
+"""Names that have rules; a study file is not checked by the command line's types."""
 NOT_EMPTY = ("grid.budgets", "grid.widths", "grid.seeds")
 
 
@@ -57,6 +64,9 @@ def check_limits(study: Study) -> None:
         low, high = BETWEEN[name]
         if not low <= value <= high:
             raise MisuseError(f"{name}: {value:g} is outside {low:g} to {high:.8g}; give a number in there")
+    for name, allowed in ONE_OF.items():
+        if _value(study, name) not in allowed:
+            raise MisuseError(f"{name}: {_value(study, name)!r} has no rules here; use {', '.join(allowed)}")
     _check_together(study)
 
 
@@ -78,10 +88,15 @@ def _check_together(study: Study) -> None:
 def _values(study: Study, names: Any) -> Iterator[tuple[str, float]]:
     """(name, value) of each number; every element of a tuple, 0 for an empty one that must not be, None left out."""
     for name in names:
-        value: Any = study
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = _value(study, name)
         many = value if isinstance(value, tuple) else (value,)
         yield from ((name, number) for number in many if number is not None)
         if not many and name in NOT_EMPTY:
             yield name, 0
+
+
+def _value(study: Study, name: str) -> Any:
+    value: Any = study
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -285,6 +285,8 @@ def _resolve(study: Study, c: _Candidate, seed: int) -> RunSpec:
         decay_steps=max(1, round(recipe.decay_fraction * steps)),
         final_fraction=recipe.final_fraction,
         seed=seed,
+        adam_lr=recipe.adam_lr,
+        momentum=recipe.momentum,
     )
 
 

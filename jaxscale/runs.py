@@ -50,6 +50,9 @@ STATES: tuple[State, ...] = ("planned", "running", "done", "diverged", "failed",
 METRIC_FIELDS = frozenset({"step", "loss", "seconds"})
 """What every line of metrics.jsonl has, among others."""
 
+OPTIMIZER_READS = {"sgd": ("momentum",), "muon": ("adam_lr", "momentum")}
+"""Fields of a run that only some optimizers read."""
+
 T = TypeVar("T")
 
 
@@ -82,14 +85,27 @@ class RunSpec:
     decay_steps: int
     final_fraction: float
     seed: int
+    adam_lr: float = 1.0
+    momentum: float = 0.95
 
     @cached_property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces)."""
         plain = to_plain(from_plain(to_plain(self), RunSpec))  # 1 and 1.0 are one number
         plain["data"].pop("cache")  # where token files lie does not change what is learned
+        _drop_silent(plain)
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _drop_silent(plain: dict[str, Any]) -> None:
+    """Take out what says nothing about this run, so that a field added later renames no run made before it."""
+    for name in ("adam_lr", "momentum"):
+        if name not in OPTIMIZER_READS.get(plain["optimizer"], ()):
+            plain.pop(name)
+    for name in ("base_head_dim", "base_mlp_ratio"):
+        if plain["model"][name] is None:
+            plain["model"].pop(name)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ ORDER = [
     {"constrain", "composition"},
     {"backtest", "simulate"},
     {"train", "report"},
+    {"mup"},
     {"cli"},
     {"__init__", "__main__"},
 ]

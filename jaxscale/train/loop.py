@@ -128,7 +128,7 @@ class _Trainer:
         self.accumulate = spec.batch_seqs // spec.microbatch_seqs
         self.dtype = compute_dtype(mesh_config)
         slots = count_slots(spec, self.accumulate, jax.default_backend(), len(jax.devices()))
-        self.program: Program = make_program(spec.model, spec.schedule, slots, mesh, self.dtype)
+        self.program: Program = make_program(spec.model, spec.schedule, slots, mesh, self.dtype, spec.optimizer)
         self.steps_per_dispatch = slots // self.accumulate
         dispatches = min(LINE_DISPATCHES, math.ceil(spec.steps / (self.steps_per_dispatch * LOG_LINES)))
         self.steps_per_line = self.steps_per_dispatch * dispatches

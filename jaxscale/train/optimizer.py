@@ -1,11 +1,16 @@
-"""AdamW with muP's groups, and schedules whose horizon is a runtime value.
+"""The optimizers with muP's groups, and schedules whose horizon is a runtime value.
 
 Everything a sweep varies (rates, decay, epsilon, horizon) is traced, so cells that share shapes share one
 compiled program. One group per distinct `Rule`; its update is
 
-    p -= lr(step) * lr_rule * k * (m_hat / (sqrt(v_hat) + eps * eps_rule) + lambda * decay_rule * p)
+    p -= lr(step) * lr_rule * k * (u + lambda * decay_rule * p)
 
-with k = embed_lr for the table, head_lr for an untied head, else 1: k multiplies their decay too.
+    adamw  u = m_hat / (sqrt(v_hat) + eps * eps_rule)
+    sgd    u = m, m <- momentum * m + g
+    muon   u = .2 sqrt(max(fan_in, fan_out)) * NewtonSchulz(Nesterov momentum), a matrix at a time; AdamW where the
+           parameter is no hidden matrix, with k = adam_lr
+
+with k also embed_lr for the table and head_lr for an untied head, else 1: k multiplies their decay too.
 """
 
 from __future__ import annotations
@@ -15,13 +20,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxscale.config import ModelConfig
-from jaxscale.model.mup import Rule, param_rules
+from jaxscale.model.mup import MUON_RMS, Rule, param_rules
 from jaxscale.runs import RunSpec
 
-__all__ = ["Hyper", "learning_rate", "make_optimizer"]
+__all__ = ["Hyper", "learning_rate", "make_optimizer", "param_name"]
 
 
 class Hyper(NamedTuple):
@@ -40,6 +47,8 @@ class Hyper(NamedTuple):
     warmup_steps: jax.Array
     decay_steps: jax.Array
     final_fraction: jax.Array
+    adam_lr: jax.Array | np.float32 = np.float32(1)
+    momentum: jax.Array | np.float32 = np.float32(0.95)
 
     @classmethod
     def from_spec(cls, spec: RunSpec) -> Hyper:
@@ -63,11 +72,13 @@ def learning_rate(step: jax.Array, hyper: Hyper, schedule: str) -> jax.Array:
     return hyper.lr * jnp.where(done <= hyper.warmup_steps, warmup, decayed)
 
 
-def make_optimizer(model: ModelConfig, params: Any, hyper: Hyper) -> optax.GradientTransformation:
-    """AdamW whose updates are to be multiplied by -learning_rate; `params` gives the tree's structure."""
-    rules = param_rules(model)
-    labels = jax.tree.map_with_path(lambda path, _: _label(_name(path), rules), params)
-    groups = {_label(name, rules): _group(name, rule, hyper) for name, rule in rules.items()}
+def make_optimizer(
+    model: ModelConfig, params: Any, hyper: Hyper, optimizer: str = "adamw"
+) -> optax.GradientTransformation:
+    """Clipping, then each group's updates, to be multiplied by -learning_rate; `params` gives the tree's structure."""
+    rules = param_rules(model, optimizer)
+    labels = jax.tree.map_with_path(lambda path, _: _label(param_name(path), rules), params)
+    groups = {_label(name, rules): _group(name, rule, hyper, optimizer) for name, rule in rules.items()}
     return optax.chain(_clip(hyper.clip_norm), optax.partition(groups, labels))
 
 
@@ -75,16 +86,39 @@ def _label(name: str, rules: dict[str, Rule]) -> str:
     return "/".join(str(part) for part in astuple(rules[name])) + ("/tied" if name == "embed" else "")
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def param_name(path: tuple[Any, ...]) -> str:
+    """The name in `params.param_shapes` of a leaf of the parameters' tree, from its path."""
     keys = [getattr(key, "key", getattr(key, "name", None)) for key in path]
     return ".".join(str(key) for key in keys if isinstance(key, str) and key != "value")
 
 
-def _group(name: str, rule: Rule, hyper: Hyper) -> optax.GradientTransformation:
-    rate = {"embed": hyper.embed_lr, "head": hyper.head_lr}.get(name, 1.0) * rule.lr
-    adam = optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=hyper.eps * rule.eps)
+def _group(name: str, rule: Rule, hyper: Hyper, optimizer: str) -> optax.GradientTransformation:
+    own: dict[str, Any] = {"embed": hyper.embed_lr, "head": hyper.head_lr}
+    rate = own.get(name, 1.0) * rule.lr
+    if optimizer == "muon" and rule.optimizer == "adamw":
+        rate = rate * hyper.adam_lr
     decay = optax.add_decayed_weights(hyper.weight_decay * rule.decay)
-    return optax.chain(adam, decay, optax.scale(rate))
+    return optax.chain(_direction(rule, hyper), decay, optax.scale(rate))
+
+
+def _direction(rule: Rule, hyper: Hyper) -> optax.GradientTransformation:
+    if rule.optimizer == "sgd":
+        return optax.trace(decay=hyper.momentum)
+    if rule.optimizer == "muon":
+        return optax.chain(
+            scale_by_muon(beta=hyper.momentum, weight_dimension_numbers=_matrices), optax.stateless(_one_rms)
+        )
+    return optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=hyper.eps * rule.eps)
+
+
+def _matrices(params: Any) -> Any:
+    """The last two axes are the matrix; the layers before them are orthogonalized one by one."""
+    return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), params)
+
+
+def _one_rms(updates: Any, _: Any) -> Any:
+    """Orthogonal matrices [.., i, o] have RMS 1/sqrt(max(i, o)); bring them to MUON_RMS."""
+    return jax.tree.map(lambda u: u * MUON_RMS * max(u.shape[-2:]) ** 0.5, updates)
 
 
 def _clip(max_norm: jax.Array) -> optax.GradientTransformation:

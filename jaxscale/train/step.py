@@ -52,8 +52,11 @@ class Program:
     `slots` is the number of microbatches a dispatch holds; a dispatch makes whole optimizer steps.
     """
 
-    def __init__(self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any) -> None:
+    def __init__(
+        self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw"
+    ) -> None:
         self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
+        self.optimizer = optimizer
         abstract = nnx.eval_shape(partial(make_decoder, model, 0, dtype))
         self.graphdef, self.abstract_params = nnx.split(abstract, nnx.Param)
         self.state_sharding = self._shard_state()
@@ -112,15 +115,15 @@ class Program:
     def _init(self, seed: jax.Array) -> TrainState:
         _, params = nnx.split(make_decoder(self.model, seed, self.dtype), nnx.Param)
         zero = Hyper(*(jnp.float32(0) for _ in Hyper._fields))
-        opt_state = make_optimizer(self.model, params, zero).init(params)
+        opt_state = make_optimizer(self.model, params, zero, self.optimizer).init(params)
         return TrainState(params, opt_state, jnp.int32(0))
 
-    def _apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         decoder: Decoder = nnx.merge(self.graphdef, params)
         return token_losses(decoder(windows_bt[:, :-1]), windows_bt[:, 1:])
 
-    def _loss(self, params: Any, windows_bt: jax.Array, z_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses_bt, log_z_bt = self._apply(params, windows_bt)
+    def loss(self, params: Any, windows_bt: jax.Array, z_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses_bt, log_z_bt = self.apply(params, windows_bt)
         loss = jnp.mean(losses_bt)
         return loss + z_loss * jnp.mean(jnp.square(log_z_bt)), loss
 
@@ -128,8 +131,8 @@ class Program:
         self, state: TrainState, windows_nbt: jax.Array, steps: jax.Array, accumulate: jax.Array, hyper: Hyper
     ) -> tuple[TrainState, StepMetrics]:
         """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]."""
-        optimizer = make_optimizer(self.model, state.params, hyper)
-        gradient = jax.value_and_grad(self._loss, has_aux=True)
+        optimizer = make_optimizer(self.model, state.params, hyper, self.optimizer)
+        gradient = jax.value_and_grad(self.loss, has_aux=True)
 
         def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, Any]:
             total, loss_sum, params_start = carry
@@ -159,7 +162,7 @@ class Program:
 
         def one(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             windows_bt, mask_bt = batch
-            losses_bt, _ = self._apply(params, windows_bt)
+            losses_bt, _ = self.apply(params, windows_bt)
             return jnp.sum(losses_bt * mask_bt, axis=-1)
 
         return jax.lax.map(one, (windows_nbt, mask_nbt))
@@ -174,6 +177,8 @@ def _contains(keys: tuple[str, ...], name: tuple[str, ...]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def make_program(model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any) -> Program:
-    """The program for these shapes, made once a process."""
-    return Program(model, schedule, slots, mesh, dtype)
+def make_program(
+    model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw"
+) -> Program:
+    """The program for these shapes and this optimizer, made once a process."""
+    return Program(model, schedule, slots, mesh, dtype, optimizer)
