@@ -277,6 +277,7 @@ def _describe_objective(goal: Objective, best: Optimum) -> dict[str, Any]:
     record: dict[str, Any] = {"name": goal.name, "delta": None, "reduction": "sum", "value": best.value}
     if goal.name == "huber":
         record |= {"delta": best.delta, "delta_rule": "auto" if goal.delta == "auto" else "given"}
+        record["robust_std"] = best.scale
     return record | {"gradient_norm": best.norm} | ({"subgradient_residual": best.norm} if goal.name == "lad" else {})
 
 
