@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 
 from jaxscale.errors import MisuseError
-from jaxscale.laws import SIX_ND, Chinchilla, ChinchillaTied, FlopRule, Law, Optimum, Repetition, effective
+from jaxscale.laws import SIX_ND, Chinchilla, ChinchillaTied, FlopRule, Law, Optimum, Repetition, effective, minimise
 
-__all__ = ["Limits", "Repeated", "lowest_loss", "lowest_spend", "minimise", "repeat_data"]
+__all__ = ["Limits", "Repeated", "lowest_loss", "lowest_spend", "repeat_data"]
 
 LOWEST_N, HIGHEST_N, HIGHEST_D = 1.0, 1e18, 1e30
 """Parameters and tokens between which a plan is looked for."""
-GOLDEN = (5**0.5 - 1) / 2
-GOLDEN_STEPS, HALVINGS = 90, 80
+HALVINGS = 80
 """Enough to narrow any range of logs here below rounding."""
 SERVED_FLOPS = 2.0
 """Forward FLOPs a parameter and token (Kaplan et al. 2020, section 2.1)."""
@@ -129,16 +128,6 @@ def lowest_spend(law: Law, loss: float, limits: Limits = NONE, rule: FlopRule = 
     reached = np.isfinite(train(x)) & (train(quickest) <= limits.max_train_flops)
     N, D = (np.where(reached, value, np.nan) for value in (np.exp(x), tokens(x)))
     return Optimum(N, D, law.loss(N, D))
-
-
-def minimise(f: Callable[[Any], Any], low: float, high: float, shape: tuple[int, ...] = ()) -> np.ndarray:
-    """Where f is lowest between low and high, by golden section; f may be infinite at the low end only."""
-    left_end, right_end = np.full(shape, float(low)), np.full(shape, float(high))
-    for _ in range(GOLDEN_STEPS):
-        reach = GOLDEN * (right_end - left_end)
-        lower = f(right_end - reach) < f(left_end + reach)
-        left_end, right_end = np.where(lower, left_end, right_end - reach), np.where(lower, left_end + reach, right_end)
-    return (left_end + right_end) / 2
 
 
 def _largest_size(C: Any, limits: Limits, rule: FlopRule) -> float:

@@ -9,7 +9,7 @@ from jaxscale.errors import MisuseError
 from jaxscale.fit.result import Fit, Fits
 from jaxscale.laws import Law, Repetition
 
-__all__ = ["answered", "drawn_surface", "has_optimum", "has_surface", "surface"]
+__all__ = ["answered", "drawn_surface", "has_surface", "surface"]
 
 
 def answered(fit: Fit | Fits) -> tuple[Fit, ...]:
@@ -24,11 +24,6 @@ def answered(fit: Fit | Fits) -> tuple[Fit, ...]:
 def has_surface(fit: Fit) -> bool:
     """Whether the fit predicts the loss at any N and D."""
     return fit.method == "parametric" and fit.has_optimum
-
-
-def has_optimum(fit: Fit) -> bool:
-    """Whether the fit has an answer that says which N and D are best at a compute."""
-    return fit.verdict is None and (has_surface(fit) if fit.method == "parametric" else fit.exponents is not None)
 
 
 def surface(fit: Fit) -> Law:

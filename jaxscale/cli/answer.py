@@ -64,7 +64,6 @@ def report(argv: list[str]) -> int:
 def _report_fit(options: ReportOptions, console: Console, command: str) -> int:
     from jaxscale.cli.analysis import read_fits
     from jaxscale.fit import Fits
-    from jaxscale.fitted import has_optimum
     from jaxscale.forecast import forecast_optimum
     from jaxscale.report import write_report
     from jaxscale.source import read_observations
@@ -73,7 +72,7 @@ def _report_fit(options: ReportOptions, console: Console, command: str) -> int:
     fits = found.fits if isinstance(found, Fits) else (found,)
     source = fits[0].source
     observations = read_observations(source["path"], **_reading(source))
-    optimal = any(has_optimum(fit) for fit in fits)
+    optimal = any(fit.has_optimum for fit in fits)
     targets = _targets((), observations)
     page = write_report(
         options.out or options.source.parent,

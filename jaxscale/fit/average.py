@@ -29,11 +29,7 @@ FEWEST_CLIMBS = 4
 
 def bears_average(fit: Fit) -> bool:
     """Whether a fit counts in the average: it has an answer and an optimum, an envelope enough climbs behind it."""
-    return (
-        fit.verdict is None
-        and fit.has_optimum
-        and len(fit.diagnostics.get("climbs", range(FEWEST_CLIMBS))) >= FEWEST_CLIMBS
-    )
+    return fit.has_optimum and len(fit.diagnostics.get("climbs", range(FEWEST_CLIMBS))) >= FEWEST_CLIMBS
 
 
 @dataclass(frozen=True)

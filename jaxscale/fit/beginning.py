@@ -26,6 +26,7 @@ from jaxscale.fit.isoflop import fit_isoflop
 from jaxscale.fit.parametric import fit_parametric
 from jaxscale.fit.resample import f_tail
 from jaxscale.fit.result import Fit, without_nan
+from jaxscale.fit.squares import aicc
 from jaxscale.format import format_interval, format_number
 from jaxscale.runs import Observations
 from jaxscale.source import as_observations
@@ -189,7 +190,7 @@ def _find_break(obs: Observations, options: Mapping[str, Any]) -> dict[str, Any]
     scores = {}
     for law in ("compute", "broken"):
         one = fit_parametric(frame, law=law, objective="squares", bootstrap=0)
-        scores[law] = _aicc(2 * one.objective["value"], len(found), len(one.params)) if not one.verdict else np.inf
+        scores[law] = aicc(2 * one.objective["value"], len(found), len(one.params)) if not one.verdict else np.inf
         record[law] = {"params": one.params, "aicc": scores[law]}
     gain, at = scores["compute"] - scores["broken"], record["broken"]["params"].get("Cb", 0.0)
     if gain > CLEARLY and found[0].C < at < found[-1].C:
@@ -199,9 +200,3 @@ def _find_break(obs: Observations, options: Mapping[str, Any]) -> dict[str, Any]
         }
     words = f"no break is seen inside the minima (AICc of a broken power law {-gain:+.1f})"
     return record | {"preferred": "compute", "words": words}
-
-
-def _aicc(ss: float, n: int, k: int) -> float:
-    """Akaike's criterion corrected for few points (Hurvich and Tsai 1989), k parameters and the variance."""
-    q = k + 1
-    return float(n * np.log(max(ss, 1e-300) / n) + 2 * q + 2 * q * (q + 1) / max(n - q - 1, 0.5))

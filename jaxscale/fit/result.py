@@ -99,8 +99,10 @@ class Fit:
 
     @property
     def has_optimum(self) -> bool:
-        """Whether there is an N and D that is best at a compute: not for a law of one variable."""
-        return self.method != "parametric" or find_law(self.law).inputs[:2] == ("N", "D")
+        """Whether there is an answer that says which N and D are best at a compute: not for a law of one variable."""
+        if self.method == "parametric":
+            return self.verdict is None and find_law(self.law).inputs[:2] == ("N", "D")
+        return self.verdict is None and self.exponents is not None
 
     def law_value(self) -> Law:
         """The fitted law as a value of `jaxscale.laws`; MisuseError for a method that fits none over (N, D)."""

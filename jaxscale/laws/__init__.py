@@ -4,7 +4,7 @@ N parameters, D training tokens, C training FLOPs, U unique tokens, L loss in na
 every law that `fit --law` can fit; a new one is a class with `loss` and `guess` (docs/laws.md adds one).
 """
 
-from jaxscale.laws.base import SIX_ND, FlopRule, Frontier, Law, Optimum, guess_shares, namespace
+from jaxscale.laws.base import SIX_ND, FlopRule, Frontier, Law, Optimum, guess_shares, minimise, namespace
 from jaxscale.laws.compute import BrokenPower, KaplanCompute, KaplanData, KaplanSize, LossLaw, PowerLaw
 from jaxscale.laws.curves import CURVES
 from jaxscale.laws.repetition import MUENNIGHOFF_2023, Repetition, effective
@@ -44,6 +44,7 @@ __all__ = [
     "effective",
     "find_law",
     "guess_shares",
+    "minimise",
     "namespace",
     "register_law",
 ]  # fmt: skip

@@ -11,19 +11,21 @@ functions of `namespace(...)`, so that the same line serves numpy and a jax trac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-__all__ = ["SIX_ND", "FlopRule", "Frontier", "Law", "Optimum", "guess_shares", "namespace"]
+__all__ = ["SIX_ND", "FlopRule", "Frontier", "Law", "Optimum", "guess_shares", "minimise", "namespace"]
 
 STEP = 1e-30
 """Relative complex step: its square vanishes, so the derivative is exact to rounding."""
 TINY_N, HUGE_N = 1.0, 1e18
 """Sizes between which an optimum without closed form is looked for."""
 GOLDEN = (5**0.5 - 1) / 2
+GOLDEN_STEPS = 90
+"""Enough to narrow any range of logs here below rounding."""
 
 
 def namespace(*values: Any) -> Any:
@@ -38,6 +40,19 @@ def namespace(*values: Any) -> Any:
         ):
             return value.__array_namespace__()
     return np
+
+
+def minimise(f: Callable[[Any], Any], low: Any, high: Any, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """Where f is lowest between low and high, by golden section; f may be infinite at the low end only.
+
+    f takes and gives arrays of `shape`: many functions at once, each with one minimum.
+    """
+    left_end, right_end = np.broadcast_to(low, shape), np.broadcast_to(high, shape)
+    for _ in range(GOLDEN_STEPS):
+        reach = GOLDEN * (right_end - left_end)
+        lower = f(right_end - reach) < f(left_end + reach)
+        left_end, right_end = np.where(lower, left_end, right_end - reach), np.where(lower, left_end + reach, right_end)
+    return (left_end + right_end) / 2
 
 
 class Optimum(NamedTuple):
@@ -119,19 +134,10 @@ class Law:
         """N and D of lowest loss at C FLOPs, by golden section in log N; one minimum is assumed."""
         C = np.asarray(C, float)
         shape = np.broadcast_shapes(C.shape, *(np.shape(value) for value in self.params.values()))
-        low = np.full(shape, np.log(TINY_N))
-        high = np.minimum(np.full(shape, np.log(HUGE_N)), np.log(C / rule.k) / rule.p)
-        for _ in range(90):
-            left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-            lower = self._loss_along(left, C, rule) < self._loss_along(right, C, rule)
-            low, high = np.where(lower, low, left), np.where(lower, right, high)
-        N = np.exp((low + high) / 2)
+        high = np.minimum(np.log(HUGE_N), np.log(C / rule.k) / rule.p)
+        N = np.exp(minimise(lambda x: self.loss(np.exp(x), rule.tokens(C, np.exp(x))), np.log(TINY_N), high, shape))
         D = rule.tokens(C, N)
         return Optimum(N, D, self.loss(N, D))
-
-    def _loss_along(self, log_N: Any, C: Any, rule: FlopRule) -> Any:
-        N = np.exp(log_N)
-        return self.loss(N, rule.tokens(C, N))
 
     def exponents(self, rule: FlopRule = SIX_ND) -> tuple[Any, Any]:
         """a, b of N_opt ~ C^a, D_opt ~ C^b, where `power_optimum` says that there are any."""

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from jaxscale.fit.result import Budget, Fit
 from jaxscale.fit.summary import percentile_ends
-from jaxscale.fitted import has_optimum
 from jaxscale.laws import find_law
 from jaxscale.report.evidence import Evidence
 
@@ -36,7 +35,7 @@ Quantity = Literal["N", "D", "loss"]
 
 def optimum_at(fit: Fit, quantity: Quantity, C: Array) -> Array | None:
     """N_opt, D_opt or the loss at the optimum over training FLOPs C; None where the fit has none."""
-    if not has_optimum(fit):
+    if not fit.has_optimum:
         return None
     found: Array = getattr(fit.predict_optimum(C), quantity)
     return found
@@ -44,7 +43,7 @@ def optimum_at(fit: Fit, quantity: Quantity, C: Array) -> Array | None:
 
 def band_at(fit: Fit, quantity: Quantity, C: Array) -> Band | None:
     """The fit's interval around `optimum_at`, point by point; None where it was not bootstrapped."""
-    if not fit.draws or not all(fit.draws.values()) or not has_optimum(fit):
+    if not fit.draws or not all(fit.draws.values()) or not fit.has_optimum:
         return None
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # rounds that ran away leave the interval
         low, high = percentile_ends(getattr(fit.sample_optimum(C), quantity), fit.confidence)

@@ -15,7 +15,6 @@ import pandas as pd
 
 from jaxscale.fit.result import Fit, Fits
 from jaxscale.fit.suspect import find_suspicions
-from jaxscale.fitted import has_optimum
 from jaxscale.format import format_flops
 from jaxscale.runs import Observations, Plan, RunResult
 
@@ -120,7 +119,7 @@ def collect_evidence(
     named = _name_fits(fits.fits if isinstance(fits, Fits) else fits)
     first = next((fit for fit in named.values() if declared in (fit.method, fit.law)), None)
     first = first or next(iter(named.values()), None)
-    leader = first if first is None or has_optimum(first) else next(filter(has_optimum, named.values()), first)
+    leader = next((fit for fit in (first, *named.values()) if fit is not None and fit.has_optimum), first)
     order = _Order(leader, tuple(named.values()))
     return Evidence(
         points=_name_points(observations.frame, planned=any(_has_minima(fit) for fit in named.values())),

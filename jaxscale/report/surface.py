@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from jaxscale.fitted import has_optimum, has_surface, surface
+from jaxscale.fitted import has_surface, surface
 from jaxscale.format import format_count, format_flops, format_percent
 from jaxscale.laws import Law
 from jaxscale.report.charts import (
@@ -49,7 +49,7 @@ def draw_residuals(evidence: Evidence) -> list[Figure]:
 
 def draw_contour(evidence: Evidence) -> Figure | None:
     """Lines of equal loss in the plane of tokens and parameters, the frontier, and the measured points."""
-    fit = next((fit for fit in evidence.fits.values() if has_surface(fit) and has_optimum(fit)), None)
+    fit = next((fit for fit in evidence.fits.values() if has_surface(fit)), None)
     if fit is None:
         return None
     C = np.geomspace(*compute_range(evidence), SAMPLES)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxscale.errors import MisuseError
-from jaxscale.laws import SIX_ND, Chinchilla, FlopRule, Optimum
+from jaxscale.laws import SIX_ND, Chinchilla, FlopRule, Kaplan, Optimum
 
 __all__ = ["WRONG_FORMS", "Form", "build_form", "minimise_along"]
 
@@ -129,9 +129,7 @@ def _kaplan(law: Chinchilla, sizes: np.ndarray, largest: float, rule: FlopRule) 
     Nc = float(N * (total * rule.p / (r + rule.p)) ** (1 / r))
     Dc = float(D * total * r / (r + rule.p))
 
-    def loss(N: Any, D: Any) -> Any:
-        return (np.power(Nc / np.asarray(N), r) + Dc / np.asarray(D)) ** aD
-
+    loss = Kaplan(Nc, Dc, aN, aD).loss
     return Form(loss, loss, constants={"aN": aN, "aD": aD, "Nc": Nc, "Dc": Dc})
 
 
