@@ -8,7 +8,7 @@ Letters in names are axes: b batch, t position, d width, h heads, k key/value he
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,10 +16,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale.config import ModelConfig
-from jaxscale.model.mup import Rule, forward_multipliers, param_rules
+from jaxscale.model.mup import forward_multipliers, param_rules
 from jaxscale.params import param_shapes
 
-__all__ = ["Decoder", "make_decoder"]
+__all__ = ["Decoder", "Stds", "init_stds", "make_decoder"]
+
+Stds = Mapping[str, float | jax.Array]
+"""Init standard deviation of every matrix by its name in `params.param_shapes`; may be traced."""
 
 UNROLL_LAYERS = 4
 """On CPU stacks this short are unrolled: XLA runs a scan's body at about .8 of the unrolled speed."""
@@ -46,14 +49,16 @@ class Decoder(nnx.Module):
     final_norm: nnx.Param[jax.Array]
     head: nnx.Param[jax.Array]
 
-    def __init__(self, model: ModelConfig, *, key: jax.Array, dtype: Any = jnp.float32) -> None:
+    def __init__(
+        self, model: ModelConfig, *, key: jax.Array, dtype: Any = jnp.float32, stds: Stds | None = None
+    ) -> None:
         self.model = model
         self.dtype = dtype
         self.blocks = Blocks()
-        rules = param_rules(model)
+        stds = init_stds(model) if stds is None else stds
         for name, axes in param_shapes(model).items():
             owner, _, leaf = name.rpartition(".")
-            value = _init_param(key, name, tuple(n for _, n in axes), rules[name])
+            value = _init_param(key, name, tuple(n for _, n in axes), stds.get(name))
             setattr(self.blocks if owner else self, leaf, nnx.Param(value, axes=tuple(a for a, _ in axes)))
 
     def __call__(self, tokens_bt: jax.Array, *, unroll: bool | None = None) -> jax.Array:
@@ -84,16 +89,26 @@ class Decoder(nnx.Module):
         return jax.lax.scan(body, x_btd, layers)[0]
 
 
-def make_decoder(model: ModelConfig, seed: int | jax.Array, dtype: Any = jnp.float32) -> Decoder:
-    """A freshly initialized model; equal seeds give equal weights on any mesh."""
-    return Decoder(model, key=jax.random.key(seed), dtype=dtype)
+def make_decoder(
+    model: ModelConfig, seed: int | jax.Array, dtype: Any = jnp.float32, stds: Stds | None = None
+) -> Decoder:
+    """A freshly initialized model; equal seeds give equal weights on any mesh.
+
+    `stds` (default `init_stds(model)`) may be traced, so that models of several init scales share a program.
+    """
+    return Decoder(model, key=jax.random.key(seed), dtype=dtype, stds=stds)
 
 
-def _init_param(key: jax.Array, name: str, shape: tuple[int, ...], rule: Rule) -> jax.Array:
-    if rule.role == "vector":
+def init_stds(model: ModelConfig) -> dict[str, float]:
+    """Init standard deviation of every matrix of a model; gains, which begin as ones, have none."""
+    return {name: rule.init_std for name, rule in param_rules(model).items() if rule.role != "vector"}
+
+
+def _init_param(key: jax.Array, name: str, shape: tuple[int, ...], std: float | jax.Array | None) -> jax.Array:
+    if std is None:
         return jnp.ones(shape, jnp.float32)
     own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    return rule.init_std * jax.random.normal(own_key, shape, jnp.float32)
+    return std * jax.random.normal(own_key, shape, jnp.float32)
 
 
 def _embed(table_vd: jax.Array, tokens_bt: jax.Array) -> jax.Array:

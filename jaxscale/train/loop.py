@@ -1,16 +1,19 @@
-"""Train one run to its end: restore, dispatch, watch, save, validate, and write down how it ended.
+"""Train runs to their end: restore, dispatch, watch, save, validate, and write down how each ended.
 
-The dispatches of a logging interval are queued without waiting; their metrics are read at its end. It stops at
-whole logging intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve
-agrees to the bit on the same devices and thread count.
+`train_run` trains one run, `train_pack` several of one shape in one program (`engine` has the ways). The dispatches
+of a logging interval are queued without waiting; their metrics are read at its end. It stops at whole logging
+intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve agrees to the bit
+on the same devices and thread count.
+
+    runs/<study>/packs/<pack_id>/pack.json  checkpoints/     all members' states together, gone when all have ended
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,16 @@ from jaxscale.config import MeshConfig
 from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
-from jaxscale.flops import count_params, flops_per_token
+from jaxscale.flops import flops_per_token
 from jaxscale.runs import RunResult, RunSpec
 from jaxscale.train.checkpoint import Checkpoints
-from jaxscale.train.optimizer import Hyper, learning_rate
-from jaxscale.train.provenance import describe_machine
-from jaxscale.train.record import RunFolder, is_disk_full
+from jaxscale.train.engine import Engine, Way, make_engine
+from jaxscale.train.member import Member, Progress
+from jaxscale.train.record import PackFolder, RunFolder, is_disk_full
 from jaxscale.train.sharding import check_batch, make_mesh
-from jaxscale.train.step import Program, TrainState, make_program
+from jaxscale.train.step import TrainState
 
-__all__ = ["Preempted", "Progress", "train_run"]
+__all__ = ["Preempted", "Progress", "train_pack", "train_run"]
 
 LOG_LINES = 200
 """Lines of metrics.jsonl a run writes, about; a long run more."""
@@ -46,30 +49,6 @@ EVAL_SEQS = 32
 
 class Preempted(Exception):
     """The run was asked to stop and has saved; the next start goes on from there."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a running cell tells: rates are since this start, loss in nats per token."""
-
-    run_id: str
-    step: int
-    steps: int
-    loss: float
-    tokens_per_s: float
-    flops_per_s: float
-
-
-@dataclass
-class _Clock:
-    """Seconds trained, earlier starts included, and tokens since this one."""
-
-    before_s: float
-    started: float
-    first_step: int
-
-    def seconds(self) -> float:
-        return self.before_s + time.perf_counter() - self.started
 
 
 def train_run(
@@ -87,206 +66,189 @@ def train_run(
     Raises Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend (a text
     that is not `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
     """
-    folder = RunFolder(Path(out), spec)
+    (result,) = train_pack((spec,), out, "process", mesh=mesh, on_progress=on_progress, should_stop=should_stop,
+                           data_sha256=data_sha256)  # fmt: skip
+    return result
+
+
+def train_pack(
+    specs: Sequence[RunSpec],
+    out: str | Path,
+    way: Way = "pack",
+    *,
+    mesh: MeshConfig | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    data_sha256: str = "",
+    keep_weights: bool = True,
+) -> tuple[RunResult, ...]:
+    """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
+
+    As `train_run` for each member: a member that diverges ends alone, the others go on untouched. The pack
+    resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights go to
+    each run's folder unless `keep_weights` is false.
+    """
+    folders = [RunFolder(Path(out), spec) for spec in specs]
+    home = folders[0].path if way == "process" else PackFolder(Path(out), [spec.run_id for spec in specs]).path
     try:
-        ended = folder.read_result()
-        if ended is not None:
-            return ended
-        folder.prepare()
-        with folder.lock():
-            ended = folder.read_result()
-            if ended is not None:
-                return ended
-            result = _Trainer(spec, folder, mesh or MeshConfig(), on_progress, should_stop, data_sha256).train()
-            folder.write_result(result)
-            return result
+        ended = [folder.read_result() for folder in folders]
+        if all(ended):
+            return tuple(result for result in ended if result is not None)
+        for folder in folders:
+            folder.prepare()
+        with ExitStack() as locks:
+            for folder in folders:
+                locks.enter_context(folder.lock())
+            trainer = _Trainer(folders, out, way, mesh or MeshConfig(), on_progress, should_stop, data_sha256)
+            return trainer.train(keep_weights)
     except Exception as error:
         if isinstance(error, JaxscaleError) or not is_disk_full(error):
             raise
-        raise VerdictError(f"{folder.path}: no disk space left; free some and run the same command again, it goes "
+        raise VerdictError(f"{home}: no disk space left; free some and run the same command again, it goes "
                            f"on from the last checkpoint") from error  # fmt: skip
 
 
 class _Trainer:
-    """One run on one mesh."""
+    """Runs of one shape, batch and length, each with its own numbers, through one engine."""
 
     def __init__(
         self,
-        spec: RunSpec,
-        folder: RunFolder,
+        folders: Sequence[RunFolder],
+        out: str | Path,
+        way: Way,
         mesh_config: MeshConfig,
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool],
         data_sha256: str,
     ) -> None:
-        self.spec, self.folder, self.config = spec, folder, mesh_config
-        self.on_progress, self.should_stop = on_progress, should_stop
-        self.tokens: TokenFiles = build_tokens(spec.data)
-        check_tokens(spec, self.tokens, data_sha256)
-        mesh = make_mesh(mesh_config)
-        check_batch(spec.microbatch_seqs, mesh)
-        self.accumulate = spec.batch_seqs // spec.microbatch_seqs
-        self.dtype = compute_dtype(mesh_config)
-        slots = count_slots(spec, self.accumulate, jax.default_backend(), len(jax.devices()))
-        self.program: Program = make_program(spec.model, spec.schedule, slots, mesh, self.dtype, spec.optimizer)
+        specs = [folder.spec for folder in folders]
+        self.spec, self.config, self.should_stop = specs[0], mesh_config, should_stop
+        self.tokens: TokenFiles = build_tokens(self.spec.data)
+        for spec in specs:
+            check_tokens(spec, self.tokens, data_sha256)
+        dtype = compute_dtype(mesh_config)
+        self.pack = None if way == "process" else PackFolder(Path(out), [spec.run_id for spec in specs])
+        told = {"id": self.pack.path.name, "way": way, "members": len(specs)} if self.pack else None
+        self.members = [Member(folder, self.tokens.info, dtype, told, on_progress) for folder in folders]
+        self.accumulate = self.spec.batch_seqs // self.spec.microbatch_seqs
+        if way == "process":
+            check_batch(self.spec.microbatch_seqs, make_mesh(mesh_config))
+        slots = count_slots(self.spec, self.accumulate, jax.default_backend(), len(jax.devices()), len(specs))
+        self.engine: Engine = make_engine(specs, slots, way, mesh_config, dtype)
+        self.way = way
         self.steps_per_dispatch = slots // self.accumulate
-        dispatches = min(LINE_DISPATCHES, math.ceil(spec.steps / (self.steps_per_dispatch * LOG_LINES)))
+        dispatches = min(LINE_DISPATCHES, math.ceil(self.spec.steps / (self.steps_per_dispatch * LOG_LINES)))
         self.steps_per_line = self.steps_per_dispatch * dispatches
-        self.hyper = Hyper.from_spec(spec)
-        self.flops_per_token = flops_per_token(spec.model)
 
-    def train(self) -> RunResult:
-        checkpoints = Checkpoints(self.folder.checkpoints)
-        self.step_program = self.program.train(self.spec.microbatch_seqs)  # compiled before the clock starts
+    def train(self, keep_weights: bool) -> tuple[RunResult, ...]:
+        if self.pack is not None:
+            self.pack.prepare(self.way)
+        folder = self.members[0].folder.checkpoints if self.pack is None else self.pack.checkpoints
+        checkpoints = Checkpoints(folder)
+        self.engine.compile()  # before the clock starts
         try:
-            state = checkpoints.restore(self.program.abstract_state())
-            if state is None:
-                state = self.program.init(jnp.uint32(self.spec.seed))
-            step = int(state.step)
-            restarts, kinds = self.folder.count_attempt(step, self._kinds())
-            before_s, last_loss = self.folder.cut_metrics(step)
-            clock = _Clock(before_s, time.perf_counter(), step)
-            state, loss, failure = self._run(state, step, last_loss, clock, checkpoints)
-            past = {"restarts": restarts, "kinds": kinds, "skipped": checkpoints.skipped}
-            return self._conclude(state, loss, failure, clock, past)
+            saved = checkpoints.restore(self.engine.abstract_state())
+            state = self.engine.begin() if saved is None else self.engine.place(saved)
+            step = int(np.max(np.asarray(state.step)))
+            for member in self.members:
+                member.start(step, checkpoints.skipped)
+            state = self._run(state, step, checkpoints)
+            self._conclude(state, checkpoints, keep_weights)
         finally:
             checkpoints.close()
+        if self.pack is not None:
+            self.pack.remove()
+        return tuple(member.result for member in self.members if member.result is not None)
 
-    def _kinds(self) -> dict[str, str]:
-        """What a resumed run must keep or tell, beside its spec."""
-        machine = describe_machine(self.dtype)
-        kinds = {kind: str(machine[kind]) for kind in ("precision", "device_kind", "jax", "jaxscale")}
-        return kinds | {"data_sha256": self.tokens.info.data_sha256}
-
-    def _run(
-        self, state: TrainState, step: int, last_loss: float, clock: _Clock, checkpoints: Checkpoints
-    ) -> tuple[TrainState, float, str]:
-        """Train to the last step: final state, last interval's training loss, and why it diverged if so."""
+    def _run(self, state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:
+        """Train to the last step, or until every member has ended; the final state."""
         saved_at = time.perf_counter()
-        with self.folder.metrics() as write:
-            for interval in self._intervals(state, step):
-                state, step, losses, norms = interval
-                bad = np.flatnonzero(~np.isfinite(losses))
-                if bad.size:
-                    at = step - len(losses) + int(bad[0]) + 1
-                    return state, last_loss, f"training loss {losses[bad[0]]} at step {at} of {self.spec.steps}"
-                last_loss = float(np.mean(losses, dtype=np.float64))
-                write(self._line(step, last_loss, float(norms[-1]), clock))
-                self._report(step, last_loss, clock)
-                if step == self.spec.steps:
+        with ExitStack() as files:
+            for member in self.members:
+                files.enter_context(member.writing())
+            for state, step, losses, norms in self._intervals(state, step):  # noqa: B020 - the newest is wanted
+                for member, own_losses, own_norms in zip(self.members, losses, norms, strict=True):
+                    member.take(step, own_losses, own_norms)
+                if step == self.spec.steps or not any(member.live for member in self.members):
                     break
                 stop = self.should_stop()
                 if stop or time.perf_counter() - saved_at > self.config.checkpoint_every_s:
-                    checkpoints.save(state, step, wait=stop)
+                    checkpoints.save(self.engine.to_save(state), step, wait=stop)
                     saved_at = time.perf_counter()
                 if stop:
-                    raise Preempted(f"run {self.spec.run_id} saved at step {step} of {self.spec.steps}")
-        checkpoints.finish(state, self.spec.steps)
-        return state, last_loss, ""
+                    raise Preempted(f"{self._name()} saved at step {step} of {self.spec.steps}")
+        return state
+
+    def _name(self) -> str:
+        return f"run {self.spec.run_id}" if self.pack is None else f"pack of {len(self.members)} runs"
+
+    def _conclude(self, state: TrainState, checkpoints: Checkpoints, keep_weights: bool) -> None:
+        """Validate what reached its end, keep its weights, and write how each member ended."""
+        if not any(member.live for member in self.members):
+            return
+        if self.pack is None:
+            checkpoints.finish(state, self.spec.steps)
+        elif keep_weights:
+            self._keep_weights(state)
+        sums, counts = self._validate(state)
+        for i, member in enumerate(self.members):
+            if member.live:
+                member.end(sums[i], counts)
+
+    def _keep_weights(self, state: TrainState) -> None:
+        for i, member in enumerate(self.members):
+            if member.live:
+                own = Checkpoints(member.folder.checkpoints)
+                own.finish(self.engine.member(state, i), self.spec.steps)
+                own.close()
 
     def _intervals(self, state: TrainState, step: int) -> Iterator[tuple[TrainState, int, np.ndarray, np.ndarray]]:
-        """State after each logging interval, with the interval's per-step losses and gradient norms."""
+        """State after each logging interval, with its losses and gradient norms [members, steps]."""
         spec, waiting = self.spec, []
         for first, windows in self._dispatches(step):
-            count = len(windows) // self.accumulate
-            slots = np.zeros((self.program.slots, *windows.shape[1:]), np.int32)
-            slots[: len(windows)] = windows
-            state, metrics = self.step_program(
-                state, self.program.put_batch(slots), jnp.int32(count), jnp.int32(self.accumulate), self.hyper
-            )
+            count = windows.shape[1] // self.accumulate
+            slots = np.zeros((len(self.members), self.engine.slots, *windows.shape[2:]), np.int32)
+            slots[:, : windows.shape[1]] = windows
+            live = np.array([member.live for member in self.members])
+            state, metrics = self.engine.step(state, slots, live, count)
             waiting.append((metrics, count))
             step = first + count
             crossed = step // self.steps_per_line > first // self.steps_per_line  # other devices, other dispatches
             if crossed or step == spec.steps:
-                fetched = [(np.asarray(m.loss)[:n], np.asarray(m.grad_norm)[:n]) for m, n in waiting]
+                fetched = [self.engine.fetch(metrics, count) for metrics, count in waiting]
                 waiting = []
-                losses, norms = (np.concatenate(parts) for parts in zip(*fetched, strict=True))
+                losses, norms = (np.concatenate(parts, axis=1) for parts in zip(*fetched, strict=True))
                 yield state, step, losses, norms
 
     def _dispatches(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(first step, microbatches [n, b, t + 1]) of every dispatch from `step` on."""
+        """(first step, microbatches [members, n, b, t + 1]) of every dispatch from `step` on."""
         spec, seq_len = self.spec, self.spec.model.seq_len
-        source = BatchSource(
-            self.tokens.train, seq_len, spec.batch_seqs, spec.seed, jax.process_index(), jax.process_count()
-        )
-        stream = iterate_batches(source, step, spec.steps, self.steps_per_dispatch)
-        for windows in stream:
-            yield step, windows.reshape(-1, spec.microbatch_seqs // jax.process_count(), seq_len + 1)
-            step += len(windows)
+        seeds = [member.spec.seed for member in self.members]
+        streams = {
+            seed: iterate_batches(
+                BatchSource(self.tokens.train, seq_len, spec.batch_seqs, seed, jax.process_index(),
+                            jax.process_count()),
+                step, spec.steps, self.steps_per_dispatch,
+            )
+            for seed in dict.fromkeys(seeds)
+        }  # fmt: skip
+        for parts in zip(*streams.values(), strict=True):
+            by_seed = dict(zip(streams, parts, strict=True))
+            windows = np.stack([by_seed[seed] for seed in seeds])
+            rows = spec.microbatch_seqs // jax.process_count()
+            yield step, windows.reshape(len(seeds), -1, rows, seq_len + 1)
+            step += windows.shape[1]
 
-    def _line(self, step: int, loss: float, grad_norm: float, clock: _Clock) -> dict[str, float]:
-        tokens = step * self.spec.batch_seqs * self.spec.model.seq_len
-        rate = float(learning_rate(jnp.float32(step - 1), self.hyper, self.spec.schedule))
-        return {
-            "step": step,
-            "tokens": tokens,
-            "flops": float(tokens * self.flops_per_token),
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": grad_norm,
-            "seconds": round(clock.seconds(), 3),
-        }
-
-    def _report(self, step: int, loss: float, clock: _Clock) -> None:
-        if self.on_progress is None:
-            return
-        tokens = (step - clock.first_step) * self.spec.batch_seqs * self.spec.model.seq_len
-        rate = tokens / max(time.perf_counter() - clock.started, 1e-9)
-        self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, loss, rate, rate * self.flops_per_token))
-
-    def _conclude(self, state: TrainState, loss: float, failure: str, clock: _Clock, past: dict[str, Any]) -> RunResult:
-        spec, info = self.spec, self.tokens.info
-        seconds = clock.seconds()
-        tokens = int(state.step) * spec.batch_seqs * spec.model.seq_len
-        rate = tokens / max(seconds, 1e-9)
-        val_loss, std_error = (None, None) if failure else self._validate(state)
-        if val_loss is not None and not math.isfinite(val_loss):
-            failure = f"validation loss {val_loss} after step {spec.steps}"
-            val_loss = std_error = None
-        counts = count_params(spec.model)
-        provenance = (
-            describe_machine(self.dtype)
-            | past["kinds"]
-            | {
-                "tokenizer": spec.data.tokenizer,
-                "val_tokens": info.val_tokens,
-                "skipped_checkpoints": past["skipped"],
-            }
-        )
-        return RunResult(
-            run_id=spec.run_id,
-            state="diverged" if failure else "done",
-            reason=failure,
-            loss=val_loss,
-            loss_std_error=std_error,
-            bits_per_byte=val_loss / math.log(2) / info.val_bytes_per_token if val_loss is not None else None,
-            train_loss=loss if math.isfinite(loss) else None,
-            n_params=counts["total"],
-            n_params_non_embedding=counts["non_embedding"],
-            tokens=tokens,
-            flops=float(tokens * self.flops_per_token),
-            steps_done=int(state.step),
-            seconds=round(seconds, 3),
-            tokens_per_s=rate,
-            flops_per_s=rate * self.flops_per_token,
-            restarts=past["restarts"],
-            provenance=provenance,
-        )
-
-    def _validate(self, state: TrainState) -> tuple[float, float]:
-        """Exact mean loss over the validation tokens, nats per token, and its standard error over windows."""
+    def _validate(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+        """Summed validation loss [members, n, b] and targets [n, b] of every window."""
         windows, mask = validation_windows(self.tokens.val, self.spec.model.seq_len)
-        replicas = self.program.mesh.shape["data"] * self.program.mesh.shape["fsdp"]
+        replicas = self.engine.replicas
         rows = math.ceil(EVAL_SEQS / replicas) * replicas
         pad = -len(windows) % rows
         windows = np.pad(windows, ((0, pad), (0, 0))).reshape(-1, rows, windows.shape[1])
         mask = np.pad(mask, ((0, pad), (0, 0))).reshape(-1, rows, mask.shape[1])
-        put = self.program.put_batch
-        sums = np.asarray(self.program.evaluate(state.params, put(windows), put(mask.astype(np.float32))), np.float64)
-        counts = mask.sum(axis=-1)
-        mean = float(sums.sum() / counts.sum())
-        deviations = (sums - mean * counts).ravel()
-        return mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum())
+        sums = self.engine.evaluate(state, windows, mask.astype(np.float32))
+        return sums.astype(np.float64), mask.sum(axis=-1)
 
 
 def check_tokens(spec: RunSpec, tokens: TokenFiles, data_sha256: str = "") -> None:
@@ -317,9 +279,9 @@ def compute_dtype(config: MeshConfig) -> Any:
     return jnp.dtype(config.dtype)
 
 
-def count_slots(spec: RunSpec, accumulate: int, backend: str, devices: int) -> int:
+def count_slots(spec: RunSpec, accumulate: int, backend: str, devices: int, members: int = 1) -> int:
     """Microbatches in a dispatch: a power of two, at least one optimizer step, at most about a second's work."""
-    microbatch_flops = spec.microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
+    microbatch_flops = members * spec.microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
     affordable = DISPATCH_FLOPS.get(backend, 1e10) * devices / microbatch_flops
     slots = min(MAX_SLOTS, 1 << max(0, math.floor(math.log2(max(affordable, 1)))))
     return max(slots, 1 << (accumulate - 1).bit_length())

@@ -15,7 +15,7 @@ with k also embed_lr for the table and head_lr for an untied head, else 1: k mul
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +83,8 @@ def make_optimizer(
 
 
 def _label(name: str, rules: dict[str, Rule]) -> str:
-    return "/".join(str(part) for part in astuple(rules[name])) + ("/tied" if name == "embed" else "")
+    updating = replace(rules[name], init_std=0.0)  # where a weight began does not matter here
+    return "/".join(str(part) for part in astuple(updating)) + ("/tied" if name == "embed" else "")
 
 
 def param_name(path: tuple[Any, ...]) -> str:

@@ -1,11 +1,12 @@
 """The compiled programs of a model: many optimizer steps in one dispatch, and exact validation.
 
-A `Program` holds what depends on shapes only. Batch (number of microbatches), rates, decay and horizon are
-runtime values, so all cells of one model shape run the same two programs, on 1 device or many.
+A `Program` holds what depends on shapes only. Batch (number of microbatches), rates, decay, horizon, seed and init
+scale are runtime values, so all cells of one model shape run the same programs, on 1 device or many.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,11 +18,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxscale.config import ModelConfig
-from jaxscale.model.decoder import Decoder, make_decoder
+from jaxscale.model.decoder import Decoder, Stds, init_stds, make_decoder
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
 from jaxscale.train.sharding import BATCH, param_sharding, replicated
 
-__all__ = ["Program", "TrainState", "make_program", "token_losses"]
+__all__ = ["Program", "StepMetrics", "TrainState", "make_program", "strip_init", "token_losses"]
 
 
 class TrainState(NamedTuple):
@@ -63,20 +64,24 @@ class Program:
         batch = NamedSharding(mesh, PartitionSpec(None, BATCH))
         whole = replicated(mesh)
         self.batch_sharding = batch
-        self.init = jax.jit(self._init, out_shardings=self.state_sharding)
+        self._jit_init = jax.jit(self.begin, out_shardings=self.state_sharding)
         self._jit_train = jax.jit(
-            self._train,
+            self.advance,
             in_shardings=(self.state_sharding, batch, whole, whole, whole),
             out_shardings=(self.state_sharding, whole),
             donate_argnums=0,
         )
         self.evaluate = jax.jit(
-            self._evaluate, in_shardings=(self.state_sharding.params, batch, batch), out_shardings=whole
+            self.sum_losses, in_shardings=(self.state_sharding.params, batch, batch), out_shardings=whole
         )
+
+    def init(self, seed: jax.Array, stds: Stds | None = None) -> TrainState:
+        """The state before the first step; `stds` (default the model's) scale the init."""
+        return self._jit_init(seed, init_stds(self.model) if stds is None else dict(stds))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without its values."""
-        shapes = jax.eval_shape(self._init, jnp.uint32(0))
+        shapes = jax.eval_shape(self.begin, jnp.uint32(0), init_stds(self.model))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -98,7 +103,7 @@ class Program:
 
     def _shard_state(self) -> TrainState:
         """Sharding of every leaf: parameters by their axes, moments as their parameters."""
-        state = jax.eval_shape(self._init, jnp.uint32(0))
+        state = jax.eval_shape(self.begin, jnp.uint32(0), init_stds(self.model))
         flat = nnx.to_flat_state(self.abstract_params)
         names = {tuple(str(key) for key in path): tuple(param.axes) for path, param in flat}
 
@@ -112,8 +117,9 @@ class Program:
 
         return jax.tree.map_with_path(shard, state)
 
-    def _init(self, seed: jax.Array) -> TrainState:
-        _, params = nnx.split(make_decoder(self.model, seed, self.dtype), nnx.Param)
+    def begin(self, seed: jax.Array, stds: Stds) -> TrainState:
+        """The state before the first step, as a pure function."""
+        _, params = nnx.split(make_decoder(self.model, seed, self.dtype, stds), nnx.Param)
         zero = Hyper(*(jnp.float32(0) for _ in Hyper._fields))
         opt_state = make_optimizer(self.model, params, zero, self.optimizer).init(params)
         return TrainState(params, opt_state, jnp.int32(0))
@@ -127,10 +133,10 @@ class Program:
         loss = jnp.mean(losses_bt)
         return loss + z_loss * jnp.mean(jnp.square(log_z_bt)), loss
 
-    def _train(
+    def advance(
         self, state: TrainState, windows_nbt: jax.Array, steps: jax.Array, accumulate: jax.Array, hyper: Hyper
     ) -> tuple[TrainState, StepMetrics]:
-        """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]."""
+        """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]; pure."""
         optimizer = make_optimizer(self.model, state.params, hyper, self.optimizer)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
 
@@ -157,8 +163,8 @@ class Program:
         empty = StepMetrics(jnp.zeros(self.slots), jnp.zeros(self.slots))
         return jax.lax.fori_loop(0, steps, one_step, (state, empty))
 
-    def _evaluate(self, params: Any, windows_nbt: jax.Array, mask_nbt: jax.Array) -> jax.Array:
-        """Summed loss of every window, float32 [n, b], over targets where the mask is 1."""
+    def sum_losses(self, params: Any, windows_nbt: jax.Array, mask_nbt: jax.Array) -> jax.Array:
+        """Summed loss of every window, float32 [n, b], over targets where the mask is 1; pure."""
 
         def one(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             windows_bt, mask_bt = batch
@@ -180,5 +186,13 @@ def _contains(keys: tuple[str, ...], name: tuple[str, ...]) -> bool:
 def make_program(
     model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw"
 ) -> Program:
-    """The program for these shapes and this optimizer, made once a process."""
+    """The program for these shapes and this optimizer, made once a process.
+
+    Give `model` without its init scales (`strip_init`) where models of several are to share it.
+    """
     return Program(model, schedule, slots, mesh, dtype, optimizer)
+
+
+def strip_init(model: ModelConfig) -> ModelConfig:
+    """The model without its init scales, which `Program.init` takes at run time."""
+    return replace(model, embed_std=1.0, hidden_std=None, head_std=1.0)

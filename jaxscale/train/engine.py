@@ -1,0 +1,241 @@
+"""How the runs of one shape go through the machine: each alone, all at once, or in turn inside one program.
+
+    process   one run, the program over the whole mesh; another run is another dispatch
+    pack      m runs at once, jax.vmap over them: each matrix product becomes a batched one
+    turn      m runs one after another inside one dispatch, jax.lax.map over them
+
+Rate, decay, seed, init scale and horizon of each run are runtime arrays. Several devices share the runs of a pack
+(shard_map, no communication); lanes that fill the last device up repeat the last run and are never read. What a
+run computes depends on no other: a loss that is not finite stays in its lane. In turn, a run that has ended takes
+no steps; at once, its lane goes on unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache, partial
+from typing import Any, Literal, Protocol, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxscale.config import MeshConfig
+from jaxscale.model.decoder import init_stds
+from jaxscale.runs import RunSpec
+from jaxscale.train.optimizer import Hyper
+from jaxscale.train.sharding import make_mesh
+from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, strip_init
+
+__all__ = ["WAYS", "Engine", "Packed", "Single", "Way", "make_engine"]
+
+Way = Literal["process", "pack", "turn"]
+WAYS: tuple[Way, ...] = get_args(Way)
+
+MEMBER = "member"
+EACH, SAME = PartitionSpec(MEMBER), PartitionSpec()
+
+
+class Engine(Protocol):
+    """m runs of one shape on this process's devices. Arrays that go in and out have a leading member axis [m]."""
+
+    slots: int
+    """Microbatches a dispatch holds, for each member."""
+    replicas: int
+    """Devices over which a validation batch is split."""
+
+    def compile(self) -> None:
+        """Compile training, so that the clock can start after it."""
+
+    def abstract_state(self) -> TrainState:
+        """Shapes of what `begin` gives and checkpoints hold."""
+
+    def begin(self) -> TrainState:
+        """The state before the first step."""
+
+    def place(self, saved: TrainState) -> TrainState:
+        """A restored state on the devices."""
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """The state as checkpoints hold it."""
+
+    def member(self, state: TrainState, i: int) -> TrainState:
+        """One run's own state."""
+
+    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
+        """`steps` optimizer steps of every live member: the new state, and metrics for `fetch`."""
+
+    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and gradient norms of a dispatch, float32 [m, steps] each; waits for them."""
+
+    def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Summed loss of every window [m, n, b], from windows [n, b, t + 1] and mask [n, b, t]."""
+
+
+class Single:
+    """One run over the whole mesh."""
+
+    def __init__(self, spec: RunSpec, slots: int, mesh: Mesh, dtype: Any) -> None:
+        self.spec, self.slots = spec, slots
+        self.program = make_program(strip_init(spec.model), spec.schedule, slots, mesh, dtype, spec.optimizer)
+        self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.hyper = Hyper.from_spec(spec)
+        self.accumulate = spec.batch_seqs // spec.microbatch_seqs
+
+    def compile(self) -> None:
+        self.program.train(self.spec.microbatch_seqs)
+
+    def abstract_state(self) -> TrainState:
+        return self.program.abstract_state()
+
+    def begin(self) -> TrainState:
+        return self.program.init(jnp.uint32(self.spec.seed), init_stds(self.spec.model))
+
+    def place(self, saved: TrainState) -> TrainState:
+        return saved
+
+    def to_save(self, state: TrainState) -> TrainState:
+        return state
+
+    def member(self, state: TrainState, i: int) -> TrainState:
+        return state
+
+    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
+        train = self.program.train(self.spec.microbatch_seqs)
+        batch = self.program.put_batch(windows_mnbt[0])
+        return train(state, batch, jnp.int32(steps), jnp.int32(self.accumulate), self.hyper)
+
+    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(metrics.loss)[None, :steps], np.asarray(metrics.grad_norm)[None, :steps]
+
+    def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        put = self.program.put_batch
+        return np.asarray(self.program.evaluate(state.params, put(windows), put(mask)))[None]
+
+
+class PackProgram:
+    """The compiled programs of `lanes` runs of one shape on these devices; what differs between runs is an argument."""
+
+    def __init__(self, program: Program, lanes: int, way: Way, microbatch_seqs: int, devices: tuple[Any, ...]) -> None:
+        self.program, self.lanes, self.way, self.microbatch_seqs = program, lanes, way, microbatch_seqs
+        mesh = Mesh(np.array(devices), (MEMBER,), axis_types=(AxisType.Auto,))
+        self.each, self.same = NamedSharding(mesh, EACH), NamedSharding(mesh, SAME)
+        share = partial(jax.shard_map, mesh=mesh, out_specs=EACH, check_vma=False)
+        self._train = jax.jit(share(self._advance, in_specs=(EACH, EACH, EACH, SAME, EACH)), donate_argnums=0)
+        self.sums = jax.jit(share(self._sum_losses, in_specs=(EACH, SAME, SAME)))
+        self.begin = jax.jit(share(jax.vmap(program.begin), in_specs=(EACH, EACH)))
+
+    @cached_property
+    def train(self) -> Any:
+        """Compiled (state, windows [lanes, slots, b, t + 1], steps [lanes], accumulate, hyper) -> state, metrics."""
+        spec, lanes = self.program, self.lanes
+        shape = (lanes, spec.slots, self.microbatch_seqs, spec.model.seq_len + 1)
+        each = partial(jax.ShapeDtypeStruct, sharding=self.each)
+        state = jax.tree.map(lambda leaf: each((lanes, *leaf.shape), leaf.dtype), spec.abstract_state())
+        hyper: Any = Hyper(*[each((lanes,), jnp.float32)] * len(Hyper._fields))  # type: ignore[arg-type]
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.same)
+        return self._train.lower(state, each(shape, jnp.int32), each((lanes,), jnp.int32), count, hyper).compile()
+
+    def _advance(self, state: Any, windows: Any, steps: Any, accumulate: Any, hyper: Any) -> Any:
+        """Each lane's dispatch; at once all lanes take as many steps as the first."""
+        if self.way == "pack":
+            advance = jax.vmap(self.program.advance, in_axes=(0, 0, None, None, 0))
+            return advance(state, windows, steps[0], accumulate, hyper)
+
+        def one(lane: Any) -> Any:
+            lane_state, lane_windows, lane_steps, lane_hyper = lane
+            return self.program.advance(lane_state, lane_windows, lane_steps, accumulate, lane_hyper)
+
+        return jax.lax.map(one, (state, windows, steps, hyper))
+
+    def _sum_losses(self, params: Any, windows: Any, mask: Any) -> Any:
+        def one(lane: Any) -> Any:
+            return self.program.sum_losses(lane, windows, mask)
+
+        return jax.vmap(one)(params) if self.way == "pack" else jax.lax.map(one, params)
+
+
+make_pack = lru_cache(maxsize=64)(PackProgram)
+"""The programs for these shapes, made once a process."""
+
+
+class Packed:
+    """m runs of one shape, batch and length in one program, at once (`pack`) or in turn."""
+
+    def __init__(
+        self, specs: Sequence[RunSpec], slots: int, way: Way, dtype: Any, devices: Sequence[Any] | None = None
+    ) -> None:
+        first, devices = specs[0], list(jax.devices() if devices is None else devices)
+        self.specs, self.slots, self.replicas, self.way = tuple(specs), slots, 1, way
+        self.devices = tuple(devices[: len(specs)])
+        self.accumulate = first.batch_seqs // first.microbatch_seqs
+        lanes = -(-len(specs) // len(self.devices)) * len(self.devices)
+        self.fill = lanes - len(specs)
+        alone = make_mesh(MeshConfig(), devices[:1])
+        program = make_program(strip_init(first.model), first.schedule, slots, alone, dtype, first.optimizer)
+        self.program: PackProgram = make_pack(program, lanes, way, first.microbatch_seqs, self.devices)
+        self.hyper = self._place(_stack([Hyper.from_spec(spec) for spec in specs]))
+
+    def _place(self, tree: Any) -> Any:
+        """Members onto the devices, the last one repeated to fill the lanes up."""
+        filled = jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * self.fill]) if self.fill else x, tree)
+        return jax.device_put(filled, self.program.each)
+
+    def compile(self) -> None:
+        assert self.program.train
+
+    def abstract_state(self) -> TrainState:
+        one = jax.sharding.SingleDeviceSharding(self.devices[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((len(self.specs), *leaf.shape), leaf.dtype, sharding=one),
+            self.program.program.abstract_state(),
+        )
+
+    def begin(self) -> TrainState:
+        seeds = jnp.array([spec.seed for spec in self.specs], jnp.uint32)
+        stds = _stack([init_stds(spec.model) for spec in self.specs])
+        begun: TrainState = self.program.begin(self._place(seeds), self._place(stds))
+        return begun
+
+    def place(self, saved: TrainState) -> TrainState:
+        placed: TrainState = self._place(saved)
+        return placed
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """Without the lanes that only fill up, on one device: the next start may have more devices or fewer."""
+        whole = jax.device_put(state, self.devices[0])
+        return jax.tree.map(lambda leaf: leaf[: len(self.specs)], whole) if self.fill else whole
+
+    def member(self, state: TrainState, i: int) -> TrainState:
+        own: TrainState = jax.tree.map(lambda leaf: leaf[i], jax.device_put(state, self.devices[0]))
+        return own
+
+    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
+        windows = np.concatenate([windows_mnbt, *[windows_mnbt[-1:]] * self.fill])
+        counts = np.concatenate([np.where(live, steps, 0), np.zeros(self.fill)])
+        counts = np.full_like(counts, steps) if self.way == "pack" else counts
+        put, each, same = jax.device_put, self.program.each, self.program.same
+        return self.program.train(
+            state, put(windows, each), put(counts.astype(np.int32), each),
+            put(np.int32(self.accumulate), same), self.hyper,
+        )  # fmt: skip
+
+    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        members = len(self.specs)
+        return np.asarray(metrics.loss)[:members, :steps], np.asarray(metrics.grad_norm)[:members, :steps]
+
+    def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        put, same = jax.device_put, self.program.same
+        return np.asarray(self.program.sums(state.params, put(windows, same), put(mask, same)))[: len(self.specs)]
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *values: jnp.stack([jnp.float32(value) for value in values]), *trees)
+
+
+def make_engine(specs: Sequence[RunSpec], slots: int, way: Way, mesh: MeshConfig, dtype: Any) -> Engine:
+    """The engine for these runs; `process` takes one."""
+    if way == "process":
+        return Single(specs[0], slots, make_mesh(mesh), dtype)
+    return Packed(specs, slots, way, dtype)

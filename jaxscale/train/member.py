@@ -1,0 +1,172 @@
+"""One run while it trains: its lines, its progress, how it ends.
+
+bits_per_byte = loss / ln 2 / bytes a token; seconds of a run in a pack are its share, the pack's over its members
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxscale.data.files import DataInfo
+from jaxscale.flops import count_params, flops_per_token
+from jaxscale.runs import RunResult
+from jaxscale.train.optimizer import Hyper, learning_rate
+from jaxscale.train.provenance import describe_machine
+from jaxscale.train.record import RunFolder
+
+__all__ = ["Member", "Progress"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running cell tells: rates are since this start, loss in nats per token."""
+
+    run_id: str
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+    flops_per_s: float
+
+
+@dataclass
+class _Clock:
+    """Seconds trained, earlier starts included, and tokens since this one; a pack's time is shared by its members."""
+
+    before_s: float
+    started: float
+    first_step: int
+    members: int
+
+    def since_start(self) -> float:
+        return (time.perf_counter() - self.started) / self.members
+
+    def seconds(self) -> float:
+        return self.before_s + self.since_start()
+
+
+class Member:
+    """A run in training, alone or in a `pack` (its id, way and number of members); `live` until it ends."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        info: DataInfo,
+        dtype: Any,
+        pack: dict[str, Any] | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
+        self.on_progress = on_progress
+        self.hyper = Hyper.from_spec(self.spec)
+        self.flops_per_token = flops_per_token(self.spec.model)
+        self.result: RunResult | None = folder.read_result()
+        self.loss = math.nan
+
+    @property
+    def live(self) -> bool:
+        """Whether it still trains."""
+        return self.result is None
+
+    def start(self, step: int, skipped: list[str]) -> None:
+        """Note this start, drop the lines past `step`, and begin the clock."""
+        if not self.live:
+            return
+        self.step, self.skipped = step, skipped
+        self.restarts, self.kinds = self.folder.count_attempt(step, self._kinds())
+        before_s, self.loss = self.folder.cut_metrics(step)
+        self.clock = _Clock(before_s, time.perf_counter(), step, self.pack["members"] if self.pack else 1)
+
+    def _kinds(self) -> dict[str, str]:
+        """What a resumed run must keep or tell, beside its spec."""
+        machine = describe_machine(self.dtype)
+        kinds = {kind: str(machine[kind]) for kind in ("precision", "device_kind", "jax", "jaxscale")}
+        return kinds | {"data_sha256": self.info.data_sha256}
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open metrics.jsonl for the lines of `take`; a run that has ended writes none."""
+        if not self.live:
+            yield
+            return
+        with self.folder.metrics() as self._write:
+            yield
+
+    def take(self, step: int, losses: np.ndarray, norms: np.ndarray) -> None:
+        """The interval that ended at `step`: a line, or the end of a run whose loss is not finite."""
+        if not self.live:
+            return
+        bad = np.flatnonzero(~np.isfinite(losses))
+        self.step = step
+        if bad.size:
+            at = step - len(losses) + int(bad[0]) + 1
+            self._end(f"training loss {losses[bad[0]]} at step {at} of {self.spec.steps}", None, None)
+            return
+        self.loss = float(np.mean(losses, dtype=np.float64))
+        self._write(self._line(step, float(norms[-1])))
+        if self.on_progress is not None:
+            tokens = (step - self.clock.first_step) * self.spec.batch_seqs * self.spec.model.seq_len
+            rate = tokens / max(self.clock.since_start(), 1e-9)
+            flops = rate * self.flops_per_token
+            self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, self.loss, rate, flops))
+
+    def _line(self, step: int, grad_norm: float) -> dict[str, float]:
+        tokens = step * self.spec.batch_seqs * self.spec.model.seq_len
+        return {
+            "step": step,
+            "tokens": tokens,
+            "flops": float(tokens * self.flops_per_token),
+            "loss": self.loss,
+            "lr": float(learning_rate(jnp.float32(step - 1), self.hyper, self.spec.schedule)),
+            "grad_norm": grad_norm,
+            "seconds": round(self.clock.seconds(), 3),
+        }
+
+    def end(self, sums: np.ndarray, counts: np.ndarray) -> None:
+        """End a run that made all its steps, given summed validation losses and targets [n, b] of every window.
+
+        Its loss is the exact mean over the validation tokens, nats per token; beside it the standard error over
+        windows.
+        """
+        mean = float(sums.sum() / counts.sum())
+        if not math.isfinite(mean):
+            self._end(f"validation loss {mean} after step {self.spec.steps}", None, None)
+            return
+        deviations = (sums - mean * counts).ravel()
+        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()))
+
+    def _end(self, failure: str, loss: float | None, std_error: float | None) -> None:
+        spec, counts = self.spec, count_params(self.spec.model)
+        tokens = self.step * spec.batch_seqs * spec.model.seq_len
+        seconds = self.clock.seconds()
+        rate = tokens / max(seconds, 1e-9)
+        told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
+                "skipped_checkpoints": self.skipped} | ({"pack": self.pack} if self.pack else {})  # fmt: skip
+        self.result = RunResult(
+            run_id=spec.run_id,
+            state="diverged" if failure else "done",
+            reason=failure,
+            loss=loss,
+            loss_std_error=std_error,
+            bits_per_byte=loss / math.log(2) / self.info.val_bytes_per_token if loss is not None else None,
+            train_loss=self.loss if math.isfinite(self.loss) else None,
+            n_params=counts["total"],
+            n_params_non_embedding=counts["non_embedding"],
+            tokens=tokens,
+            flops=float(tokens * self.flops_per_token),
+            steps_done=self.step,
+            seconds=round(seconds, 3),
+            tokens_per_s=rate,
+            flops_per_s=rate * self.flops_per_token,
+            restarts=self.restarts,
+            provenance=describe_machine(self.dtype) | self.kinds | told,
+        )
+        self.folder.write_result(self.result)
