@@ -102,6 +102,8 @@ def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:
 def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:
     """Why this run is no evidence; empty if it is."""
     result = status.result
+    if status.cell.role in ("sweep", "audit"):
+        return f"{status.cell.role}: a run that asks for the best rate is no evidence for a law"
     if status.state != "done" or result is None:
         return f"{status.state}: {status.reason}" if status.reason else status.state
     if result.run_id != status.cell.run_id:

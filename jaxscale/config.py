@@ -225,6 +225,9 @@ class MeshConfig:
     """Devices that share each matrix product (tensor parallelism)."""
     workers: int = 0
     """Worker processes of `run`; 0: one a core on CPU, one in all on accelerators."""
+    packs: Literal["auto", "process", "pack", "turn"] = "process"
+    """Runs of one shape, batch and length: process trains each by itself; pack all at once in one program (vmap);
+    turn one after another in one program; auto measures the three for each shape and takes the fastest."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute precision; auto is bfloat16 on accelerators and float32 on CPU. Weights stay float32."""
     checkpoint_every_s: float = 20.0

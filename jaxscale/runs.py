@@ -32,6 +32,7 @@ __all__ = [
     "Dropped",
     "Observations",
     "Plan",
+    "Role",
     "RunResult",
     "RunSpec",
     "State",
@@ -46,6 +47,9 @@ __all__ = [
 State = Literal["planned", "running", "done", "diverged", "failed", "censored"]
 STATES: tuple[State, ...] = ("planned", "running", "done", "diverged", "failed", "censored")
 """A run is in exactly one of these; only `done` becomes evidence."""
+
+Role = Literal["grid", "holdout", "sweep", "audit"]
+"""What a cell is for: fitted, predicted, or the choice of a learning rate and its check, which no law is fitted to."""
 
 METRIC_FIELDS = frozenset({"step", "loss", "seconds"})
 """What every line of metrics.jsonl has, among others."""
@@ -113,7 +117,7 @@ class Cell:
     """A planned run with the numbers a person wants to see before paying for it."""
 
     spec: RunSpec
-    role: Literal["grid", "holdout"]
+    role: Role
     n_params: int
     n_params_non_embedding: int
     flops: float

@@ -1,4 +1,4 @@
-"""The state of every cell of a study, and which cell a worker takes next.
+"""The state of every cell of a study, which cells go together, and which a worker takes next.
 
 States are read from the run folders, never remembered: result.json says how a run ended, a held lock says
 that it is running, anything else is planned (a killed run, too: it resumes from its checkpoint).
@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from jaxscale.errors import MisuseError
 from jaxscale.runs import (
@@ -19,15 +20,56 @@ from jaxscale.runs import (
     Cell,
     Plan,
     RunResult,
+    RunSpec,
     State,
     from_plain,
     read_json,
     read_lines,
     run_dir,
+    to_plain,
     write_json,
 )
 
-__all__ = ["CellStatus", "fail_cell", "next_cell", "read_plan", "read_result", "read_status", "reset_cell"]
+__all__ = [
+    "CellStatus",
+    "Job",
+    "Way",
+    "fail_cell",
+    "group_cells",
+    "next_job",
+    "pack_key",
+    "read_plan",
+    "read_result",
+    "read_status",
+    "reset_cell",
+    "shape",
+]
+
+Way = Literal["auto", "process", "pack", "turn"]
+"""How the runs of a job are trained: one at a time, together, in turn inside one program, or as measured."""
+
+OWN_NUMBERS = frozenset({
+    "lr", "embed_lr", "head_lr", "adam_lr", "momentum", "b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss",
+    "warmup_steps", "decay_steps", "final_fraction", "seed", "budget_flops",
+})  # fmt: skip
+OWN_SCALES = frozenset({"embed_std", "hidden_std", "head_std"})
+"""Fields in which the runs of a pack may differ: all else is a shape, or the text."""
+
+MAX_MEMBERS = 64
+"""Runs in a job at most."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker takes at once: one cell, or cells of one `pack_key`."""
+
+    cells: tuple[Cell, ...]
+    way: Way = "process"
+
+    @property
+    def seconds(self) -> float:
+        """Planned seconds of all its cells."""
+        return sum(cell.seconds for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -93,16 +135,38 @@ def _is_locked(file: Path) -> bool:
     return False
 
 
-def next_cell(waiting: Sequence[Cell], compiled: set[tuple[int, int]]) -> Cell:
-    """The longest cell; among those nearly as long, one whose shape this worker has compiled already."""
-    longest = max(waiting, key=lambda cell: cell.seconds)
-    known = [c for c in waiting if shape(c) in compiled and c.seconds > 0.7 * longest.seconds]
-    return max(known, key=lambda cell: cell.seconds, default=longest)
+def pack_key(spec: RunSpec) -> str:
+    """Equal for runs that can train in one program: same shapes, text, batch and number of steps."""
+    plain = {name: value for name, value in to_plain(spec).items() if name not in OWN_NUMBERS}
+    plain["model"] = {name: value for name, value in plain["model"].items() if name not in OWN_SCALES}
+    return json.dumps(plain, sort_keys=True)
 
 
-def shape(cell: Cell) -> tuple[int, int]:
-    """Width and depth: what a compiled program depends on within a study."""
-    return cell.spec.model.d_model, cell.spec.model.n_layers
+def group_cells(cells: Sequence[Cell], workers: int, way: Way) -> list[Job]:
+    """Cells as jobs: each its own under `process`, else a group of one `pack_key` split evenly over the workers."""
+    if way == "process":
+        return [Job((cell,)) for cell in cells]
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(pack_key(cell.spec), []).append(cell)
+    jobs = []
+    for group in groups.values():
+        parts = max(workers, -(-len(group) // MAX_MEMBERS))
+        jobs += [Job(tuple(group[i::parts]), way) for i in range(min(parts, len(group)))]
+    return jobs
+
+
+def next_job(waiting: Sequence[Job], compiled: Set[Hashable]) -> Job:
+    """The longest job; among those nearly as long, one whose shape this worker has compiled already."""
+    longest = max(waiting, key=lambda job: job.seconds)
+    known = [job for job in waiting if shape(job.cells[0]) in compiled and job.seconds > 0.7 * longest.seconds]
+    return max(known, key=lambda job: job.seconds, default=longest)
+
+
+def shape(cell: Cell) -> Hashable:
+    """What a compiled program depends on within a study."""
+    model = cell.spec.model
+    return model.d_model, model.n_layers, model.parameterization
 
 
 def fail_cell(study_dir: Path, cell: Cell, reason: str) -> RunResult:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxscale.config import MeshConfig
 from jaxscale.model.decoder import init_stds
 from jaxscale.runs import RunSpec
+from jaxscale.sweep import Way
 from jaxscale.train.optimizer import Hyper
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, strip_init
 
-__all__ = ["WAYS", "Engine", "Packed", "Single", "Way", "make_engine"]
+__all__ = ["WAYS", "Engine", "Packed", "Single", "make_engine"]
 
-Way = Literal["process", "pack", "turn"]
-WAYS: tuple[Way, ...] = get_args(Way)
+WAYS: tuple[Way, ...] = ("process", "pack", "turn")
 
 MEMBER = "member"
 EACH, SAME = PartitionSpec(MEMBER), PartitionSpec()

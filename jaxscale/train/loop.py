@@ -11,11 +11,12 @@ on the same devices and thread count.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,12 @@ from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.flops import flops_per_token
 from jaxscale.runs import RunResult, RunSpec
+from jaxscale.sweep import Way, pack_key
 from jaxscale.train.checkpoint import Checkpoints
-from jaxscale.train.engine import Engine, Way, make_engine
+from jaxscale.train.engine import Engine, make_engine
 from jaxscale.train.member import Member, Progress
-from jaxscale.train.record import PackFolder, RunFolder, is_disk_full
+from jaxscale.train.packs import Pack, PackFolder
+from jaxscale.train.record import RunFolder, is_disk_full
 from jaxscale.train.sharding import check_batch, make_mesh
 from jaxscale.train.step import TrainState
 
@@ -59,6 +62,7 @@ def train_run(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     data_sha256: str = "",
+    keep_weights: bool = True,
 ) -> RunResult:
     """Train `spec` in the study folder `out` and return its result; a run that has ended is only read.
 
@@ -67,7 +71,7 @@ def train_run(
     that is not `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
     """
     (result,) = train_pack((spec,), out, "process", mesh=mesh, on_progress=on_progress, should_stop=should_stop,
-                           data_sha256=data_sha256)  # fmt: skip
+                           data_sha256=data_sha256, keep_weights=keep_weights)  # fmt: skip
     return result
 
 
@@ -85,11 +89,12 @@ def train_pack(
     """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
 
     As `train_run` for each member: a member that diverges ends alone, the others go on untouched. The pack
-    resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights go to
+    resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights stay in
     each run's folder unless `keep_weights` is false.
     """
+    _check_alike(specs)
     folders = [RunFolder(Path(out), spec) for spec in specs]
-    home = folders[0].path if way == "process" else PackFolder(Path(out), [spec.run_id for spec in specs]).path
+    pack = PackFolder(Path(out), Pack(tuple(spec.run_id for spec in specs), way)) if way != "process" else None
     try:
         ended = [folder.read_result() for folder in folders]
         if all(ended):
@@ -99,13 +104,19 @@ def train_pack(
         with ExitStack() as locks:
             for folder in folders:
                 locks.enter_context(folder.lock())
-            trainer = _Trainer(folders, out, way, mesh or MeshConfig(), on_progress, should_stop, data_sha256)
+            trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256)
             return trainer.train(keep_weights)
     except Exception as error:
         if isinstance(error, JaxscaleError) or not is_disk_full(error):
             raise
-        raise VerdictError(f"{home}: no disk space left; free some and run the same command again, it goes "
-                           f"on from the last checkpoint") from error  # fmt: skip
+        raise VerdictError(f"{(pack or folders[0]).path}: no disk space left; free some and run the same command "
+                           f"again, it goes on from the last checkpoint") from error  # fmt: skip
+
+
+def _check_alike(specs: Sequence[RunSpec]) -> None:
+    if len({pack_key(spec) for spec in specs}) > 1:
+        raise MisuseError(f"runs {', '.join(spec.run_id for spec in specs[:3])}: they differ in shape, text, batch or "
+                          f"steps and cannot train in one program; group them by sweep.pack_key")  # fmt: skip
 
 
 class _Trainer:
@@ -114,8 +125,7 @@ class _Trainer:
     def __init__(
         self,
         folders: Sequence[RunFolder],
-        out: str | Path,
-        way: Way,
+        pack: PackFolder | None,
         mesh_config: MeshConfig,
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool],
@@ -127,22 +137,21 @@ class _Trainer:
         for spec in specs:
             check_tokens(spec, self.tokens, data_sha256)
         dtype = compute_dtype(mesh_config)
-        self.pack = None if way == "process" else PackFolder(Path(out), [spec.run_id for spec in specs])
-        told = {"id": self.pack.path.name, "way": way, "members": len(specs)} if self.pack else None
+        self.pack, told = pack, pack.describe() if pack else None
         self.members = [Member(folder, self.tokens.info, dtype, told, on_progress) for folder in folders]
+        way: Way = cast(Way, pack.pack.way) if pack else "process"
         self.accumulate = self.spec.batch_seqs // self.spec.microbatch_seqs
         if way == "process":
             check_batch(self.spec.microbatch_seqs, make_mesh(mesh_config))
         slots = count_slots(self.spec, self.accumulate, jax.default_backend(), len(jax.devices()), len(specs))
         self.engine: Engine = make_engine(specs, slots, way, mesh_config, dtype)
-        self.way = way
         self.steps_per_dispatch = slots // self.accumulate
         dispatches = min(LINE_DISPATCHES, math.ceil(self.spec.steps / (self.steps_per_dispatch * LOG_LINES)))
         self.steps_per_line = self.steps_per_dispatch * dispatches
 
     def train(self, keep_weights: bool) -> tuple[RunResult, ...]:
         if self.pack is not None:
-            self.pack.prepare(self.way)
+            self.pack.prepare()
         folder = self.members[0].folder.checkpoints if self.pack is None else self.pack.checkpoints
         checkpoints = Checkpoints(folder)
         self.engine.compile()  # before the clock starts
@@ -158,6 +167,8 @@ class _Trainer:
             checkpoints.close()
         if self.pack is not None:
             self.pack.remove()
+        elif not keep_weights:
+            shutil.rmtree(folder, ignore_errors=True)
         return tuple(member.result for member in self.members if member.result is not None)
 
     def _run(self, state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:
@@ -186,7 +197,7 @@ class _Trainer:
         """Validate what reached its end, keep its weights, and write how each member ended."""
         if not any(member.live for member in self.members):
             return
-        if self.pack is None:
+        if keep_weights and self.pack is None:
             checkpoints.finish(state, self.spec.steps)
         elif keep_weights:
             self._keep_weights(state)

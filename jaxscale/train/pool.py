@@ -1,8 +1,8 @@
 """Train many cells with a pool of worker processes: one a core on CPU, one in all on accelerators.
 
-The parent never imports JAX. It hands out cells longest first, listens, shows progress, restarts a worker that
-died (a cell that kills its worker three times ends as failed, with the worker's last words), and on Ctrl-C asks
-all workers to save before it leaves.
+The parent never imports JAX. It hands out jobs (a cell, or cells that train together) longest first, listens, shows
+progress, restarts a worker that died, and on Ctrl-C asks all workers to save before it leaves. A cell that kills its
+worker three times ends as failed, with the worker's last words; a pack that does is taken apart first.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, cast
 
 from jaxscale.config import MeshConfig
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.runs import Cell
-from jaxscale.sweep import fail_cell, next_cell, shape
+from jaxscale.sweep import Job, Way, fail_cell, group_cells, next_job, read_plan, shape
+from jaxscale.train.packs import open_packs
 
 __all__ = ["MAX_ATTEMPTS", "PREEMPTED", "Terminated", "count_workers", "train_cells"]
 
@@ -54,14 +55,15 @@ class Terminated(Exception):
 
 @dataclass
 class _Worker:
-    """A process, the core it stays on, what it trains and which shapes it has compiled."""
+    """A process, the core it stays on, what it trains, what of that has ended, and which shapes it has compiled."""
 
     index: int
     process: subprocess.Popen[str]
     log: Path
-    cell: Cell | None = None
+    job: Job | None = None
     ready: bool = False
-    compiled: set[tuple[int, int]] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+    compiled: set[Hashable] = field(default_factory=set)
 
 
 def count_workers(mesh: MeshConfig) -> tuple[int, bool]:
@@ -85,7 +87,7 @@ def _has_accelerator() -> bool:
 def train_cells(
     study_dir: Path, cells: Sequence[Cell], mesh: MeshConfig, listen: Listener = lambda event: None
 ) -> None:
-    """Train every cell to its end; `listen` gets each event with the worker's index.
+    """Train every cell to its end, in packs as `mesh.packs` says; `listen` gets each event with the worker's index.
 
     Raises what a worker reported as the user's to mend (data missing, disk full), and Terminated on SIGTERM,
     after all have saved.
@@ -93,12 +95,24 @@ def train_cells(
     if not cells:
         return
     workers, pinned = count_workers(mesh)
-    pool = _Pool(study_dir, list(cells), listen, pinned)
+    jobs = _resume_packs(study_dir, cells)
+    begun = {cell.run_id for job in jobs for cell in job.cells}
+    jobs += group_cells([cell for cell in cells if cell.run_id not in begun], workers, mesh.packs)
+    pool = _Pool(study_dir, jobs, {cell.run_id for cell in cells}, listen, pinned)
     with _raise_on_sigterm():
         try:
-            pool.run(min(workers, len(cells)))
+            pool.run(min(workers, len(jobs)))
         finally:
             pool.stop()
+
+
+def _resume_packs(study_dir: Path, cells: Sequence[Cell]) -> list[Job]:
+    """Packs that were begun and hold a waiting cell: the same runs together again, for their states lie together."""
+    waiting = {cell.run_id for cell in cells}
+    begun = [pack for pack in open_packs(study_dir) if waiting & set(pack.run_ids)]
+    planned = {cell.run_id: cell for cell in read_plan(study_dir).cells} if begun else {}
+    whole = [pack for pack in begun if set(pack.run_ids) <= set(planned)]
+    return [Job(tuple(planned[run_id] for run_id in pack.run_ids), cast(Way, pack.way)) for pack in whole]
 
 
 @contextmanager
@@ -122,12 +136,13 @@ def _raise_on_sigterm() -> Iterator[None]:
 class _Pool:
     """The parent's side: cells waiting, workers, events."""
 
-    def __init__(self, study_dir: Path, waiting: list[Cell], listen: Listener, pinned: bool) -> None:
+    def __init__(self, study_dir: Path, waiting: list[Job], open_ids: set[str], listen: Listener, pinned: bool) -> None:
         self.study_dir, self.waiting, self.listen, self.pinned = study_dir, waiting, listen, pinned
+        self.open_ids = open_ids
         self.cores = sorted(os.sched_getaffinity(0))
         self.events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
         self.workers: dict[int, _Worker] = {}
-        self.attempts: Counter[str] = Counter()
+        self.attempts: Counter[Job] = Counter()
 
     def run(self, count: int) -> None:
         for index in range(count):
@@ -174,25 +189,31 @@ class _Pool:
     def _hear(self, worker: _Worker, event: dict[str, Any]) -> None:
         if event["event"] == "error":
             raise {2: MisuseError, 1: VerdictError}.get(event["exit_code"], JaxscaleError)(event["message"])
+        job = worker.job
         if event["event"] == "ended":
-            assert worker.cell is not None
-            worker.compiled.add(shape(worker.cell))
-            worker.cell = None
-        if event["event"] in ("ready", "ended"):
+            assert job is not None
+            worker.compiled.add(shape(job.cells[0]))
+            worker.ended.add(event["run_id"])
+        if job is None or worker.ended >= {cell.run_id for cell in job.cells}:
             self._hand_out(worker)
+        if event["event"] == "ended":
+            if event["run_id"] not in self.open_ids:
+                return  # ended at an earlier start, and only read
+            self.open_ids.remove(event["run_id"])
         self.listen({"worker": worker.index, **event})
 
     def _hand_out(self, worker: _Worker) -> None:
         assert worker.process.stdin is not None
-        worker.ready = True
+        worker.ready, worker.job, worker.ended = True, None, set()
         if not self.waiting:
             worker.process.stdin.close()
             return
-        worker.cell = next_cell(self.waiting, worker.compiled)
-        self.waiting.remove(worker.cell)
-        self.listen({"worker": worker.index, "event": "start", "run_id": worker.cell.run_id})
+        job = worker.job = next_job(self.waiting, worker.compiled)
+        self.waiting.remove(job)
+        self.listen({"worker": worker.index, "event": "start", "run_id": job.cells[0].run_id, "runs": len(job.cells)})
+        order = {"runs": [cell.run_id for cell in job.cells], "way": job.way}
         try:
-            worker.process.stdin.write(worker.cell.run_id + "\n")
+            worker.process.stdin.write(json.dumps(order) + "\n")
             worker.process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died; its burial puts the cell back
@@ -203,19 +224,26 @@ class _Pool:
         _close(worker)
         if not worker.ready:
             raise VerdictError(f"worker {worker.index} did not start: {_last_words(worker)}; see {worker.log}")
-        if worker.cell is not None:
-            cell = worker.cell
-            self.attempts[cell.run_id] += 1
+        if worker.job is not None:
             how = f"worker ended with code {worker.process.returncode}: {_last_words(worker)}"
-            if self.attempts[cell.run_id] >= MAX_ATTEMPTS:
-                fail_cell(self.study_dir, cell, f"{how} ({MAX_ATTEMPTS} attempts)")
-                self.listen({"worker": worker.index, "event": "ended", "run_id": cell.run_id, "state": "failed",
-                             "loss": None, "reason": how})  # fmt: skip
-            else:
-                self.waiting.append(cell)
-                self.listen({"worker": worker.index, "event": "died", "run_id": cell.run_id, "reason": how})
+            self._put_back(worker, worker.job, how)
         if self.waiting:
             self._start(worker.index)
+
+    def _put_back(self, worker: _Worker, job: Job, how: str) -> None:
+        """A job whose worker died waits again; after MAX_ATTEMPTS a pack is taken apart and a cell ends as failed."""
+        self.attempts[job] += 1
+        cell = next((cell for cell in job.cells if cell.run_id not in worker.ended), job.cells[0])
+        if self.attempts[job] < MAX_ATTEMPTS:
+            self.waiting.append(job)
+        elif len(job.cells) > 1:
+            self.waiting += [Job((each,)) for each in job.cells if each.run_id in self.open_ids]
+        else:
+            fail_cell(self.study_dir, cell, f"{how} ({MAX_ATTEMPTS} attempts)")
+            self.listen({"worker": worker.index, "event": "ended", "run_id": cell.run_id, "state": "failed",
+                         "loss": None, "reason": how})  # fmt: skip
+            return
+        self.listen({"worker": worker.index, "event": "died", "run_id": cell.run_id, "reason": how})
 
     def stop(self) -> None:
         """Ask what still runs to save and leave; kill what does not within a minute."""

@@ -8,14 +8,13 @@ are cut off, so the finished file is the one that an uninterrupted run would hav
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import math
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +36,7 @@ from jaxscale.runs import (
 )
 from jaxscale.sweep import read_result
 
-__all__ = ["PackFolder", "RunFolder", "is_disk_full", "open_packs"]
+__all__ = ["RunFolder", "is_disk_full"]
 
 MIN_FREE_BYTES = 64 << 20
 """Free disk below which no run is started, besides room for one more checkpoint."""
@@ -152,42 +151,6 @@ class RunFolder:
                 stream.flush()
 
             yield write
-
-
-class PackFolder:
-    """What runs trained together share: who they are, and one checkpoint of all their states.
-
-    Its name is a hash of the run ids, so the same runs in the same order find their checkpoint again.
-    """
-
-    def __init__(self, study_dir: Path, run_ids: Sequence[str]) -> None:
-        self.run_ids = list(run_ids)
-        name = hashlib.sha256(" ".join(run_ids).encode()).hexdigest()[:12]
-        self.path = Path(study_dir) / "packs" / name
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder that Orbax owns."""
-        return self.path / "checkpoints"
-
-    def prepare(self, way: str) -> None:
-        """Create the folder and note its members."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "pack.json", json.dumps({"run_ids": self.run_ids, "way": way}, indent=1))
-
-    def remove(self) -> None:
-        """Every member has its result: nothing here is wanted any more."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def open_packs(study_dir: Path) -> list[tuple[str, ...]]:
-    """Run ids of every pack that was begun and has not ended, in the order of its lanes."""
-    files = sorted((Path(study_dir) / "packs").glob("*/pack.json"))
-    return [tuple(read_json(file)["run_ids"]) for file in files if any(_steps(file.parent / "checkpoints"))]
-
-
-def _steps(checkpoints: Path) -> Iterator[Path]:
-    return (path for path in checkpoints.glob("*") if path.name.isdigit())
 
 
 def _try_lock(file: IO[str]) -> bool:

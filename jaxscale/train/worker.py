@@ -1,7 +1,7 @@
 """A worker process: trains the cells its parent names, one line each way at a time.
 
-stdin: a run id a line; the end of the stream (also a parent killed at once) asks it to save and stop.
-stdout: a JSON object a line: ready, progress, ended, or error with the sentence a person should read.
+stdin: a job a line, {"runs": [run id, ..], "way": ..}; its end (also a parent killed at once) asks to save and stop.
+stdout: a JSON object a line: ready, way, progress, ended, or error with the sentence a person should read.
 SIGTERM saves and exits with 75; SIGINT is left to the parent.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
-from jaxscale.runs import from_plain
-from jaxscale.sweep import read_plan
+from jaxscale.runs import Cell, Plan, from_plain
+from jaxscale.sweep import Way, read_plan
 from jaxscale.train.pool import PREEMPTED
 
 __all__ = ["main", "use_compile_cache"]
@@ -31,59 +31,69 @@ def main(argv: list[str]) -> int:
     if core >= 0:
         os.sched_setaffinity(0, {core})  # before JAX sizes its thread pools
     stop = threading.Event()
-    names: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put may be called in a signal handler
+    jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put may be called in a signal handler
 
     def leave(*_: object) -> None:
         stop.set()
-        names.put(None)
+        jobs.put(None)
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     plan = read_plan(study_dir)
     mesh = from_plain(plan.config, Study).mesh
-    threading.Thread(target=_listen, args=(names, stop), daemon=True).start()
+    threading.Thread(target=_listen, args=(jobs, stop), daemon=True).start()
     use_compile_cache(mesh)
     _tell("ready")
-    while (name := names.get()) is not None:
-        if not _train(study_dir, name, mesh, stop):
+    while (line := jobs.get()) is not None:
+        if not _train(study_dir, json.loads(line), mesh, stop):
             return PREEMPTED
     return 0
 
 
-def _listen(names: queue.SimpleQueue[str | None], stop: threading.Event) -> None:
+def _listen(jobs: queue.SimpleQueue[str | None], stop: threading.Event) -> None:
     for line in sys.stdin:
-        names.put(line.strip())
+        jobs.put(line)
     stop.set()
-    names.put(None)
+    jobs.put(None)
 
 
-def _train(study_dir: Path, run_id: str, mesh: MeshConfig, stop: threading.Event) -> bool:
-    """Train one cell and tell how it went; False when it was preempted."""
-    from jaxscale.train.loop import Preempted, Progress, train_run
+def _train(study_dir: Path, order: dict[str, Any], mesh: MeshConfig, stop: threading.Event) -> bool:
+    """Train the runs of one job and tell how they went; False when it was preempted."""
+    from jaxscale.train.loop import Preempted
+
+    run_ids: list[str] = order["runs"]
+    try:
+        plan = read_plan(study_dir)
+        _train_cells(study_dir, plan, [plan.find_cell(run_id) for run_id in run_ids], order["way"], mesh, stop)
+    except Preempted:
+        return False
+    except JaxscaleError as error:
+        _tell("error", run_id=run_ids[0], message=str(error), exit_code=error.exit_code)
+    except OSError as error:  # a file system's trouble is not the cell's
+        _tell("error", run_id=run_ids[0], message=f"run {run_ids[0]}: {error}; the same command goes on", exit_code=1)
+    return True
+
+
+def _train_cells(
+    study_dir: Path, plan: Plan, cells: list[Cell], way: Way, mesh: MeshConfig, stop: threading.Event
+) -> None:
+    from jaxscale.train.loop import Progress, train_pack
+    from jaxscale.train.probe import choose_way
 
     def report(progress: Progress) -> None:
         _tell("progress", **vars(progress))
 
-    try:
-        plan = read_plan(study_dir)
-        result = train_run(
-            plan.find_cell(run_id).spec,
-            study_dir,
-            mesh=mesh,
-            on_progress=report,
-            should_stop=stop.is_set,
-            data_sha256=plan.data_sha256,
-        )
-    except Preempted:
-        return False
-    except JaxscaleError as error:
-        _tell("error", run_id=run_id, message=str(error), exit_code=error.exit_code)
-        return True
-    except OSError as error:  # a file system's trouble is not the cell's
-        _tell("error", run_id=run_id, message=f"run {run_id}: {error}; the same command goes on", exit_code=1)
-        return True
-    _tell("ended", run_id=run_id, state=result.state, loss=result.loss, reason=result.reason)
-    return True
+    specs = [cell.spec for cell in cells]
+    if way == "auto":
+        way, ms = choose_way(specs, mesh)
+        _tell("way", run_id=specs[0].run_id, way=way, runs=len(specs), ms=ms)
+    for part in [[spec] for spec in specs] if way == "process" else [specs]:
+        results = train_pack(
+            part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
+            data_sha256=plan.data_sha256, keep_weights=cells[0].role in ("grid", "holdout"),
+        )  # fmt: skip
+        for result in results:
+            _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
 
 
 def use_compile_cache(mesh: MeshConfig) -> None:

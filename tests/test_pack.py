@@ -1,0 +1,141 @@
+"""Runs of one shape in one program: each as if it were alone, whatever the others do."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import make_study
+
+from jaxscale.errors import MisuseError
+from jaxscale.plan import plan_isoflop
+from jaxscale.runs import RunResult, RunSpec
+from jaxscale.sweep import Way, group_cells, pack_key
+from jaxscale.train.engine import Packed
+from jaxscale.train.loop import Preempted, train_pack, train_run
+from jaxscale.train.packs import open_packs
+
+STEPS = 100
+WAYS: tuple[Way, ...] = ("pack", "turn")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pack")
+
+
+@pytest.fixture(scope="module")
+def specs(root: Path) -> tuple[RunSpec, ...]:
+    """Five runs of 100 steps that differ in all that may: rate, decay, seed, init; nine devices' worth of oddness."""
+    spec = plan_isoflop(make_study(root), train_tokens=1e5).cells[2].spec
+    tokens = STEPS * spec.batch_seqs * spec.model.seq_len
+    spec = replace(spec, steps=STEPS, tokens=tokens, warmup_steps=5, decay_steps=20)
+    scaled = replace(spec.model, embed_std=0.5, hidden_std=0.3, head_std=0.1)
+    return (
+        replace(spec, lr=0.004), replace(spec, lr=0.01, weight_decay=2 * spec.weight_decay), replace(spec, seed=7),
+        replace(spec, model=scaled), replace(spec, lr=0.005, seed=7, model=scaled),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path, specs: tuple[RunSpec, ...]) -> tuple[RunResult, ...]:
+    return tuple(train_run(spec, root / "alone") for spec in specs)
+
+
+def losses(folder: Path, spec: RunSpec) -> np.ndarray:
+    lines = (folder / spec.run_id / "metrics.jsonl").read_text().splitlines()
+    return np.array([(line["step"], line["loss"]) for line in map(json.loads, lines)])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_member_loses_as_much_as_alone(
+    root: Path, specs: tuple[RunSpec, ...], alone: tuple[RunResult, ...], way: Way
+) -> None:
+    """Losses of 100 steps within 1e-5 relative, five members over eight devices."""
+    together = train_pack(specs, root / way, way)
+    for spec, one, other in zip(specs, alone, together, strict=True):
+        mine, own = losses(root / way, spec), losses(root / "alone", spec)
+        assert np.array_equal(mine[:, 0], own[:, 0])
+        np.testing.assert_allclose(mine[:, 1], own[:, 1], rtol=1e-5)
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.provenance["pack"]["members"] == len(specs)
+    assert len({result.loss for result in together}) == len(specs)
+    assert not (root / way / "packs").exists() or not list((root / way / "packs").iterdir())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_diverging_member_ends_alone_and_the_others_keep_their_bits(
+    root: Path, specs: tuple[RunSpec, ...], way: Way
+) -> None:
+    mad = replace(specs[1], lr=1e30)
+    calm = train_pack(specs[:3], root / f"{way}-calm", way)
+    wild = train_pack((specs[0], mad, specs[2]), root / f"{way}-wild", way)
+    assert [result.state for result in wild] == ["done", "diverged", "done"]
+    assert "at step" in wild[1].reason and wild[1].loss is None
+    assert (wild[0].loss, wild[2].loss) == (calm[0].loss, calm[2].loss)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_preempted_pack_goes_on_to_the_same_bits(root: Path, specs: tuple[RunSpec, ...], devices: int) -> None:
+    """Stopped after two intervals and resumed; a member that had diverged stays as it ended."""
+    mixed = (specs[0], replace(specs[1], lr=1e30), specs[2])
+    quiet = train_pack(mixed, root / "quiet", "turn")
+    out, calls = root / f"stopped{devices}", iter(range(100))
+    with pytest.raises(Preempted, match="pack of 3 runs saved at step"):
+        train_pack(mixed, out, "turn", should_stop=lambda: next(calls) >= 1)
+    assert [pack.run_ids for pack in open_packs(out)] == [tuple(spec.run_id for spec in mixed)]
+    resumed = train_pack(mixed, out, "turn")
+    assert [r.loss for r in resumed] == [r.loss for r in quiet]
+    assert [r.restarts for r in resumed] == [1, 0, 1]
+    assert np.array_equal(losses(out, specs[0]), losses(root / "quiet", specs[0]))
+    assert not open_packs(out)
+
+
+def test_state_saved_on_eight_devices_is_the_one_of_one_device(specs: tuple[RunSpec, ...]) -> None:
+    """Lanes that only fill the devices up are no part of it."""
+    many, one = (Packed(specs, 8, "pack", jnp.float32, jax.devices()[:count]) for count in (8, 1))
+    saved, plain = many.to_save(many.begin()), one.to_save(one.begin())
+    for a, b in zip(jax.tree.leaves(saved), jax.tree.leaves(plain), strict=True):
+        assert a.shape == b.shape and np.array_equal(a, b)
+    again = many.to_save(many.place(saved))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(saved), strict=True))
+
+
+def test_weights_are_kept_only_where_asked(root: Path, specs: tuple[RunSpec, ...]) -> None:
+    def kept(folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.glob("*/checkpoints/*") if path.name.isdigit())
+
+    train_pack(specs[:2], root / "kept", "pack")
+    train_pack(specs[:2], root / "light", "pack", keep_weights=False)
+    train_run(specs[0], root / "light-alone", keep_weights=False)
+    assert kept(root / "kept") == [str(STEPS)] * 2
+    assert not kept(root / "light") and not kept(root / "light-alone")
+
+
+def test_what_may_differ_in_a_pack_and_what_may_not(specs: tuple[RunSpec, ...]) -> None:
+    assert len({pack_key(spec) for spec in specs}) == 1
+    first = specs[0]
+    for other in (
+        replace(first, steps=STEPS + 1), replace(first, batch_seqs=first.batch_seqs * 2),
+        replace(first, model=replace(first.model, d_model=16)), replace(first, schedule="wsd"),
+        replace(first, model=replace(first.model, parameterization="standard")), replace(first, optimizer="muon"),
+    ):  # fmt: skip
+        assert pack_key(other) != pack_key(first)
+
+
+def test_runs_of_other_shapes_are_refused(root: Path, specs: tuple[RunSpec, ...]) -> None:
+    other = replace(specs[0], model=replace(specs[0].model, d_model=16))
+    with pytest.raises(MisuseError, match="cannot train in one program"):
+        train_pack((specs[0], other), root / "refused", "pack")
+
+
+def test_groups_are_split_evenly_over_workers(root: Path) -> None:
+    cells = plan_isoflop(make_study(root, seeds=(3,)), train_tokens=1e5).cells
+    jobs = group_cells(cells, 2, "auto")
+    assert sorted(cell.run_id for job in jobs for cell in job.cells) == sorted(cell.run_id for cell in cells)
+    assert all(len({pack_key(cell.spec) for cell in job.cells}) == 1 for job in jobs)
+    assert {len(job.cells) for job in jobs} == {1, 2}
+    assert all(len(job.cells) == 1 for job in group_cells(cells, 2, "process"))
