@@ -61,6 +61,8 @@ class ModelConfig:
     """Init standard deviation of hidden matrices at base width; None is 1/sqrt(base fan_in)."""
     head_std: float = 0.0
     """Init standard deviation of an untied head, at every width; 0 removes the start transient."""
+    init_scale: float = 1.0
+    """Multiplies every init standard deviation above."""
     embed_scale: float = 1.0
     """alpha_in: multiplies the embedding's output."""
     logit_scale: float = 1.0

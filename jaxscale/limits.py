@@ -23,7 +23,7 @@ POSITIVE = """
     grid.holdout_sizes mesh.fsdp mesh.tensor forecast_flops
 """
 NOT_NEGATIVE = """
-    model.embed_std model.hidden_std model.head_std model.norm_eps recipe.embed_lr recipe.head_lr
+    model.embed_std model.hidden_std model.head_std model.init_scale model.norm_eps recipe.embed_lr recipe.head_lr
     recipe.adam_lr recipe.eps recipe.weight_decay recipe.clip_norm recipe.z_loss
     grid.exclude_spike mesh.workers mesh.checkpoint_every_s
     bootstrap seed

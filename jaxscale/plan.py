@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from jaxscale.config import Grid, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
@@ -24,9 +23,9 @@ from jaxscale.flops import count_params, flops_6nd, flops_per_token
 from jaxscale.format import format_count, format_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
-from jaxscale.runs import Cell, Dropped, Plan, RunSpec, to_plain
+from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec, to_plain
 
-__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop"]
+__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop", "plan_run"]
 
 BUDGET_TOLERANCE = 0.01
 """Largest relative distance of a cell's exact FLOPs from its budget."""
@@ -232,7 +231,7 @@ def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
     return microbatches * recipe.microbatch_seqs
 
 
-def _cell(study: Study, c: _Candidate, role: Literal["grid", "holdout"], available: float | None, repeat: int) -> Cell:
+def _cell(study: Study, c: _Candidate, role: Role, available: float | None, repeat: int) -> Cell:
     spec = _resolve(study, c, study.seed + repeat)
     rate = parse_hardware(study.hardware).flops_per_s(c.model.d_model)
     evaluation = flops_per_token(c.model) * study.data.val_tokens / 3
@@ -241,7 +240,14 @@ def _cell(study: Study, c: _Candidate, role: Literal["grid", "holdout"], availab
     return replace(cell, epochs=epochs, seconds=(cell.flops + evaluation) / rate)
 
 
-def describe_run(spec: RunSpec, role: Literal["grid", "holdout"] = "grid") -> Cell:
+def plan_run(study: Study, model: ModelConfig, tokens: float, seed: int, role: Role, available: float | None) -> Cell:
+    """One run of a model of one's own on about `tokens` tokens, by the study's rules; its budget is what it costs."""
+    n_params = count_params(model)["total"]
+    candidate = _Candidate(model, tokens * flops_per_token(model), 0.0, n_params, tokens)
+    return _cell(study, candidate, role, available, seed - study.seed)
+
+
+def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:
     """A run with its counted numbers; epochs and seconds, which need a text and a machine, are left open."""
     counts = count_params(spec.model)
     return Cell(

@@ -110,6 +110,8 @@ def _drop_silent(plain: dict[str, Any]) -> None:
     for name in ("base_head_dim", "base_mlp_ratio"):
         if plain["model"][name] is None:
             plain["model"].pop(name)
+    if plain["model"]["init_scale"] == 1:
+        plain["model"].pop("init_scale")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ OWN_NUMBERS = frozenset({
     "lr", "embed_lr", "head_lr", "adam_lr", "momentum", "b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss",
     "warmup_steps", "decay_steps", "final_fraction", "seed", "budget_flops",
 })  # fmt: skip
-OWN_SCALES = frozenset({"embed_std", "hidden_std", "head_std"})
+OWN_SCALES = frozenset({"embed_std", "hidden_std", "head_std", "init_scale"})
 """Fields in which the runs of a pack may differ: all else is a shape, or the text."""
 
 MAX_MEMBERS = 64

@@ -26,7 +26,7 @@ class StudyProgress:
         self.total_s = sum(cell.seconds for cell in cells) or 1.0
         self.ended = 0
         self.started = time.monotonic()
-        columns = (TextColumn("{task.description:<34}"), BarColumn(30), TextColumn("{task.fields[info]}"))
+        columns = (TextColumn("{task.description:<42}"), BarColumn(30), TextColumn("{task.fields[info]}"))
         self.bars = Progress(*columns, console=console, transient=True)
         self.overall = self.bars.add_task(f"{len(self.cells)} cells", total=1.0, info="")
         self.tasks: dict[int, TaskID] = {}
@@ -53,12 +53,24 @@ class StudyProgress:
         return self.tasks[worker]
 
     def _on_start(self, event: dict[str, Any]) -> None:
-        cell = self.cells[event["run_id"]]
-        self.bars.update(self._task(event["worker"]), description=_name(cell), completed=0.0, info="compiling")
+        cell = self.cells.get(event["run_id"])
+        runs = event.get("runs", 1)
+        name = f"{runs} runs, " if runs > 1 else ""
+        self.bars.update(self._task(event["worker"]), description=f"{name}{_name(cell)}" if cell else name,
+                         completed=0.0, info="compiling")  # fmt: skip
+
+    def _on_way(self, event: dict[str, Any]) -> None:
+        cell = self.cells.get(event["run_id"])
+        if cell is None or not event["ms"]:
+            return
+        ms = ", ".join(f"{way} {value:.3g}" for way, value in event["ms"].items())
+        self.console.print(f"{_shape(cell)}: {event['runs']} runs by {event['way']} (ms a step of one run: {ms})",
+                           soft_wrap=True, markup=False, style="dim")  # fmt: skip
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         done = event["step"] / event["steps"]
-        self.share[event["run_id"]] = done
+        if event["run_id"] in self.share:
+            self.share[event["run_id"]] = done
         info = (f"loss {format_loss(event['loss'])}  {format_count(event['tokens_per_s'])} tok/s  "
                 f"{format_flops(event['flops_per_s'], 2)} FLOP/s")  # fmt: skip
         self.bars.update(self._task(event["worker"]), completed=done, info=info)
@@ -97,8 +109,15 @@ class StudyProgress:
         return f"{format_seconds(elapsed * (1 - done) / done)} left" if 0 < done < 1 else ""
 
 
+def _shape(cell: Cell) -> str:
+    model = cell.spec.model
+    return f"{model.parameterization} d {model.d_model} L {model.n_layers}"
+
+
 def _name(cell: Cell) -> str:
     spec = cell.spec
+    if cell.role in ("sweep", "audit"):
+        return f"{_shape(cell)} lr {spec.lr:.4g} seed {spec.seed}"
     return f"C {format_flops(spec.budget_flops)} d {spec.model.d_model} seed {spec.seed}"
 
 

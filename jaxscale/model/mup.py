@@ -134,6 +134,7 @@ def _rule(axes: Axes, base_axes: Axes, model: ModelConfig, optimizer: Optimizer)
     std = {"input": model.embed_std, "head": model.head_std, "vector": 0.0}.get(role)
     if std is None:
         std = _hidden_std(axes, base_axes, model)
+    std *= model.init_scale
     if model.parameterization == "standard":
         return Rule(role, std, 1.0, 1.0, 0.0 if role == "vector" else 1.0, mine)
     depth = _depth_ratio(model) if axes[0][0] == "layers" else 1.0

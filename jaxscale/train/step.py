@@ -195,4 +195,4 @@ def make_program(
 
 def strip_init(model: ModelConfig) -> ModelConfig:
     """The model without its init scales, which `Program.init` takes at run time."""
-    return replace(model, embed_std=1.0, hidden_std=None, head_std=1.0)
+    return replace(model, embed_std=1.0, hidden_std=None, head_std=1.0, init_scale=1.0)
