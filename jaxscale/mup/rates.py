@@ -13,7 +13,6 @@ lowest mean is at the first or last of them, where it may only be the end of a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +23,7 @@ from jaxscale.errors import MisuseError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MIN_RATES", "Against", "Curve", "Ladder", "Status", "format_rate", "judge_points", "read_ladders"]
+__all__ = ["MIN_RATES", "Against", "Curve", "Ladder", "Status", "edge_reason", "format_rate", "judge_points", "read_ladders"]
 
 MIN_RATES = 4
 SETTINGS = ("parameterization", "tokens", "batch_tokens", "weight_decay", "init_scale")
@@ -42,6 +41,7 @@ class Curve:
 
     width: int
     depth: int
+    seeds: tuple[int, ...]
     x: np.ndarray
     loss: np.ndarray
     diverged: np.ndarray
@@ -138,7 +138,7 @@ def _read_curve(width: int, depth: int, cell: pd.DataFrame) -> Curve:
     loss, diverged, failed = np.full(shape, np.nan), np.zeros(shape, bool), np.zeros(shape, bool)
     loss[rate, seed] = np.where(state == "done", cell["loss"].to_numpy(float), np.nan)
     diverged[rate, seed], failed[rate, seed] = state == "diverged", state == "failed"
-    return Curve(width, depth, np.log2(rates), loss, diverged, failed)
+    return Curve(width, depth, tuple(int(one) for one in seeds), np.log2(rates), loss, diverged, failed)
 
 
 def _check_rows(rows: pd.DataFrame) -> None:
@@ -165,28 +165,27 @@ def _check_rows(rows: pd.DataFrame) -> None:
 
 def judge_points(curve: Curve) -> tuple[Status, str]:
     """Status as the points give it, and what to run next."""
-    stable = curve.stable
-    if len(stable) < MIN_RATES:
-        lost = len(curve.x) - len(stable)
-        told = f"{len(stable)} stable rates of {len(curve.x)}, at least {MIN_RATES} are needed"
-        return "too_few", told + (f"; {lost} had a run that diverged or no loss, add lower ones" if lost else "")
-    lowest = int(stable[np.argmin(curve.mean[stable])])
-    if lowest not in (stable[0], stable[-1]):
-        return "ok", ""
-    return "edge", edge_reason(curve, last=lowest == stable[-1])
+    block = curve.window(len(curve.x)) if len(curve.stable) else curve.stable
+    if len(block) < MIN_RATES:
+        told = f"{len(block)} neighbouring stable rates of {len(curve.x)} tried, at least {MIN_RATES} are needed"
+        return "too_few", told + ("; add lower ones, where no run diverges" if curve.diverged.any() else "")
+    lowest = int(block[np.argmin(curve.mean[block])])
+    if lowest in (block[0], block[-1]):
+        return "edge", edge_reason(curve, block, last=lowest == block[-1])
+    return "ok", ""
 
 
-def edge_reason(curve: Curve, last: bool) -> str:
-    """Which rates to add beyond the first or the last stable one."""
-    x, stable = curve.x, curve.stable
-    at = int(stable[-1] if last else stable[0])
+def edge_reason(curve: Curve, block: np.ndarray, last: bool) -> str:
+    """Which rates to add beyond the first or the last of a block of stable ones."""
+    x, at = curve.x, int(block[-1] if last else block[0])
     step = float(np.median(np.diff(x)))
     beyond = at + 1 if last else at - 1
     which = "last" if last else "first"
     if 0 <= beyond < len(x):
         between = format_rate(2 ** float((x[at] + x[beyond]) / 2))
-        return (f"lowest at the {which} stable rate {format_rate(2 ** x[at])} ({format_rate(2 ** x[beyond])} "
-                f"diverged or has no loss), add rates between, such as {between}")  # fmt: skip
+        fate = "diverged" if curve.diverged[beyond].any() else "has no loss"
+        return (f"lowest at the {which} stable rate {format_rate(2 ** x[at])} and {format_rate(2 ** x[beyond])} {fate}; "
+                f"add rates between, such as {between}")  # fmt: skip
     sign = 1 if last else -1
     more = " and ".join(format_rate(2 ** (x[at] + sign * step * k)) for k in (1, 2))
     return f"lowest at the {which} rate {format_rate(2 ** x[at])}, add {more}"
@@ -199,8 +198,3 @@ def format_rate(rate: float | None) -> str:
     ('0.00781', '2', '–')
     """
     return "–" if rate is None or not np.isfinite(rate) else f"{rate:.3g}"
-
-
-def count_states(curves: Sequence[Curve]) -> tuple[int, int]:
-    """Diverged and failed runs."""
-    return sum(int(c.diverged.sum()) for c in curves), sum(int(c.failed.sum()) for c in curves)

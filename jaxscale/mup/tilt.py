@@ -31,7 +31,7 @@ import numpy as np
 from jaxscale.fit.resample import f_tail, t_quantile
 from jaxscale.mup.rates import MIN_RATES, Curve
 
-__all__ = ["Joint", "choose_size", "fit_joint", "lean"]
+__all__ = ["Joint", "Lanes", "Window", "choose_size", "count_dof", "fit_joint", "lean", "take_window", "undo"]
 
 LEAN = 1.5
 """Largest |c| tried; an excess that grows as lr^2 has c = 2 ln 2 = 1.39."""
@@ -54,17 +54,18 @@ def lean(c: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Window:
-    """One member's runs inside its window: t = x - origin (n,), loss (n,), seed (n,) from 0."""
+    """One member's runs inside its window: t = x - origin (n,), loss (n,), seed (n,) from 0, the seeds' numbers."""
 
     origin: float
     ends: tuple[float, float]
     t: np.ndarray
     loss: np.ndarray
     seed: np.ndarray
+    numbers: tuple[int, ...]
 
     @property
     def seeds(self) -> int:
-        return int(self.seed.max()) + 1
+        return len(self.numbers)
 
     @property
     def rates(self) -> int:
@@ -80,9 +81,9 @@ def take_window(curve: Curve, size: int) -> Window:
     """The runs of a curve's window of at most `size` rates."""
     inside = curve.window(size)
     rate, seed = np.nonzero(np.isfinite(curve.loss[inside]))
-    x = curve.x[inside]
+    x, (present, place) = curve.x[inside], np.unique(seed, return_inverse=True)
     return Window(float(x.mean()), (float(x[0]), float(x[-1])), (x - x.mean())[rate], curve.loss[inside][rate, seed],
-                  np.unique(seed, return_inverse=True)[1])  # fmt: skip
+                  place, tuple(curve.seeds[i] for i in present))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Lanes:
         """x* (m,); nan where the fitted curve has no minimum."""
         b, k = self.coef.T
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.window.origin + np.where(k > 0, _undo(self.c, -b / k), np.nan)
+            return self.window.origin + np.where(k > 0, undo(self.c, -b / k), np.nan)
 
     def fieller(self, budget: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ends (m,) of x* whose test costs at most `budget` (m,); -inf, inf where it has none."""
@@ -110,7 +111,7 @@ class Lanes:
         closed = (a2 > 0) & (k > 0)
         root = np.sqrt(np.maximum(a1**2 - a2 * a0, 0.0))
         safe = np.where(closed, a2, 1.0)
-        low, high = (_undo(self.c, (-a1 + sign * root) / safe) for sign in (-1, 1))
+        low, high = (undo(self.c, (-a1 + sign * root) / safe) for sign in (-1, 1))
         low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
         low, high = np.where(closed, low, -np.inf), np.where(closed, high, np.inf)
         return self.window.origin + low, self.window.origin + high
@@ -123,7 +124,7 @@ class Lanes:
         return np.array([1.0, z]) @ self.cov[lane] @ basis
 
 
-def _undo(c: np.ndarray, z: np.ndarray) -> np.ndarray:
+def undo(c: np.ndarray, z: np.ndarray) -> np.ndarray:
     """u with (exp(c u) - 1) / c = z; nan where there is none."""
     small = np.abs(c) < 1e-9
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -192,11 +193,16 @@ def _closed(low: float, high: float) -> Ends:
     return (low if np.isfinite(low) else None), (high if np.isfinite(high) else None)
 
 
+def count_dof(windows: Sequence[Window]) -> int:
+    """Degrees of freedom that the ladder's residuals have: a constant a seed, slope and curvature a member, one c."""
+    return sum(len(w.t) - w.seeds - 2 for w in windows) - 1
+
+
 def fit_joint(windows: Sequence[Window], confidence: float) -> Joint:
     """All members with one c: coarse grid, then fine ones where c is not too dear and about the best."""
     grid = np.linspace(-LEAN, LEAN, 61)
     step = grid[1] - grid[0]
-    dof = max(float(sum(len(w.t) - w.seeds - 2 for w in windows) - 1), 1.0)
+    dof = float(count_dof(windows))
     total = _total(windows, grid)
     near = float(grid[np.argmin(total)])
     for _ in range(3):
