@@ -6,7 +6,7 @@ n runs in the window, MSB the mean square between seeds (their offsets, pooled o
 holds s^2 itself, and s^2 stands for it with one seed: the interval is then that of this seed's curve). The second
 term is that of the curve at x*, with d the step there from the mean of the basis; x* itself adds nothing, L is flat.
 Degrees of freedom by Satterthwaite. Those of MSB are members times (seeds - 1) where a seed's offset is its own in
-each member, and seeds - 1 where members share it: in between by the share of the products over members.
+each member, and seeds - 1 where members share it: between, by the squared share of the products over members.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def measure_between(joint: Joint) -> Between:
     shared = _share(found)
     distinct = len({number for offset in found for number in offset})
     seed_variance = max(square - joint.variance, 0.0) / per_seed
-    return Between(max(square, joint.variance), (1 - shared) * dof + shared * min(dof, max(distinct - 1, 1)),
+    effective = 1 / (shared**2 / max(distinct - 1, 1) + (1 - shared**2) / dof)
+    return Between(max(square, joint.variance), effective,
                    float(np.sqrt(joint.variance + seed_variance)), float(np.sqrt(seed_variance)), shared)  # fmt: skip
 
 

@@ -5,7 +5,8 @@
     stable   a rate at which every seed that was tried ended. One seed that diverged makes the rate unstable: the
              seeds that survived there were chosen by surviving, so their losses are shown and never fitted
     window   k neighbouring stable rates: from the lowest mean loss on, always the lower of the two neighbours.
-             A curve that climbs steeply to divergence on one side loses that side first; an unstable rate ends it
+             A curve that climbs steeply to divergence on one side loses that side first; an unstable rate ends it,
+             and so does a mean more than NEAR above the lowest once NARROWEST rates are in
 
 Statuses that the bare points give: too_few (under 4 stable rates: any three lie on a parabola), edge (the
 lowest mean is at the first or last of them, where it may only be the end of a slope).
@@ -23,9 +24,11 @@ from jaxscale.errors import MisuseError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MIN_RATES", "Against", "Curve", "Ladder", "Status", "edge_reason", "format_rate", "judge_points", "read_ladders"]
+__all__ = ["MIN_RATES", "NARROWEST", "NEAR", "Against", "Curve", "Ladder", "Status", "edge_reason", "format_rate", "judge_points", "read_ladders"]
 
-MIN_RATES = 4
+MIN_RATES, NARROWEST = 4, 5
+NEAR = 0.05
+"""Share of the loss above the lowest mean that is still near the minimum: no formula holds up to divergence."""
 SETTINGS = ("parameterization", "tokens", "batch_tokens", "weight_decay", "init_scale")
 """What the members of a ladder share; a column that the rows lack is not compared."""
 NEEDED = ("parameterization", "width", "depth", "lr", "seed", "state", "loss")
@@ -62,14 +65,21 @@ class Curve:
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def window(self, size: int) -> np.ndarray:
-        """Indices of at most `size` neighbouring stable rates around the lowest mean."""
+        """Indices of at most `size` neighbouring stable rates near the lowest mean."""
+        return self._grow(size, 1 + NEAR)
+
+    def block(self) -> np.ndarray:
+        """Indices of all stable rates that neighbour the lowest mean."""
+        return self._grow(len(self.x), np.inf)
+
+    def _grow(self, size: int, most: float) -> np.ndarray:
         mean, stable = self.mean, set(self.stable.tolist())
-        low = high = int(min(stable, key=lambda i: mean[i]))
+        low = high = start = int(min(stable, key=lambda i: mean[i]))
         while high - low + 1 < size:
             sides = [i for i in (low - 1, high + 1) if i in stable]
-            if not sides:
+            nearest = min(sides, key=lambda i: mean[i], default=None)
+            if nearest is None or (high - low + 1 >= NARROWEST and mean[nearest] > most * mean[start]):
                 break
-            nearest = min(sides, key=lambda i: mean[i])
             low, high = min(low, nearest), max(high, nearest)
         return np.arange(low, high + 1)
 
@@ -165,7 +175,7 @@ def _check_rows(rows: pd.DataFrame) -> None:
 
 def judge_points(curve: Curve) -> tuple[Status, str]:
     """Status as the points give it, and what to run next."""
-    block = curve.window(len(curve.x)) if len(curve.stable) else curve.stable
+    block = curve.block() if len(curve.stable) else curve.stable
     if len(block) < MIN_RATES:
         told = f"{len(block)} neighbouring stable rates of {len(curve.x)} tried, at least {MIN_RATES} are needed"
         return "too_few", told + ("; add lower ones, where no run diverges" if curve.diverged.any() else "")

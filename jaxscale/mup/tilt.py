@@ -29,15 +29,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxscale.fit.resample import f_tail, t_quantile
-from jaxscale.mup.rates import MIN_RATES, Curve
+from jaxscale.mup.rates import NARROWEST, Curve
 
 __all__ = ["Joint", "Lanes", "Window", "choose_size", "count_dof", "fit_joint", "lean", "take_window", "undo"]
 
 LEAN = 1.5
 """Largest |c| tried; an excess that grows as lr^2 has c = 2 ln 2 = 1.39."""
-PRIOR_DOF = 4.0
+PRIOR_DOF = 2.0
 SIGNIFICANCE = 0.05
-NARROWEST = 5
 Ends = tuple[float | None, float | None]
 
 
@@ -148,7 +147,7 @@ def solve_lanes(window: Window, c: np.ndarray) -> Lanes:
 @dataclass(frozen=True)
 class Joint:
     """A ladder's fit: lanes a member over one grid of c, the cost (m,) of each c, its best lane, s^2 with what
-    leaning seeds add (`inflation`), nu."""
+    leaning seeds add (`inflation`), nu of s^2 alone and (Satterthwaite) with that."""
 
     lanes: tuple[Lanes, ...]
     c: np.ndarray
@@ -156,6 +155,7 @@ class Joint:
     best: int
     variance: float
     inflation: float
+    residual_dof: float
     dof: float
 
     def budget(self, confidence: float, one_sided: bool = False) -> np.ndarray:
@@ -212,7 +212,8 @@ def fit_joint(windows: Sequence[Window], confidence: float) -> Joint:
     scale = sum(float((w.loss**2).sum()) for w in windows)
     variance = max(least, 1e-20 * scale) / dof
     first = [solve_lanes(w, np.array([near])) for w in windows]
-    inflation = _seed_lean(first, variance)
+    inflation, seed_dof = _seed_lean(first, variance)
+    residual_dof, dof = dof, inflation**2 / (1 / dof + (inflation - 1) ** 2 / max(seed_dof, 1))
     most = variance * inflation * t_quantile(confidence, dof) ** 2
     allowed = grid[total - least <= most]
     width = grid[1] - grid[0]
@@ -222,7 +223,7 @@ def fit_joint(windows: Sequence[Window], confidence: float) -> Joint:
     lanes = tuple(solve_lanes(w, fine) for w in windows)
     cost = np.maximum(sum(lane.ss for lane in lanes) - least, 0.0)
     best = int(np.argmin(np.abs(fine - near)))
-    return Joint(lanes, fine, cost, best, variance, inflation, dof)
+    return Joint(lanes, fine, cost, best, variance, inflation, residual_dof, dof)
 
 
 def _total(windows: Sequence[Window], c: np.ndarray) -> np.ndarray:
@@ -247,8 +248,8 @@ def _shrink(
     return found[0], found[1]
 
 
-def _seed_lean(lanes: Sequence[Lanes], variance: float) -> float:
-    """By how much seeds that lean raise the variance of a slope: at least 1, drawn to 1."""
+def _seed_lean(lanes: Sequence[Lanes], variance: float) -> tuple[float, int]:
+    """By how much seeds that lean raise the variance of a slope (at least 1, drawn to 1), and the dof of that."""
     ss, dof = 0.0, 0
     for lane in lanes:
         w = lane.window
@@ -261,13 +262,17 @@ def _seed_lean(lanes: Sequence[Lanes], variance: float) -> float:
         ss += float((pull**2).sum() * w.seeds / (influence**2).sum())
         dof += w.seeds - 1
     ratio = ss / max(dof, 1) / variance
-    return max(1.0, (PRIOR_DOF + dof * ratio) / (PRIOR_DOF + dof))
+    return max(1.0, (PRIOR_DOF + dof * ratio) / (PRIOR_DOF + dof)), dof
 
 
 def choose_size(curves: Sequence[Curve], confidence: float) -> tuple[int, list[dict[str, float]]]:
-    """The widest window (rates a member) on which polynomials of degree four, one a member, see nothing that the
-    joint fit leaves (F test at 5%), and the p value of each size tried. The narrowest is five rates."""
-    most = max(len(curve.stable) for curve in curves)
+    """The widest window (rates a member) whose joint fit is not rejected at 5%, and the p value of each size tried.
+
+    Two tests, the smaller p doubled: polynomials of degree four, one a member, and one mean a rate, both against
+    the scatter between seeds at one rate. With one seed the first alone, against what the polynomials leave.
+    If five rates are rejected too, five: the narrowest.
+    """
+    most = max(len(curve.window(len(curve.x))) for curve in curves)
     tried: list[dict[str, float]] = []
     for size in range(most, min(NARROWEST, most) - 1, -1):
         p = _misfit_p([take_window(curve, size) for curve in curves], confidence)
@@ -279,17 +284,29 @@ def choose_size(curves: Sequence[Curve], confidence: float) -> tuple[int, list[d
 
 def _misfit_p(windows: Sequence[Window], confidence: float) -> float:
     joint = fit_joint(windows, confidence)
-    left, terms, dof = 0.0, -1, 0
+    smooth, means = (_left(windows, degree) for degree in (4, None))
+    if means[1] < 1:
+        return _f_test(joint, smooth, smooth)
+    return min(1.0, 2 * min(_f_test(joint, smooth, means), _f_test(joint, means, means)))
+
+
+def _left(windows: Sequence[Window], degree: int | None) -> tuple[float, int]:
+    """Sum of squares and dof that a polynomial a member leaves; one mean a rate with degree None."""
+    left, dof = 0.0, 0
     for w in windows:
-        degree = min(4, w.rates - 1 if len(w.t) > w.rates else w.rates - 2)
-        basis = w.center(np.vander(w.t / max(np.ptp(w.t), 1e-300), degree + 1)[:, :-1].T).T
+        most = w.rates - 1
+        power = most if degree is None else min(degree, most if len(w.t) > w.rates + w.seeds - 1 else most - 1)
+        basis = w.center(np.vander(2 * w.t / max(np.ptp(w.t), 1e-300), power + 1)[:, :-1].T).T
         y = w.center(w.loss)
         left += float(((y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]) ** 2).sum())
-        terms, dof = terms + degree - 2, dof + len(w.t) - w.seeds - degree
-    gained = joint.variance * joint.dof - left
-    tiny = 1e-18 * sum(float((w.loss**2).sum()) for w in windows)
-    if terms < 1 or dof < 1 or gained <= tiny:
+        dof += len(w.t) - w.seeds - power
+    return left, dof
+
+
+def _f_test(joint: Joint, richer: tuple[float, int], noise: tuple[float, int]) -> float:
+    """P value of what the richer fit gains on the joint one, against the noise that is left by another."""
+    gained, terms = joint.variance * joint.residual_dof - richer[0], joint.residual_dof - richer[1]
+    tiny = 1e-18 * sum(float((lane.window.loss**2).sum()) for lane in joint.lanes)
+    if terms < 1 or noise[1] < 1 or gained <= tiny:
         return 1.0
-    return f_tail(gained / terms / (max(left, tiny) / dof), terms, dof)
-
-
+    return f_tail(gained / terms / (max(noise[0], tiny) / noise[1]), terms, noise[1])

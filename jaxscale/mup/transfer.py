@@ -266,7 +266,7 @@ def _judge_fit(joint: Joint, member: int, curve: Curve, confidence: float) -> tu
     x = float(joint.lanes[member].optimum()[joint.best])
     if not np.isfinite(x):
         return "nonconvex", "its fitted curve has no minimum, look at the runs"
-    block = curve.window(len(curve.x))
+    block = curve.block()
     if not curve.x[block[0]] < x < curve.x[block[-1]]:
         return "edge", f"the fitted minimum is beyond the stable rates: {edge_reason(curve, block, x > curve.x[block[0]])}"
     if None in joint.interval(member, confidence):
