@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MIN_RATES", "NARROWEST", "NEAR", "Against", "Curve", "Ladder", "Status", "edge_reason", "format_rate", "judge_points", "read_ladders"]
 
 MIN_RATES, NARROWEST = 4, 5
-NEAR = 0.05
+NEAR = 0.06
 """Share of the loss above the lowest mean that is still near the minimum: no formula holds up to divergence."""
 SETTINGS = ("parameterization", "tokens", "batch_tokens", "weight_decay", "init_scale")
 """What the members of a ladder share; a column that the rows lack is not compared."""
