@@ -72,14 +72,18 @@ def _share(found: Sequence[dict[int, float]]) -> float:
 
 
 def loss_interval(joint: Joint, member: int, between: Between, confidence: float) -> tuple[float, tuple[float, float]]:
-    """L* of a member and its interval."""
-    lane, w, best = joint.lanes[member], joint.lanes[member].window, joint.best
-    c = joint.c[best]
-    u = lane.optimum()[best] - w.origin
-    loss = lane.level[best] + lane.coef[best] @ [u, float(lean(c, u))]
-    step = np.array([u - w.t.mean(), float(lean(c, u)) - lean(c, w.t).mean()])
+    """L* of a member and its interval: over every c that the profile allows, with what that c leaves of the budget."""
+    lane, w = joint.lanes[member], joint.lanes[member].window
+    u = lane.optimum() - w.origin
+    loss = lane.level + lane.coef[:, 0] * u + lane.coef[:, 1] * lean(joint.c, u)
+    phi = lean(joint.c[:, None], w.t[None]).mean(1)
+    step = np.stack([u - w.t.mean(), lean(joint.c, u) - phi], -1)
     seeds = between.mean_square / len(w.t)
-    curve = joint.variance * joint.inflation * float(step @ lane.cov[best] @ step)
-    dof = (seeds + curve) ** 2 / (seeds**2 / (between.dof or joint.dof) + curve**2 / joint.dof)
-    half = t_quantile(confidence, dof) * float(np.sqrt(seeds + curve))
-    return float(loss), (float(loss - half), float(loss + half))
+    curve = joint.variance * joint.inflation * np.einsum("mi,mij,mj->m", step, lane.cov, step)
+    at = joint.best
+    dof = (seeds + curve[at]) ** 2 / (seeds**2 / (between.dof or joint.dof) + curve[at] ** 2 / joint.dof)
+    budget = joint.budget(confidence)
+    share = np.sqrt(np.maximum(budget / budget.max(), 0.0))
+    half = t_quantile(confidence, float(dof)) * np.sqrt(seeds + curve) * share
+    known = (budget >= 0) & np.isfinite(loss)
+    return float(loss[at]), (float((loss - half)[known].min()), float((loss + half)[known].max()))
