@@ -24,7 +24,19 @@ from jaxscale.errors import MisuseError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MIN_RATES", "NARROWEST", "NEAR", "Against", "Curve", "Ladder", "Status", "edge_reason", "format_rate", "judge_points", "read_ladders"]
+__all__ = [
+    "MIN_RATES",
+    "NARROWEST",
+    "NEAR",
+    "Against",
+    "Curve",
+    "Ladder",
+    "Status",
+    "edge_reason",
+    "format_rate",
+    "judge_points",
+    "read_ladders",
+]
 
 MIN_RATES, NARROWEST = 4, 5
 NEAR = 0.06
@@ -120,7 +132,9 @@ def read_ladders(rows: pd.DataFrame) -> list[Ladder]:
     ladders = []
     for key, mine in rows.groupby(settings, sort=True, dropna=False):
         shared = dict(zip(settings, key, strict=True))
-        cells = {(int(w), int(d)): _read_curve(int(w), int(d), cell) for (w, d), cell in mine.groupby(["width", "depth"])}
+        cells = {
+            (int(w), int(d)): _read_curve(int(w), int(d), cell) for (w, d), cell in mine.groupby(["width", "depth"])
+        }
         found = [_ladder("width", depth, shared, cells) for depth in sorted({d for _, d in cells})]
         found += [_ladder("depth", width, shared, cells) for width in sorted({w for w, _ in cells})]
         long = [ladder for ladder in found if len(ladder.curves) > 1]
@@ -159,7 +173,9 @@ def _check_rows(rows: pd.DataFrame) -> None:
         raise MisuseError("the sweep has no rows, so there is no learning rate to choose")
     odd = sorted(set(rows["state"]) - set(STATES))
     if odd:
-        raise MisuseError(f"state {odd[0]!r} is none of {', '.join(STATES)}; wait until every run of the sweep has ended")
+        raise MisuseError(
+            f"state {odd[0]!r} is none of {', '.join(STATES)}; wait until every run of the sweep has ended"
+        )
     rates, loss = rows["lr"].to_numpy(float), rows["loss"].to_numpy(float)
     if not (np.isfinite(rates) & (rates > 0)).all():
         raise MisuseError(f"lr {rates[~(np.isfinite(rates) & (rates > 0))][0]:g} has no logarithm; rates are above 0")

@@ -7,9 +7,9 @@ a bootstrap about it is off at 0. Here instead: the estimate has that bias taken
 bounds are the largest and the smallest R over all (c, x*_j, L_m) that together cost at most T (jaxscale.mup.tilt;
 t one-sided, so each bound holds with the stated confidence). Where the truth is 0 the upper bound always holds.
 
-Outside member m's window the fitted curve is not trusted. Between stable rates its measured means are joined by
-straight lines (above a convex curve, so the bound stays one). Beyond the last stable rate nothing bounds R from
-above; from below the loss at that rate does.
+Outside member m's window the fitted curve is not trusted. Between stable rates its measured means are joined:
+the bound by straight lines, which lie above a convex curve; the estimate by lines through the roots of R, straight
+for a parabola. Beyond the last stable rate nothing bounds R from above; from below the loss at that rate does.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def _measured(
     inside = np.clip([*reach, x], known[0], known[-1])
     places = np.array([*inside, *known[(known > inside[0]) & (known < inside[1])]])
     heights = np.interp(places, known, mean) - least
-    low, value, high = max(float(heights.min()) - error, 0.0), max(float(heights[2]), 0.0), float(heights.max()) + error
+    low, high = max(float(heights.min()) - error, 0.0), float(heights.max()) + error
+    value = float(np.interp(x, known, np.sqrt(np.maximum(mean - least, 0.0)))) ** 2
     if not known[0] <= x <= known[-1]:
         return Regret(None, low, None, _beyond(curve, x))
     if reach[0] < known[0] or reach[1] > known[-1]:
@@ -139,7 +140,7 @@ def _beyond(curve: Curve, x: float) -> str:
     stable = curve.stable
     above = x > curve.x[stable[-1]]
     beside = stable[-1] + 1 if above else stable[0] - 1
-    told = f"rate {format_rate(2 ** x if np.isfinite(x) else None)} lies {'above' if above else 'below'} its stable rates"
+    told = f"rate {format_rate(2**x if np.isfinite(x) else None)} lies {'above' if above else 'below'} its stable rates"
     if 0 <= beside < len(curve.x) and curve.diverged[beside].any():
         return f"{told}, and {format_rate(2 ** curve.x[beside])} diverged"
     return f"{told}, none was tried there"

@@ -83,7 +83,9 @@ class Optimum:
         loss = format_loss(self.loss if self.loss is not None else self.lowest_loss)
         lr = format_rate(self.lr) if self.lr is not None else f"({format_rate(self.lowest_lr)})"
         told = self.status if self.status == "ok" else f"{self.status}: {self.reason}"
-        lost = ", ".join(f"{n} {what}" for n, what in ((self.runs_diverged, "diverged"), (self.runs_failed, "failed")) if n)
+        lost = ", ".join(
+            f"{n} {what}" for n, what in ((self.runs_diverged, "diverged"), (self.runs_failed, "failed")) if n
+        )
         return (self.rung, lr, format_interval(self.lr_interval, format_rate), loss, format_interval(self.loss_interval),
                 f"{self.runs_done} done" + (f", {lost}" if lost else ""), told)  # fmt: skip
 
@@ -164,7 +166,15 @@ class Transfer:
         parts, optima = [], list(self.optima)
         for ladder, told in zip(self.ladders, self.transfers, strict=True):
             mine, optima = optima[: len(ladder.curves)], optima[len(ladder.curves) :]
-            columns = (ladder.against, "best lr", f"{self.confidence:.0%} interval", "loss", "interval", "runs", "status")
+            columns = (
+                ladder.against,
+                "best lr",
+                f"{self.confidence:.0%} interval",
+                "loss",
+                "interval",
+                "runs",
+                "status",
+            )
             table = render_table(title_ladder(ladder), columns, [one.cells() for one in mine])
             parts.append("\n".join([table, *_lines(told), *(f"note: {note}" for note in told.notes)]))
         return "\n\n".join(parts)
@@ -189,7 +199,9 @@ def _lines(told: LadderTransfer) -> list[str]:
                      f"{format_interval(told.shift_interval, _signed)}{spread}")  # fmt: skip
     for one in told.regrets:
         if one["rung"] != told.from_rung:
-            lines.append(f"regret at {told.against} {one['rung']} of using {told.from_rung}'s rate: {_regret_words(one)}")
+            lines.append(
+                f"regret at {told.against} {one['rung']} of using {told.from_rung}'s rate: {_regret_words(one)}"
+            )
     return [*lines, f"verdict: {told.words}"]
 
 
@@ -268,7 +280,10 @@ def _judge_fit(joint: Joint, member: int, curve: Curve, confidence: float) -> tu
         return "nonconvex", "its fitted curve has no minimum, look at the runs"
     block = curve.block()
     if not curve.x[block[0]] < x < curve.x[block[-1]]:
-        return "edge", f"the fitted minimum is beyond the stable rates: {edge_reason(curve, block, x > curve.x[block[0]])}"
+        return (
+            "edge",
+            f"the fitted minimum is beyond the stable rates: {edge_reason(curve, block, x > curve.x[block[0]])}",
+        )
     if None in joint.interval(member, confidence):
         return "nonconvex", "too flat for its noise, the optimum has no bounded interval; add seeds or a wider range"
     return "ok", ""
@@ -311,7 +326,9 @@ def _transfer(ladder: Ladder, joint: Joint, used: list[int], optima: Sequence[Op
     last = regrets[-1] if len(used) > 1 else dict.fromkeys(regrets[0])
     x = [one.log2_lr for one in chosen if one.log2_lr is not None]
     lost = [rungs[k] for k in range(len(rungs)) if k not in used]
-    notes = [f"{ladder.against} {', '.join(map(str, lost))} has no optimum and is not in shift and regret"] if lost else []
+    notes = (
+        [f"{ladder.against} {', '.join(map(str, lost))} has no optimum and is not in shift and regret"] if lost else []
+    )
     if len(used) > 1 and last["regret"] is None:
         notes.append(f"regret: {last['reason']}")
     return {
@@ -340,7 +357,9 @@ def _judge(told: Any, most_regret: float, most_shift: float) -> tuple[Verdict, s
         return "unsettled", f"unsettled: one {against} with an optimum shows no transfer, two or more are needed"
     low, high = told["shift_interval"]
     regret, floor = told["regret_relative_high"], told["regret_relative_low"]
-    shift = f"shift per doubling {told['shift']:+.3f} {format_interval((low, high), _signed)} (tolerance +-{most_shift:g})"
+    shift = (
+        f"shift per doubling {told['shift']:+.3f} {format_interval((low, high), _signed)} (tolerance +-{most_shift:g})"
+    )
     bound = f"is above {floor:.3%} of the loss, unbounded" if regret is None else f"is at most {regret:.3%} of the loss"
     cost = f"regret at {against} {rung} of {told['from_rung']}'s rate {bound} (tolerance {100 * most_regret:g}%)"
     small = regret is not None and regret < most_regret

@@ -65,7 +65,9 @@ def write_transfer_figure(transfer: Transfer, stem: Path) -> list[Path]:
 
 def _subtitle(ladders: list[Ladder], transfer: Transfer) -> list[str]:
     told = title_ladder(ladders[0]).split(", ", 1)
-    same = f"{told[1]}; " if len(told) > 1 and len({title_ladder(one).split(", ", 1)[-1] for one in ladders}) == 1 else ""
+    same = (
+        f"{told[1]}; " if len(told) > 1 and len({title_ladder(one).split(", ", 1)[-1] for one in ladders}) == 1 else ""
+    )
     return [f"{same}points: runs, lines: means over seeds", "dots: optima of the fitted curves with "
             f"their {transfer.confidence:.0%} interval, joined by dashes; crosses: diverged runs, triangles: runs above the axis"]  # fmt: skip
 
@@ -109,7 +111,12 @@ def _panel(
 
 
 def _layers(
-    ladder: Ladder, optima: tuple[Optimum, ...], domain: tuple[float, float], across: dict[str, Any], y: alt.Y, color: alt.Color
+    ladder: Ladder,
+    optima: tuple[Optimum, ...],
+    domain: tuple[float, float],
+    across: dict[str, Any],
+    y: alt.Y,
+    color: alt.Color,
 ) -> list[alt.Chart]:
     runs, means = _runs(ladder, domain)
     x, beside = alt.X("x:Q", **across), alt.X("beside:Q", **across)

@@ -87,7 +87,9 @@ class Count:
         yield ", ".join(f"{n} {what}" for what, n in sorted(self.other.items())) or "none"
 
 
-def judge(result: Transfer, truth: dict[int, tuple[float, float]], height: Callable[[float], float], count: Count) -> None:
+def judge(
+    result: Transfer, truth: dict[int, tuple[float, float]], height: Callable[[float], float], count: Count
+) -> None:
     """Adds one sweep's intervals to the count."""
     for one in result.optima:
         if one.status != "ok":
