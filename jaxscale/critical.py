@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.errors import MisuseError
+from jaxscale.fit.resample import t_quantile
 from jaxscale.fit.result import Estimate, Interval, without_nan
 from jaxscale.fit.squares import Model, best_lane, redraw, solve
 from jaxscale.fit.summary import check_options, percentile_interval
@@ -132,7 +133,7 @@ def fit_critical_batch(
     if std is not None:
         shift = np.array([1.0, -center])
         errors = (std * np.sqrt(shift @ covariance @ shift), std * np.sqrt(covariance[1, 1]))
-    half = [None if errors is None else _t_quantile(confidence, dof) * error for error in errors or (0, 0)]
+    half = [None if errors is None else t_quantile(confidence, dof) * error for error in errors or (0, 0)]
     A = Estimate(float(np.exp(log_A)), _ends(log_A, half[0], np.exp))
     slope = Estimate(float(a), _ends(a, half[1], float))
     if of != "loss":
@@ -178,15 +179,3 @@ def _inverse(interval: Interval) -> Interval:
     if low is None or high is None or low * high <= 0:
         return None, None
     return -1 / low, -1 / high
-
-
-def _t_quantile(confidence: float, dof: int) -> float:
-    """Two-sided Student t quantile: with t = sqrt(dof) tan(phi) the density is cos(phi)^(dof - 1).
-
-    >>> round(_t_quantile(0.95, 4), 3)
-    2.776
-    """
-    phi = np.linspace(0, np.pi / 2, 20_001)
-    density = np.cos(phi) ** (dof - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(np.sqrt(dof) * np.tan(np.interp(confidence, below / below[-1], phi)))

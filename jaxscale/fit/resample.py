@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 __all__ = ["RESAMPLERS", "NoiseModel", "Resample", "choose_resample", "draw_counts", "draw_errors",
-           "estimate_intraclass", "f_tail"]  # fmt: skip
+           "estimate_intraclass", "f_tail", "t_quantile"]  # fmt: skip
 
 Resample = Literal["auto", "residual", "wild", "pairs", "noise"]
 RESAMPLERS: tuple[str, ...] = ("auto", "residual", "wild", "pairs", "noise")
@@ -172,3 +172,15 @@ def f_tail(ratio: float, above: float, below: float) -> float:
 
     root, u, v = max(ratio, 0.0) ** (1 / 3), 2 / (9 * above), 2 / (9 * below)
     return 0.5 * erfc(((1 - v) * root - (1 - u)) / sqrt(2 * (v * root**2 + u)))
+
+
+def t_quantile(confidence: float, dof: float) -> float:
+    """Two-sided Student t quantile: with t = sqrt(dof) tan(phi) the density is cos(phi)^(dof - 1).
+
+    >>> round(t_quantile(0.95, 4), 3)
+    2.776
+    """
+    phi = np.linspace(0, np.pi / 2, 20_001)
+    density = np.cos(phi) ** (dof - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(np.sqrt(dof) * np.tan(np.interp(confidence, below / below[-1], phi)))
