@@ -19,7 +19,7 @@ __all__ = ["mup"]
 
 USAGE = """usage: jaxscale mup rules [STUDY.py] [--width W] [--depth L]   the table for one model
        jaxscale mup check [STUDY.py] [--widths ...]             a coordinate check with a verdict
-       jaxscale mup sweep [STUDY.py] [--widths ...] [--lrs ...] the best learning rate of each width, and whether it moves
+       jaxscale mup sweep [STUDY.py] [--widths ...] [--lrs ...] the best learning rate of each width, does it move
 
 example: jaxscale mup check configs/quickstart.py --parameterization mup --widths 64 128 256 512
 `jaxscale mup rules --help` and `jaxscale mup check --help` list the options."""

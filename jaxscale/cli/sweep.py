@@ -129,7 +129,7 @@ def _print_plan(planned: Plan, console: Console) -> None:
     columns = ("", "width", "depth", "N", "tokens", "steps", "batch", "rates", "seeds", "runs", "time")
     console.print(render_table(f"sweep of {planned.study}", columns, rows), soft_wrap=True, markup=False)
     console.print(f"  in all: {len(planned)} runs, {format_flops(planned.total_flops)} FLOPs, "
-                  f"{format_seconds(planned.total_seconds)} on {planned.hardware}, compiling not counted\n")  # fmt: skip
+                  f"{format_seconds(planned.total_seconds)} on {planned.hardware} without compiling\n")  # fmt: skip
 
 
 def _conclude(study: Study, folder: Path, planned: Plan, ways: list[dict[str, Any]], command: str) -> int:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxscale.config import ModelConfig, Study
 from jaxscale.errors import MisuseError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepGrid", "default_rates", "default_tokens", "grow_plan", "plan_sweep", "sweep_record", "tabulate_runs"]
 
+Parameterization = Literal["mup", "completep", "standard"]
 VARIED_MODEL = frozenset({"d_model", "n_layers", "parameterization", "init_scale"})
 VARIED_RECIPE = frozenset({"lr", "weight_decay"})
 """What may differ inside one sweep's folder; the rest of model, recipe and text may not."""
@@ -37,7 +38,7 @@ VARIED_RECIPE = frozenset({"lr", "weight_decay"})
 class SweepGrid:
     """The axes of a sweep. Depths empty: the study's. Several widths and several depths: the product."""
 
-    parameterizations: tuple[str, ...]
+    parameterizations: tuple[Parameterization, ...]
     widths: tuple[int, ...]
     lrs: tuple[float, ...]
     seeds: int
