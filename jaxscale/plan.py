@@ -8,7 +8,8 @@ exact count. Its place on the IsoFLOP curve is
 the distance in log N from the expected optimum (at fixed C, D/N falls as N^-2). Sizes with |x| <= log(spread)
 are kept; a budget without five of them, two on each side, is refused, since its parabola would be a guess.
 The tokens are a whole number of batches; batch = coefficient * D^exponent; the learning-rate horizon is the
-cell's own D (Hoffmann et al. 2022: curves cut short of their horizon mislead).
+cell's own D (Hoffmann et al. 2022: curves cut short of their horizon mislead). The peak rate is recipe.lr, or with
+recipe.lr_from a sweep's optimum moved to the cell's own D and B (jaxscale/rates).
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Literal
 from jaxscale.config import Grid, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_6nd, flops_per_token
-from jaxscale.format import format_count, format_flops
+from jaxscale.format import format_count, format_factor, format_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
+from jaxscale.rates import RateLaw, read_rates
+from jaxscale.rates.law import FAR
 from jaxscale.runs import Cell, Dropped, Plan, RunSpec, to_plain
 
 __all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop"]
@@ -45,34 +48,37 @@ class _Candidate:
     tokens: float
 
 
-def plan_isoflop(study: Study, *, train_tokens: float | None = None) -> Plan:
+def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256: str = "") -> Plan:
     """The IsoFLOP grid of a study.
 
     `train_tokens` is the size of the training text, which decides how often it would be repeated; None (the
     text is not on this machine) falls back to data.declared_train_tokens, and without it nothing is checked.
-    Raises MisuseError for a budget that the ladder cannot bracket, naming the way out.
+    `data_sha256` is that text's identity, where known. Raises MisuseError for a budget that the ladder cannot
+    bracket and for a sweep (recipe.lr_from) that does not speak for this study, naming the way out.
     """
     _check_study(study)
     available = train_tokens or study.data.declared_train_tokens
+    rates = read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
     dropped: list[Dropped] = []
     cells: list[Cell] = []
     for rank, budget in enumerate(sorted(study.grid.budgets)):
         kept = _choose_sizes(study, budget, available, dropped)
         seeds = study.grid.seeds[min(rank, len(study.grid.seeds) - 1)]
-        cells += [_cell(study, c, "grid", available, i) for i in range(seeds) for c in kept]
+        cells += [_cell(study, c, "grid", available, i, rates) for i in range(seeds) for c in kept]
     for budget in sorted(study.grid.holdout):
         kept = _choose_holdout(study, budget, available, dropped)
-        cells += [_cell(study, c, "holdout", available, 0) for c in kept]
+        cells += [_cell(study, c, "holdout", available, 0, rates) for c in kept]
     hardware = parse_hardware(study.hardware)
     return Plan(
         study=study.name,
         cells=tuple(cells),
         dropped=tuple(dropped),
-        assumptions=_assumptions(study, available, hardware.describe()),
+        assumptions=_assumptions(study, available, hardware.describe()) + _told_rates(rates, cells),
         config=to_plain(study),
         hardware=study.hardware,
         total_flops=sum(cell.flops for cell in cells),
         total_seconds=sum(cell.seconds for cell in cells),
+        data_sha256=data_sha256,
     )
 
 
@@ -232,8 +238,15 @@ def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
     return microbatches * recipe.microbatch_seqs
 
 
-def _cell(study: Study, c: _Candidate, role: Literal["grid", "holdout"], available: float | None, repeat: int) -> Cell:
-    spec = _resolve(study, c, study.seed + repeat)
+def _cell(
+    study: Study,
+    c: _Candidate,
+    role: Literal["grid", "holdout"],
+    available: float | None,
+    repeat: int,
+    rates: RateLaw | None,
+) -> Cell:
+    spec = _resolve(study, c, study.seed + repeat, rates)
     rate = parse_hardware(study.hardware).flops_per_s(c.model.d_model)
     evaluation = flops_per_token(c.model) * study.data.val_tokens / 3
     cell = describe_run(spec, role)
@@ -256,28 +269,30 @@ def describe_run(spec: RunSpec, role: Literal["grid", "holdout"] = "grid") -> Ce
     )
 
 
-def _resolve(study: Study, c: _Candidate, seed: int) -> RunSpec:
-    """Every number of a run, from the study's rules."""
+def _resolve(study: Study, c: _Candidate, seed: int, rates: RateLaw | None = None) -> RunSpec:
+    """Every number of a run, from the study's rules and a sweep's rates."""
     recipe, model = study.recipe, c.model
     batch_seqs = _batch_seqs(recipe, model, c.tokens)
     steps = round(c.tokens / (batch_seqs * model.seq_len))
+    tokens = steps * batch_seqs * model.seq_len
+    lr = rates.rate(tokens, batch_seqs * model.seq_len) if rates else recipe.lr
     horizon = recipe.decay_rule == "horizon"
     return RunSpec(
         model=model,
         data=study.data,
         budget_flops=c.budget,
-        tokens=steps * batch_seqs * model.seq_len,
+        tokens=tokens,
         steps=steps,
         batch_seqs=batch_seqs,
         microbatch_seqs=recipe.microbatch_seqs,
         optimizer=recipe.optimizer,
-        lr=recipe.lr,
+        lr=lr,
         embed_lr=recipe.embed_lr,
         head_lr=recipe.head_lr,
         b1=recipe.b1,
         b2=recipe.b2,
         eps=recipe.eps,
-        weight_decay=recipe.weight_decay / (recipe.lr * steps) if horizon else recipe.weight_decay,
+        weight_decay=recipe.weight_decay / (lr * steps) if horizon else recipe.weight_decay,
         clip_norm=recipe.clip_norm,
         z_loss=recipe.z_loss,
         schedule=recipe.schedule,
@@ -303,3 +318,33 @@ def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[
         f"time: {hardware}; compiling not counted",
         f"text: {text}",
     )
+
+
+def _told_rates(rates: RateLaw | None, cells: list[Cell]) -> tuple[str, ...]:
+    """Where the learning rates are from, what they come to over the cells, and how far they were carried."""
+    if rates is None:
+        return ()
+    specs = [cell.spec for cell in cells]
+    slow, fast = min(specs, key=lambda spec: spec.lr), max(specs, key=lambda spec: spec.lr)
+    doubt = max(rates.factor(spec.tokens, spec.batch_seqs * spec.model.seq_len) for spec in specs)
+    least, most = (pick(spec.tokens / rates.tokens for spec in specs) for pick in (min, max))
+    told = (f"learning rates {slow.lr:g} to {fast.lr:g}: cells have {format_factor(least)} to {format_factor(most)} "
+            f"the sweep's D; 95%: within {format_factor(doubt)} at the farthest, if the powers hold",)  # fmt: skip
+    return (*rates.describe(), *told, *_warnings(rates, specs))
+
+
+def _warnings(rates: RateLaw, specs: list[RunSpec]) -> Iterator[str]:
+    """Carried far in D, beyond the widths swept, or over a depth that muP says nothing about."""
+    reach = max(rates.reach(spec.tokens) for spec in specs)
+    if reach > FAR:
+        yield (f"WARNING: the farthest cell's D is {format_factor(reach)} beyond the horizons swept, more than "
+               f"{FAR:g}x; the exponent decides its rate: sweep nearer to it, or at several horizons")  # fmt: skip
+    widths, depths = {one.width for one in rates.optima}, {one.depth for one in rates.optima}
+    out = sorted({s.model.d_model for s in specs if not min(widths) <= s.model.d_model <= max(widths)})
+    if out:
+        yield (f"rates carried by muP to width{'s' * (len(out) > 1)} {', '.join(map(str, out))} outside the sweep's "
+               f"{min(widths)} to {max(widths)}")  # fmt: skip
+    deep = sorted({s.model.n_layers for s in specs} - depths)
+    if deep and specs[0].model.parameterization == "mup":
+        yield (f"WARNING: muP carries no rate over depth: cells have {', '.join(map(str, deep))} layers and the sweep "
+               f"{', '.join(map(str, sorted(depths)))}; use model.parameterization completep")  # fmt: skip

@@ -1,0 +1,6 @@
+"""The learning rate of a planned run, from the result of a sweep: `read_rates(path, study)`."""
+
+from jaxscale.rates.law import Exponent, Optimum, RateLaw, fit_rates
+from jaxscale.rates.read import find_sweep, read_rates
+
+__all__ = ["Exponent", "Optimum", "RateLaw", "find_sweep", "fit_rates", "read_rates"]
