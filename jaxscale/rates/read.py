@@ -104,9 +104,9 @@ def _check_record(record: Any, where: str) -> None:
     ends = record.get("interval")
     if not _is_number(record.get("log2_lr")):
         raise MisuseError(f"{where} is ok with log2_lr {record.get('log2_lr')!r}; run the sweep again")
-    if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends)) and ends[0] <= ends[1]):
-        raise MisuseError(f"{where} is ok with interval {ends!r}, so its error is not known; sweep with two seeds "
-                          f"or more")  # fmt: skip
+    if not (isinstance(ends, list) and len(ends) == 2 and all(end is None or _is_number(end) for end in ends)):
+        raise MisuseError(f"{where} is ok with interval {ends!r} where two ends in log2 rate are wanted; run the sweep "
+                          f"again")  # fmt: skip
 
 
 def _is_number(value: Any) -> bool:
@@ -145,17 +145,26 @@ def _choose(where: str, study: Study, records: list[dict[str, Any]]) -> tuple[li
         there = ", ".join(sorted({f"{r['weight_decay']:g} (init_scale {r['init_scale']:g})" for r in own}))
         raise MisuseError(f"{where}: has optima at weight_decay {there} and this study has {decay:g} (init_scale 1); "
                           f"sweep at that, or use --recipe.weight-decay")  # fmt: skip
-    good = [record for record in same if record["status"] == "ok"]
-    left = [f"width {r['width']}, depth {r['depth']} ({r['status']})" for r in same if r["status"] != "ok"]
+    good = [record for record in same if not _fault(record)]
+    left = [f"width {r['width']}, depth {r['depth']} ({_fault(r)})" for r in same if _fault(r)]
     if not good:
-        raise MisuseError(f"{where}: no width has an optimum inside the rates swept: {'; '.join(left)}; sweep rates "
-                          f"further out")  # fmt: skip
+        raise MisuseError(f"{where}: no width has an optimum inside the rates swept: {'; '.join(left)}; sweep more "
+                          f"rates, further out, or more seeds")  # fmt: skip
     depths = {study.model.n_layers} if study.grid.aspect is None else set()
     here = [record for record in good if record["depth"] in depths]
     if here and kind == "mup":  # muP says nothing about depth, so the study's own speaks alone
         left += [f"width {r['width']}, depth {r['depth']} (another depth)" for r in good if r not in here]
         good = here
-    return good, left
+    models = {(r["width"], r["depth"], r["tokens"], r["batch_tokens"]): r for r in reversed(good)}
+    return list(reversed(models.values())), left  # a model judged in two ladders counts once, as judged first
+
+
+def _fault(record: dict[str, Any]) -> str:
+    """Why a record is no optimum with an error; empty where it is."""
+    if record["status"] != "ok":
+        return str(record["status"])
+    low, high = record["interval"]
+    return "" if low is not None and high is not None and low <= high else "its interval is open"
 
 
 def _optimum(record: dict[str, Any]) -> Optimum:
