@@ -85,6 +85,8 @@ class RateLaw:
     """Of the two exponents."""
     optima: tuple[Optimum, ...]
     notes: tuple[str, ...] = ()
+    source: str = ""
+    """File of the optima, where they are from one."""
 
     def rate(self, tokens: float, batch_tokens: float) -> float:
         """Base-width peak rate for a run of so many tokens, in batches of so many; four significant digits.
@@ -120,12 +122,13 @@ class RateLaw:
 
     def describe(self) -> tuple[str, ...]:
         """The rate, the two corrections and how the widths agree, in sentences."""
-        shapes = sorted({one.width for one in self.optima})
-        widths = f"width{'s' * (len(shapes) > 1)} {', '.join(map(str, shapes))}"
+        widths = ", ".join(map(str, sorted({one.width for one in self.optima})))
+        count = f"{len(self.optima)} optima" if len(self.optima) > 1 else "one optimum"
+        file = f" in {self.source}" if self.source else ""
         return (
             f"learning rate: {self.lr:.3g} (95%: within {format_factor(2 ** (Z * self.error))}) at D = "
-            f"{format_count(self.tokens)} and batches of {format_count(self.batch_tokens)} tokens, from "
-            f"{len(self.optima)} {'optima' if len(self.optima) > 1 else 'optimum'} at {widths}",
+            f"{format_count(self.tokens)} and batches of {format_count(self.batch_tokens)} tokens, from {count} at "
+            f"widths {widths}{file}",
             f"horizon: rate ~ D^{_words('horizon', self.horizon)}",
             f"batch: rate ~ B^{_words('batch', self.batch)}",
             *self.notes,

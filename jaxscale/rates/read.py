@@ -9,6 +9,7 @@ rate of another update), the multipliers of table and head, the decay's unit and
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,10 @@ def read_rates(path: str | Path, study: Study, *, data_sha256: str = "") -> Rate
         horizon=study.recipe.lr_horizon_exponent,
         batch=study.recipe.lr_batch_exponent,
     )
-    notes = [f"rates from {file}; recipe.lr = {study.recipe.lr:g} is not read", *law.notes]
+    notes = [f"recipe.lr = {study.recipe.lr:g} is not read: recipe.lr_from is given", *law.notes]
     notes += [f"left out of the rate: {'; '.join(left)}"] if left else []
     notes += _differences(study, text, model, recipe, data_sha256)
-    return RateLaw(**{**vars(law), "notes": tuple(notes)})
+    return replace(law, source=str(file), notes=tuple(notes))
 
 
 def _parse(plain: Any, where: str) -> tuple[dict[str, Any], ModelConfig, Recipe, list[dict[str, Any]]]:
