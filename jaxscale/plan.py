@@ -22,11 +22,10 @@ from typing import Literal
 from jaxscale.config import Grid, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_6nd, flops_per_token
-from jaxscale.format import format_count, format_factor, format_flops
+from jaxscale.format import format_count, format_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
-from jaxscale.rates import RateLaw, read_rates
-from jaxscale.rates.law import FAR
+from jaxscale.rates import RateLaw, read_rates, tell_rates
 from jaxscale.runs import Cell, Dropped, Plan, RunSpec, to_plain
 
 __all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop"]
@@ -73,7 +72,8 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
         study=study.name,
         cells=tuple(cells),
         dropped=tuple(dropped),
-        assumptions=_assumptions(study, available, hardware.describe()) + _told_rates(rates, cells),
+        assumptions=_assumptions(study, available, hardware.describe())
+        + (tell_rates(rates, [cell.spec for cell in cells]) if rates else ()),
         config=to_plain(study),
         hardware=study.hardware,
         total_flops=sum(cell.flops for cell in cells),
@@ -318,33 +318,3 @@ def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[
         f"time: {hardware}; compiling not counted",
         f"text: {text}",
     )
-
-
-def _told_rates(rates: RateLaw | None, cells: list[Cell]) -> tuple[str, ...]:
-    """Where the learning rates are from, what they come to over the cells, and how far they were carried."""
-    if rates is None:
-        return ()
-    specs = [cell.spec for cell in cells]
-    slow, fast = min(specs, key=lambda spec: spec.lr), max(specs, key=lambda spec: spec.lr)
-    doubt = max(rates.factor(spec.tokens, spec.batch_seqs * spec.model.seq_len) for spec in specs)
-    least, most = (pick(spec.tokens / rates.tokens for spec in specs) for pick in (min, max))
-    told = (f"learning rates {slow.lr:g} to {fast.lr:g}: cells have {format_factor(least)} to {format_factor(most)} "
-            f"the sweep's D; 95%: within {format_factor(doubt)} at the farthest, if the powers hold",)  # fmt: skip
-    return (*rates.describe(), *told, *_warnings(rates, specs))
-
-
-def _warnings(rates: RateLaw, specs: list[RunSpec]) -> Iterator[str]:
-    """Carried far in D, beyond the widths swept, or over a depth that muP says nothing about."""
-    reach = max(rates.reach(spec.tokens) for spec in specs)
-    if reach > FAR:
-        yield (f"WARNING: the farthest cell's D is {format_factor(reach)} beyond the horizons swept, more than "
-               f"{FAR:g}x; the exponent decides its rate: sweep nearer to it, or at several horizons")  # fmt: skip
-    widths, depths = {one.width for one in rates.optima}, {one.depth for one in rates.optima}
-    out = sorted({s.model.d_model for s in specs if not min(widths) <= s.model.d_model <= max(widths)})
-    if out:
-        yield (f"rates carried by muP to width{'s' * (len(out) > 1)} {', '.join(map(str, out))} outside the sweep's "
-               f"{min(widths)} to {max(widths)}")  # fmt: skip
-    deep = sorted({s.model.n_layers for s in specs} - depths)
-    if deep and specs[0].model.parameterization == "mup":
-        yield (f"WARNING: muP carries no rate over depth: cells have {', '.join(map(str, deep))} layers and the sweep "
-               f"{', '.join(map(str, sorted(depths)))}; use model.parameterization completep")  # fmt: skip

@@ -13,7 +13,7 @@ from jaxscale.cli import dispatch
 from jaxscale.config import Grid, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.plan import plan_isoflop
-from jaxscale.rates import Optimum, fit_rates, read_rates
+from jaxscale.rates import Optimum, describe_rates, fit_rates, read_rates
 from jaxscale.rates.law import PUBLISHED, Z
 from jaxscale.runs import Plan, to_plain
 
@@ -102,7 +102,7 @@ def test_what_was_not_varied_is_the_published_exponent_with_its_range() -> None:
         assert (exponent.value, exponent.interval, exponent.source) == (*PUBLISHED[name], "published")
     assert law.factor(D0, B0) == pytest.approx(2 ** (Z * 0.05 / math.sqrt(2)))
     assert law.factor(16 * D0, B0) == pytest.approx(2 ** math.hypot(Z * 0.05 / math.sqrt(2), 4 * 0.35))
-    assert "assumed" in law.describe()[1] and "assumed" in law.describe()[2]
+    assert "assumed" in describe_rates(law)[1] and "assumed" in describe_rates(law)[2]
 
 
 def test_horizons_less_than_a_doubling_apart_measure_no_exponent() -> None:
@@ -125,7 +125,7 @@ def test_a_batch_tied_to_the_horizon_leaves_the_net_power_certain_and_the_split_
 def test_an_exponent_asked_for_is_used_and_carries_no_doubt() -> None:
     law = fit_rates(crossed(), horizon=-0.1)
     assert law.horizon.value == -0.1 and law.horizon.error == 0 and law.batch.value == pytest.approx(G)
-    assert "as recipe.lr_horizon_exponent asks" in law.describe()[1]
+    assert "as recipe.lr_horizon_exponent asks" in describe_rates(law)[1]
 
 
 def test_widths_that_disagree_beyond_their_errors_widen_the_interval_and_are_told() -> None:
@@ -148,6 +148,17 @@ def test_a_sweep_file_gives_the_law_of_its_optima(tmp_path: Path) -> None:
     law = read_rates(file, Study())
     assert law.rate(D0, B0) == pytest.approx(2**L0, rel=5e-4) and law.horizon.value == pytest.approx(H)
     assert read_rates(tmp_path, Study()) == law  # the folder means its sweep.json
+
+
+def test_records_with_nested_settings_and_an_interval_of_rates_read_the_same(tmp_path: Path) -> None:
+    """The analysis of a sweep keeps what a ladder shares in `settings` and its interval as rates."""
+    nested = []
+    for one in one_horizon():
+        low, high = one.pop("interval")
+        shared = {name: one.pop(name) for name in ("tokens", "batch_tokens", "weight_decay", "init_scale")}
+        nested.append(one | {"settings": shared, "lr_interval": [2**low, 2**high]})
+    law, flat = (read_rates(write_sweep(tmp_path, optima), Study()) for optima in (nested, one_horizon()))
+    assert law.lr == pytest.approx(flat.lr) and law.error == pytest.approx(flat.error)
 
 
 def test_optima_of_the_other_parameterization_do_not_count(tmp_path: Path) -> None:

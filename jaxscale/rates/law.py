@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxscale.errors import MisuseError
-from jaxscale.format import format_count, format_factor
+from jaxscale.format import format_factor
 
 __all__ = ["DIGITS", "PUBLISHED", "Exponent", "Optimum", "RateLaw", "fit_rates"]
 
@@ -34,15 +34,12 @@ DIGITS = 4
 """Significant digits of a resolved rate: the last bits of a logarithm must not rename a run on another machine."""
 PUBLISHED = {"horizon": (-0.32, (-0.70, 0.0)), "batch": (0.5, (0.0, 1.0))}
 """Exponent and the range that stands for its 95% interval; the sources are above."""
-SOURCES = {"horizon": "Bjorck et al. 2409.19913", "batch": "Malladi et al. 2205.10287"}
 SPAN = 1.0
 """log2 of the span of D or B within one shape from which an exponent is measured."""
 COLLINEAR = 0.02
 """1 - correlation^2 of log D and log B within shapes, under which only one exponent can be told."""
 Z = 1.959964
 """Normal quantile of a two-sided 95% interval."""
-FAR = 30.0
-"""Factor in D beyond the sweep's own horizons from which the plan warns."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,7 @@ class RateLaw:
     """Of the two exponents."""
     optima: tuple[Optimum, ...]
     notes: tuple[str, ...] = ()
+    """What else there is to say: how the widths agree, what was left out, what differs."""
     source: str = ""
     """File of the optima, where they are from one."""
 
@@ -120,32 +118,8 @@ class RateLaw:
         swept = [one.tokens for one in self.optima]
         return max(tokens / max(swept), min(swept) / tokens, 1.0)
 
-    def describe(self) -> tuple[str, ...]:
-        """The rate, the two corrections and how the widths agree, in sentences."""
-        widths = ", ".join(map(str, sorted({one.width for one in self.optima})))
-        count = f"{len(self.optima)} optima" if len(self.optima) > 1 else "one optimum"
-        file = f" in {self.source}" if self.source else ""
-        return (
-            f"learning rate: {self.lr:.3g} (95%: within {format_factor(2 ** (Z * self.error))}) at D = "
-            f"{format_count(self.tokens)} and batches of {format_count(self.batch_tokens)} tokens, from {count} at "
-            f"widths {widths}{file}",
-            f"horizon: rate ~ D^{_words('horizon', self.horizon)}",
-            f"batch: rate ~ B^{_words('batch', self.batch)}",
-            *self.notes,
-        )
-
     def _distance(self, tokens: float, batch_tokens: float) -> tuple[float, float]:
         return math.log2(tokens / self.tokens), math.log2(batch_tokens / self.batch_tokens)
-
-
-def _words(name: str, exponent: Exponent) -> str:
-    low, high = exponent.interval
-    bounds = f"{exponent.value:.2f} [{low:.2f}, {high:.2f}]"
-    if exponent.source == "measured":
-        return f"{bounds}, measured in the sweep"
-    if exponent.source == "asked":
-        return f"{exponent.value:g}, as recipe.lr_{name}_exponent asks"
-    return f"{bounds}, assumed: the sweep has one {name} a shape, and papers disagree ({SOURCES[name]} and others)"
 
 
 def fit_rates(optima: Sequence[Optimum], *, horizon: float | None = None, batch: float | None = None) -> RateLaw:

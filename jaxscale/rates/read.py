@@ -85,18 +85,28 @@ def _parse(plain: Any, where: str) -> tuple[dict[str, Any], ModelConfig, Recipe,
     for name, kinds in (("tokenizer", str), ("vocab_size", int), ("seq_len", int)):
         if not isinstance(plain["text"].get(name), kinds):
             raise MisuseError(f"{where}: text has no {name!r}; run the sweep again")
-    for i, record in enumerate(plain["optima"]):
+    records = [_flatten(record, f"{where}: optima[{i}]") for i, record in enumerate(plain["optima"])]
+    for i, record in enumerate(records):
         _check_record(record, f"{where}: optima[{i}]")
     try:
         model, recipe = from_plain(plain["model"], ModelConfig), from_plain(plain["recipe"], Recipe)
     except MisuseError as error:
         raise MisuseError(f"{where}: {error}; it is of another version, run the sweep again") from error
-    return plain["text"], model, recipe, plain["optima"]
+    return plain["text"], model, recipe, records
 
 
-def _check_record(record: Any, where: str) -> None:
-    if not isinstance(record, dict):
+def _flatten(record: Any, where: str) -> dict[str, Any]:
+    """A record with its `settings` beside the rest, and `lr_interval` as the interval in log2 rate."""
+    if not isinstance(record, dict) or not isinstance(record.get("settings", {}), dict):
         raise MisuseError(f"{where} is not a record; run the sweep again")
+    flat = {**record.get("settings", {}), **record}
+    ends = flat.get("lr_interval")
+    if isinstance(ends, list) and all(end is None or _is_number(end) for end in ends):
+        flat["interval"] = [math.log2(end) if end else None for end in ends]
+    return flat
+
+
+def _check_record(record: dict[str, Any], where: str) -> None:
     for name, kind in OPTIMUM.items():
         if not isinstance(record.get(name), kind) or isinstance(record[name], bool):
             raise MisuseError(f"{where} has {name} {record.get(name)!r}; run the sweep again")

@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 
 from jaxscale.plan import plan_isoflop
-from jaxscale.rates import Optimum, fit_rates
+from jaxscale.rates import Optimum, describe_rates, fit_rates
 from jaxscale.runs import RunSpec
 from jaxscale.study import load_study
 from jaxscale.train.loop import train_run
@@ -109,8 +109,8 @@ def write_law(rows: list[dict[str, object]], file: Path) -> None:
     ]  # fmt: skip
     law = fit_rates(optima)
     print(f"standard deviation of a seed's optimum {deviation:.3f} in log2 rate ({freedom} degrees of freedom)")
-    print("\n".join(law.describe()))
-    plain = {"rows": rows, "deviation": deviation, "optima": [vars(one) for one in optima], "law": law.describe()}
+    print("\n".join(describe_rates(law)))
+    plain = {"rows": rows, "deviation": deviation, "optima": [vars(one) for one in optima], "law": describe_rates(law)}
     file.write_text(json.dumps(plain, indent=1))
 
 
