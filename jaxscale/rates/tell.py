@@ -17,11 +17,12 @@ SOURCES = {"horizon": "Bjorck et al. 2409.19913", "batch": "Malladi et al. 2205.
 
 def describe_rates(law: RateLaw) -> tuple[str, ...]:
     """The rate and where it is from, the two corrections, and the law's notes, in sentences."""
-    widths = ", ".join(map(str, sorted({one.width for one in law.optima})))
+    shapes = sorted({one.width for one in law.optima})
+    widths = f"width{'s' * (len(shapes) > 1)} {', '.join(map(str, shapes))}"
     count = f"{len(law.optima)} optima" if len(law.optima) > 1 else "one optimum"
     return (
         f"learning rate: {law.lr:.3g} (95%: within {format_factor(2 ** (Z * law.error))}) at D = "
-        f"{format_count(law.tokens)} and batches of {format_count(law.batch_tokens)} tokens, from {count} at widths "
+        f"{format_count(law.tokens)} and batches of {format_count(law.batch_tokens)} tokens, from {count} at "
         f"{widths}{f' in {law.source}' if law.source else ''}",
         f"horizon: rate ~ D^{_words('horizon', law.horizon)}",
         f"batch: rate ~ B^{_words('batch', law.batch)}",
