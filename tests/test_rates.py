@@ -272,6 +272,13 @@ def test_other_differences_are_told_not_refused(tmp_path: Path) -> None:
     assert "decay_fraction" not in told and "recipe.lr 0" not in told  # unread under cosine; swept
 
 
+def test_published_exponents_are_not_passed_off_as_another_optimizers(tmp_path: Path) -> None:
+    muon = change(recipe={"optimizer": "muon"})
+    assert any("AdamW's" in note for note in read_rates(write_sweep(tmp_path, one_horizon(), muon), muon).notes)
+    measured = write_sweep(tmp_path, [record(one) for one in crossed()], muon)
+    assert not any("AdamW's" in note for note in read_rates(measured, muon).notes)
+
+
 # The plan
 
 

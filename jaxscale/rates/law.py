@@ -8,13 +8,14 @@ shape span a factor 2 in D or B: weighted least squares within shapes, so that a
 for one with the horizon. Errors are the optima's own, widened by sqrt(chi2 / freedom) where they scatter more.
 
 What was not measured is assumed, with a wide interval, since the literature disagrees:
-    h  -.32 at a fixed batch of .5M tokens over 760M parameters, -.38 to -.70 below (Bjorck et al. 2409.19913, sec. 4
-       and table 5); -.51 with l proportional to B (Shen et al. 2408.13359, eq. 5 and 6, muP, wsd schedule). Li et al.
-       2503.04715 have D^+.307, but along their best batch B ~ D^.571 and with N^-.713 at standard
-       parameterization: no measure of h at a fixed batch.
+    h  -.32 at a fixed batch of .5M tokens (760M parameters and more together; size by size -.32 to -.70: Bjorck et
+       al. 2409.19913, sec. 4 and table 5); -.51 with l proportional to B (Shen et al. 2408.13359, eq. 5 and 6, muP,
+       wsd schedule). Li et al. 2503.04715 have D^+.307, but along their best batch B ~ D^.571 and with N^-.713 at
+       standard parameterization: no measure of h at a fixed batch.
     g  1/2 by the noise of Adam's updates (Malladi et al. 2205.10287); 1 in Shen et al.; rising and then falling in
        Li et al. 2405.14578.
-Under B ~ D^(1/2) the two nearly cancel: -.32 + .25 = -.07 by the defaults, -.51 + .50 = -.01 by Shen et al.
+Under B ~ D^(1/2) the two nearly cancel: -.32 + .25 = -.07 by the defaults, -.51 + .50 = -.01 by Shen et al. On this
+code h = -.32 [-.45, -.19] and g = .50 [.36, .64] at width 32 (docs/studies/lr_horizon.md).
 """
 
 from __future__ import annotations
@@ -184,36 +185,53 @@ def _exponents(
     shapes: list[tuple[int, int]],
     asked: dict[str, float | None],
 ) -> tuple[dict[str, Exponent], float]:
-    """Both exponents and their covariance; an assumed one's doubt goes into the measured one where they mix."""
+    """Both exponents and their covariance."""
     u = {name: _within(values, weights, shapes) for name, values in x.items()}
     v = _within(y, weights, shapes)
-
-    def dot(a: list[float], b: list[float]) -> float:
-        return math.fsum(w * p * q for w, p, q in zip(weights, a, b, strict=True))
-
     free = [name for name in x if asked[name] is None and _span(x[name], shapes) >= SPAN]
-    hh, gg, hg = dot(u["horizon"], u["horizon"]), dot(u["batch"], u["batch"]), dot(u["horizon"], u["batch"])
+    hh, gg, hg = (_dot(weights, u[a], u[b]) for a, b in (("horizon",) * 2, ("batch",) * 2, ("horizon", "batch")))
     if len(free) == 2 and hh * gg - hg**2 < COLLINEAR * hh * gg:
         free = ["horizon"]
     known = {name: _known(name, asked[name]) for name in x if name not in free}
     freedom = len(y) - len(set(shapes)) - len(free)
     if len(free) == 2:
-        det = hh * gg - hg**2
-        py, qy = dot(u["horizon"], v), dot(u["batch"], v)
-        h, g = (gg * py - hg * qy) / det, (hh * qy - hg * py) / det
-        left = [c - h * a - g * b for a, b, c in zip(u["horizon"], u["batch"], v, strict=True)]
-        scale = _scale(dot(left, left), freedom)
-        found = {"horizon": _measured(h, scale * gg / det), "batch": _measured(g, scale * hh / det)}
-        return found, -scale * hg / det
-    if len(free) == 1:
-        (name,), (other,) = free, list(known)
-        own, fixed = dot(u[name], u[name]), known[other]
-        rest = [c - fixed.value * b for b, c in zip(u[other], v, strict=True)]
-        slope, mix = dot(u[name], rest) / own, hg / own
-        left = [c - slope * a for a, c in zip(u[name], rest, strict=True)]
-        variance = _scale(dot(left, left), freedom) / own + (mix * fixed.error) ** 2
-        return {name: _measured(slope, variance), other: fixed}, -mix * fixed.error**2
-    return known, 0.0
+        return _measure_both(u, v, weights, freedom)
+    return _measure_one(free[0], known, u, v, weights, freedom) if free else (known, 0.0)
+
+
+def _measure_both(
+    u: dict[str, list[float]], v: list[float], weights: list[float], freedom: int
+) -> tuple[dict[str, Exponent], float]:
+    """Weighted least squares of v on both."""
+    p, q = u["horizon"], u["batch"]
+    hh, gg, hg = _dot(weights, p, p), _dot(weights, q, q), _dot(weights, p, q)
+    det, pv, qv = hh * gg - hg**2, _dot(weights, p, v), _dot(weights, q, v)
+    h, g = (gg * pv - hg * qv) / det, (hh * qv - hg * pv) / det
+    left = [c - h * a - g * b for a, b, c in zip(p, q, v, strict=True)]
+    scale = _scale(_dot(weights, left, left), freedom)
+    return {"horizon": _measured(h, scale * gg / det), "batch": _measured(g, scale * hh / det)}, -scale * hg / det
+
+
+def _measure_one(
+    name: str,
+    known: dict[str, Exponent],
+    u: dict[str, list[float]],
+    v: list[float],
+    weights: list[float],
+    freedom: int,
+) -> tuple[dict[str, Exponent], float]:
+    """Least squares given the other exponent, whose doubt goes into this one where the two varied together."""
+    ((other, fixed),) = known.items()
+    own = _dot(weights, u[name], u[name])
+    rest = [c - fixed.value * b for b, c in zip(u[other], v, strict=True)]
+    slope, mix = _dot(weights, u[name], rest) / own, _dot(weights, u[name], u[other]) / own
+    left = [c - slope * a for a, c in zip(u[name], rest, strict=True)]
+    variance = _scale(_dot(weights, left, left), freedom) / own + (mix * fixed.error) ** 2
+    return {name: _measured(slope, variance), other: fixed}, -mix * fixed.error**2
+
+
+def _dot(weights: Sequence[float], a: Sequence[float], b: Sequence[float]) -> float:
+    return math.fsum(w * p * q for w, p, q in zip(weights, a, b, strict=True))
 
 
 def _span(values: list[float], shapes: list[tuple[int, int]]) -> float:

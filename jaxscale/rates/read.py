@@ -71,6 +71,10 @@ def read_rates(path: str | Path, study: Study, *, data_sha256: str = "") -> Rate
     )
     notes = [f"recipe.lr = {study.recipe.lr:g} is not read: recipe.lr_from is given", *law.notes]
     notes += [f"left out of the rate: {'; '.join(left)}"] if left else []
+    optimizer, assumed = study.recipe.optimizer, "published" in (law.horizon.source, law.batch.source)
+    if optimizer != "adamw" and assumed:
+        notes.append(f"WARNING: the assumed exponents are AdamW's and this study trains with {optimizer}; sweep two "
+                     f"horizons and two batches, or give recipe.lr_horizon_exponent and lr_batch_exponent")  # fmt: skip
     notes += _differences(study, text, model, recipe, data_sha256)
     return replace(law, source=str(file), notes=tuple(notes))
 
