@@ -1,14 +1,15 @@
-"""Does one learning rate serve every width? The same grid at several rates, widths spanning a factor of 8.
+"""Does one learning rate serve every width? Rates x widths x seeds, with muP and without it.
 
-Purpose:  Under muP the best learning rate should not move with width. This study trains widths 16 to 128 at one
-          budget; run it at a few rates and compare the best rate of each width.
-Command:  for lr in 0.005 0.01 0.02 0.04 0.08; do
-              bash launch/local.sh configs/mup_transfer.py --recipe.lr $lr --out runs/mup_transfer/$lr
-          done
-          and the same with --model.parameterization standard to see what muP is for.
-Cost:     about two minutes a rate on 2 CPU cores.
-Expected: the loss of each width is lowest at the same rate, up to seed noise of about half a percent. Widths share
-          the budget, so their horizons differ, and the optimum may drift a little with them (Bjorck et al. 2024).
+Purpose:  Under muP the best learning rate should not move with width, so that a sweep on small models serves large
+          ones. This sweep spans a factor of 8 in width, each run on the same 1M tokens, and says how far the best
+          rate moves per doubling and what using the smallest width's rate costs at the largest, beside the same
+          figures of the standard parameterization.
+Command:  jaxscale mup sweep configs/mup_transfer.py --widths 16 32 64 128 --seeds 3 --tokens 1048576 \
+              --lrs .00125 .0025 .005 .00707 .01 .0141 .02 .04 .08 .16 --out runs/mup_transfer
+          (--data.files 'corpus/**/*.txt' for your own text; without it the Python standard library's sources)
+          Then over depth: --parameterizations completep mup --widths 32 --depths 2 4 8 16 --tokens 524288
+Cost:     about 50 minutes on 2 CPU cores, stopped and gone on with at will; models of 14 to 459 thousand parameters.
+Expected: docs/studies/mup_transfer.md has the figures of one such sweep, on English.
 """
 
 from jaxscale.config import DataConfig, Grid, ModelConfig, Recipe, Study

@@ -23,6 +23,7 @@ _HOMES = {
     "Study": "config",
     "load_study": "study",
     "plan_isoflop": "plan",
+    "read_rates": "rates",
     "train_run": "train.loop",
     "collect_runs": "collect",
     "collect_curves": "collect",

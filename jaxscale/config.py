@@ -154,6 +154,13 @@ class Recipe:
     """Largest batch the rule may give."""
     microbatch_seqs: int = 4
     """Sequences in one forward pass; a batch is a whole number of them, added up."""
+    lr_from: str = ""
+    """Result of `jaxscale mup sweep` (sweep.json or its folder): every cell takes that sweep's best rate, moved to
+    its own horizon and batch, and `lr` is not read. Empty: `lr` for all."""
+    lr_horizon_exponent: float | None = None
+    """With lr_from: rate ~ D^this at a fixed batch. None: as measured in the sweep, else -.32 (2409.19913)."""
+    lr_batch_exponent: float | None = None
+    """With lr_from: rate ~ B^this at a fixed horizon. None: as measured in the sweep, else .5 (2205.10287)."""
 
 
 @dataclass(frozen=True)

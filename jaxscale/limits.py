@@ -30,6 +30,7 @@ NOT_NEGATIVE = """
 """
 FINITE = """
     model.embed_scale model.logit_scale recipe.batch_exponent grid.tokens_per_param_exponent grid.spread
+    recipe.lr_horizon_exponent recipe.lr_batch_exponent
 """
 BETWEEN = {
     "recipe.b1": (0.0, 0.9999999),
@@ -77,6 +78,9 @@ def _check_together(study: Study) -> None:
     if recipe.schedule == "wsd" and recipe.warmup_fraction + recipe.decay_fraction > 1:
         raise MisuseError(f"recipe.decay_fraction: {recipe.decay_fraction:g} and recipe.warmup_fraction "
                           f"{recipe.warmup_fraction:g} are more than the whole run; lower one")  # fmt: skip
+    for name in ("lr_horizon_exponent", "lr_batch_exponent"):
+        if getattr(recipe, name) is not None and not recipe.lr_from:
+            raise MisuseError(f"recipe.{name}: is read only with a sweep; give its file by --recipe.lr-from")
     if study.seed + max(grid.seeds) > MAX_SEED:
         raise MisuseError(f"seed: {study.seed} is beyond 32 bits; use one below {MAX_SEED - max(grid.seeds)}")
     for name, budgets in (("grid.budgets", grid.budgets), ("grid.holdout", grid.holdout)):

@@ -8,7 +8,8 @@ exact count. Its place on the IsoFLOP curve is
 the distance in log N from the expected optimum (at fixed C, D/N falls as N^-2). Sizes with |x| <= log(spread)
 are kept; a budget without five of them, two on each side, is refused, since its parabola would be a guess.
 The tokens are a whole number of batches; batch = coefficient * D^exponent; the learning-rate horizon is the
-cell's own D (Hoffmann et al. 2022: curves cut short of their horizon mislead).
+cell's own D (Hoffmann et al. 2022: curves cut short of their horizon mislead). The peak rate is recipe.lr, or with
+recipe.lr_from a sweep's optimum moved to the cell's own D and B (jaxscale/rates).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jaxscale.flops import count_params, flops_6nd, flops_per_token
 from jaxscale.format import format_count, format_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
+from jaxscale.rates import RateLaw, read_rates, tell_rates
 from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec, to_plain
 
 __all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop", "plan_run"]
@@ -44,34 +46,38 @@ class _Candidate:
     tokens: float
 
 
-def plan_isoflop(study: Study, *, train_tokens: float | None = None) -> Plan:
+def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256: str = "") -> Plan:
     """The IsoFLOP grid of a study.
 
     `train_tokens` is the size of the training text, which decides how often it would be repeated; None (the
     text is not on this machine) falls back to data.declared_train_tokens, and without it nothing is checked.
-    Raises MisuseError for a budget that the ladder cannot bracket, naming the way out.
+    `data_sha256` is that text's identity, where known. Raises MisuseError for a budget that the ladder cannot
+    bracket and for a sweep (recipe.lr_from) that does not speak for this study, naming the way out.
     """
     _check_study(study)
     available = train_tokens or study.data.declared_train_tokens
+    rates = read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
     dropped: list[Dropped] = []
     cells: list[Cell] = []
     for rank, budget in enumerate(sorted(study.grid.budgets)):
         kept = _choose_sizes(study, budget, available, dropped)
         seeds = study.grid.seeds[min(rank, len(study.grid.seeds) - 1)]
-        cells += [_cell(study, c, "grid", available, i) for i in range(seeds) for c in kept]
+        cells += [_cell(study, c, "grid", available, i, rates) for i in range(seeds) for c in kept]
     for budget in sorted(study.grid.holdout):
         kept = _choose_holdout(study, budget, available, dropped)
-        cells += [_cell(study, c, "holdout", available, 0) for c in kept]
+        cells += [_cell(study, c, "holdout", available, 0, rates) for c in kept]
     hardware = parse_hardware(study.hardware)
     return Plan(
         study=study.name,
         cells=tuple(cells),
         dropped=tuple(dropped),
-        assumptions=_assumptions(study, available, hardware.describe()),
+        assumptions=_assumptions(study, available, hardware.describe())
+        + (tell_rates(rates, [cell.spec for cell in cells]) if rates else ()),
         config=to_plain(study),
         hardware=study.hardware,
         total_flops=sum(cell.flops for cell in cells),
         total_seconds=sum(cell.seconds for cell in cells),
+        data_sha256=data_sha256,
     )
 
 
@@ -231,8 +237,8 @@ def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
     return microbatches * recipe.microbatch_seqs
 
 
-def _cell(study: Study, c: _Candidate, role: Role, available: float | None, repeat: int) -> Cell:
-    spec = _resolve(study, c, study.seed + repeat)
+def _cell(study: Study, c: _Candidate, role: Role, available: float | None, repeat: int, rates: RateLaw | None) -> Cell:
+    spec = _resolve(study, c, study.seed + repeat, rates)
     rate = parse_hardware(study.hardware).flops_per_s(c.model.d_model)
     evaluation = flops_per_token(c.model) * study.data.val_tokens / 3
     cell = describe_run(spec, role)
@@ -244,7 +250,7 @@ def plan_run(study: Study, model: ModelConfig, tokens: float, seed: int, role: R
     """One run of a model of one's own on about `tokens` tokens, by the study's rules; its budget is what it costs."""
     n_params = count_params(model)["total"]
     candidate = _Candidate(model, tokens * flops_per_token(model), 0.0, n_params, tokens)
-    return _cell(study, candidate, role, available, seed - study.seed)
+    return _cell(study, candidate, role, available, seed - study.seed, None)
 
 
 def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:
@@ -262,28 +268,30 @@ def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:
     )
 
 
-def _resolve(study: Study, c: _Candidate, seed: int) -> RunSpec:
-    """Every number of a run, from the study's rules."""
+def _resolve(study: Study, c: _Candidate, seed: int, rates: RateLaw | None = None) -> RunSpec:
+    """Every number of a run, from the study's rules and a sweep's rates."""
     recipe, model = study.recipe, c.model
     batch_seqs = _batch_seqs(recipe, model, c.tokens)
     steps = round(c.tokens / (batch_seqs * model.seq_len))
+    tokens = steps * batch_seqs * model.seq_len
+    lr = rates.rate(tokens, batch_seqs * model.seq_len) if rates else recipe.lr
     horizon = recipe.decay_rule == "horizon"
     return RunSpec(
         model=model,
         data=study.data,
         budget_flops=c.budget,
-        tokens=steps * batch_seqs * model.seq_len,
+        tokens=tokens,
         steps=steps,
         batch_seqs=batch_seqs,
         microbatch_seqs=recipe.microbatch_seqs,
         optimizer=recipe.optimizer,
-        lr=recipe.lr,
+        lr=lr,
         embed_lr=recipe.embed_lr,
         head_lr=recipe.head_lr,
         b1=recipe.b1,
         b2=recipe.b2,
         eps=recipe.eps,
-        weight_decay=recipe.weight_decay / (recipe.lr * steps) if horizon else recipe.weight_decay,
+        weight_decay=recipe.weight_decay / (lr * steps) if horizon else recipe.weight_decay,
         clip_norm=recipe.clip_norm,
         z_loss=recipe.z_loss,
         schedule=recipe.schedule,

@@ -15,6 +15,7 @@ ORDER = [
     {"params", "format", "limits"},
     {"flops", "hardware"},
     {"runs", "laws", "study"},
+    {"rates"},
     {"plan", "sweep", "data", "model", "allocate"},
     {"tables", "where", "collect"},
     {"source"},

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,8 @@ from jaxscale.config import DataConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.limits import check_limits
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Cell, Plan, from_plain, write_json
+from jaxscale.rates import find_sweep
+from jaxscale.runs import Cell, Plan, from_plain, to_plain, write_json
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, train_cells
 
@@ -194,17 +195,29 @@ def _make_plan(study: Study, console: Console) -> Plan:
     if entries > study.model.vocab_size:
         raise MisuseError(f"model.vocab_size: {study.model.vocab_size} is smaller than the {entries} entries of "
                           f"tokenizer {study.data.tokenizer}; use at least {entries}")  # fmt: skip
-    return replace(plan_isoflop(study, train_tokens=info["train_tokens"]), data_sha256=info["data_sha256"])
+    return plan_isoflop(study, train_tokens=info["train_tokens"], data_sha256=info["data_sha256"])
 
 
 def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
     """Plan, compare with what the folder holds, and write it there."""
     _make_folder(folder)
+    kept = _keep_plan(study, folder)
+    if kept is not None:
+        console.print(f"recipe.lr_from: {study.recipe.lr_from} is gone; the rates in {folder}/plan.json hold")
+        return kept
     planned = _make_plan(study, console)
     if (folder / "plan.json").exists():
         _check_unchanged(read_plan(folder), planned, folder)
     write_json(folder / "plan.json", planned.to_json())
     return planned
+
+
+def _keep_plan(study: Study, folder: Path) -> Plan | None:
+    """The folder's own plan of this very study, where the sweep it took its rates from is no longer there."""
+    if not study.recipe.lr_from or find_sweep(study.recipe.lr_from).exists() or not (folder / "plan.json").exists():
+        return None
+    planned = read_plan(folder)
+    return planned if planned.config == to_plain(study) else None
 
 
 def _text_is_here(config: DataConfig) -> bool:

@@ -3,7 +3,8 @@
 Each way of `engine` gets its program compiled and a few dispatches of made-up tokens, the ways in turn round after
 round, so that a busy moment hits all alike; its figure is the least time of a step of one run. `process` is taken
 unless another is clearly faster: it needs no equal runs and shares work out best. The figures are kept beside the
-compile cache under everything that decides them: shape, optimizer, batch, members, device, versions.
+compile cache under everything that decides them: shape, optimizer, batch, members, device, versions. A shape not
+measured before is measured only where its runs are long enough to repay it.
 """
 
 from __future__ import annotations
@@ -31,17 +32,26 @@ __all__ = ["choose_way"]
 
 ROUNDS, SECONDS = 5, 1.0
 """Timed rounds, and the seconds of work in a round of one way, at most."""
+REPAID_S = 60.0
+"""Planned seconds of the runs below which nothing is measured: compiling three programs takes 10 to 20 s on a core."""
 CLEARLY = 0.95
 """Another way than `process` must take less than this share of its time."""
 
 
-def choose_way(specs: Sequence[RunSpec], mesh: MeshConfig) -> tuple[Way, dict[str, float]]:
-    """The fastest way for these runs of one `pack_key`, and each way's milliseconds a step of one run."""
+def choose_way(
+    specs: Sequence[RunSpec], mesh: MeshConfig, seconds: float = float("inf")
+) -> tuple[Way, dict[str, float]]:
+    """The fastest way for these runs of one `pack_key`, and each way's milliseconds a step of one run.
+
+    `seconds` is what all of them will take, about; too little for a measurement leaves the milliseconds empty.
+    """
     if len(specs) < 2:
         return "process", {}
     file = _file(specs, mesh)
     ms = _read(file)
     if ms is None:
+        if seconds < REPAID_S:
+            return "process", {}
         ms = _measure(specs, mesh)
         if file is not None:
             write_json(file, json.dumps({"schema": "jaxscale.ways/1", "ms": ms}, indent=1))
@@ -54,7 +64,7 @@ def _file(specs: Sequence[RunSpec], mesh: MeshConfig) -> Path | None:
     if not mesh.compile_cache:
         return None
     spec, device = replace(specs[0], steps=0, tokens=0), jax.devices()[0]
-    shape = json.loads(pack_key(spec))
+    shape = json.loads(pack_key(replace(spec, model=replace(spec.model, parameterization="mup"))))
     shape.pop("data")
     what = {"shape": shape, "members": len(specs), "device": device.device_kind, "devices": len(jax.devices()),
             "jax": jax.__version__, "mesh": to_plain(mesh), "flags": _flags()}  # fmt: skip

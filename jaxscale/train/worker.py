@@ -85,7 +85,7 @@ def _train_cells(
 
     specs = [cell.spec for cell in cells]
     if way == "auto":
-        way, ms = choose_way(specs, mesh)
+        way, ms = choose_way(specs, mesh, sum(cell.seconds for cell in cells))
         _tell("way", run_id=specs[0].run_id, way=way, runs=len(specs), ms=ms)
     for part in [[spec] for spec in specs] if way == "process" else [specs]:
         results = train_pack(
