@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def specs(root: Path) -> tuple[RunSpec, ...]:
-    """Five runs of 100 steps that differ in all that may: rate, decay, seed, init; nine devices' worth of oddness."""
+    """Five runs of 100 steps that differ in all that may: rate, decay, seed, init."""
     spec = plan_isoflop(make_study(root), train_tokens=1e5).cells[2].spec
     tokens = STEPS * spec.batch_seqs * spec.model.seq_len
     spec = replace(spec, steps=STEPS, tokens=tokens, warmup_steps=5, decay_steps=20)
@@ -45,6 +45,10 @@ def alone(root: Path, specs: tuple[RunSpec, ...]) -> tuple[RunResult, ...]:
     return tuple(train_run(spec, root / "alone") for spec in specs)
 
 
+def with_diverging(specs: tuple[RunSpec, ...]) -> tuple[RunSpec, ...]:
+    return (specs[0], replace(specs[1], lr=1e30), *specs[2:])
+
+
 def losses(folder: Path, spec: RunSpec) -> np.ndarray:
     lines = (folder / spec.run_id / "metrics.jsonl").read_text().splitlines()
     return np.array([(line["step"], line["loss"]) for line in map(json.loads, lines)])
@@ -54,7 +58,7 @@ def losses(folder: Path, spec: RunSpec) -> np.ndarray:
 def test_each_member_loses_as_much_as_alone(
     root: Path, specs: tuple[RunSpec, ...], alone: tuple[RunResult, ...], way: Way
 ) -> None:
-    """Losses of 100 steps within 1e-5 relative, five members over eight devices."""
+    """Losses of 100 steps within 1e-5 relative, five members on a device each."""
     together = train_pack(specs, root / way, way)
     for spec, one, other in zip(specs, alone, together, strict=True):
         mine, own = losses(root / way, spec), losses(root / "alone", spec)
@@ -70,26 +74,24 @@ def test_each_member_loses_as_much_as_alone(
 def test_diverging_member_ends_alone_and_the_others_keep_their_bits(
     root: Path, specs: tuple[RunSpec, ...], way: Way
 ) -> None:
-    mad = replace(specs[1], lr=1e30)
-    calm = train_pack(specs[:3], root / f"{way}-calm", way)
-    wild = train_pack((specs[0], mad, specs[2]), root / f"{way}-wild", way)
-    assert [result.state for result in wild] == ["done", "diverged", "done"]
+    calm = train_pack(specs, root / f"{way}-calm", way)
+    wild = train_pack(with_diverging(specs), root / f"{way}-wild", way)
+    assert [result.state for result in wild] == ["done", "diverged", "done", "done", "done"]
     assert "at step" in wild[1].reason and wild[1].loss is None
-    assert (wild[0].loss, wild[2].loss) == (calm[0].loss, calm[2].loss)
+    assert [r.loss for r in (wild[0], *wild[2:])] == [r.loss for r in (calm[0], *calm[2:])]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_preempted_pack_goes_on_to_the_same_bits(root: Path, specs: tuple[RunSpec, ...], devices: int) -> None:
+def test_preempted_pack_goes_on_to_the_same_bits(root: Path, specs: tuple[RunSpec, ...]) -> None:
     """Stopped after two intervals and resumed; a member that had diverged stays as it ended."""
-    mixed = (specs[0], replace(specs[1], lr=1e30), specs[2])
+    mixed = with_diverging(specs)
     quiet = train_pack(mixed, root / "quiet", "turn")
-    out, calls = root / f"stopped{devices}", iter(range(100))
-    with pytest.raises(Preempted, match="pack of 3 runs saved at step"):
+    out, calls = root / "stopped", iter(range(100))
+    with pytest.raises(Preempted, match="pack of 5 runs saved at step"):
         train_pack(mixed, out, "turn", should_stop=lambda: next(calls) >= 1)
     assert [pack.run_ids for pack in open_packs(out)] == [tuple(spec.run_id for spec in mixed)]
     resumed = train_pack(mixed, out, "turn")
     assert [r.loss for r in resumed] == [r.loss for r in quiet]
-    assert [r.restarts for r in resumed] == [1, 0, 1]
+    assert [r.restarts for r in resumed] == [1, 0, 1, 1, 1]
     assert np.array_equal(losses(out, specs[0]), losses(root / "quiet", specs[0]))
     assert not open_packs(out)
 
@@ -108,10 +110,10 @@ def test_weights_are_kept_only_where_asked(root: Path, specs: tuple[RunSpec, ...
     def kept(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.glob("*/checkpoints/*") if path.name.isdigit())
 
-    train_pack(specs[:2], root / "kept", "pack")
-    train_pack(specs[:2], root / "light", "pack", keep_weights=False)
+    train_pack(specs, root / "kept", "pack")
+    train_pack(specs, root / "light", "pack", keep_weights=False)
     train_run(specs[0], root / "light-alone", keep_weights=False)
-    assert kept(root / "kept") == [str(STEPS)] * 2
+    assert kept(root / "kept") == [str(STEPS)] * 5
     assert not kept(root / "light") and not kept(root / "light-alone")
 
 
