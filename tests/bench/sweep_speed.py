@@ -132,7 +132,8 @@ def main() -> None:
     parser.add_argument("--probe", type=Path, help="(internal) measure the ways for the plan in this folder")
     options = parser.parse_args()
     if options.probe is not None:
-        return measure_ways(options.probe)
+        measure_ways(options.probe)
+        return
     print(f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores")
     for width in options.widths:
         compare(options, width)
