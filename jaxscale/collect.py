@@ -37,6 +37,8 @@ __all__ = ["KINDS", "collect_curves", "collect_runs", "read_curves"]
 
 KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
 """Provenance that must agree over all runs of one fit."""
+TUNING_ROLES = ("sweep", "audit")
+"""Runs that ask what the best learning rate is: never evidence for a law."""
 SPIKE_TAIL = 0.05
 """The last share of the training curve whose mean is compared with the best such stretch."""
 
@@ -102,6 +104,8 @@ def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:
 def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:
     """Why this run is no evidence; empty if it is."""
     result = status.result
+    if status.cell.role in TUNING_ROLES:
+        return f"{status.cell.role}: trained at a learning rate that was tried, not at the study's own"
     if status.state != "done" or result is None:
         return f"{status.state}: {status.reason}" if status.reason else status.state
     if result.run_id != status.cell.run_id:

@@ -113,7 +113,7 @@ class Cell:
     """A planned run with the numbers a person wants to see before paying for it."""
 
     spec: RunSpec
-    role: Literal["grid", "holdout"]
+    role: Literal["grid", "holdout", "sweep", "audit"]
     n_params: int
     n_params_non_embedding: int
     flops: float

@@ -16,6 +16,7 @@ ORDER = [
     {"flops", "hardware"},
     {"runs", "laws", "study"},
     {"plan", "sweep", "data", "model", "allocate"},
+    {"tuning"},
     {"tables", "where", "collect"},
     {"source"},
     {"fit"},

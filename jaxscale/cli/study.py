@@ -28,7 +28,7 @@ from jaxscale.runs import Cell, Plan, from_plain, write_json
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, train_cells
 
-__all__ = ["data", "plan", "run", "train"]
+__all__ = ["data", "hold_folder", "plan", "run", "say_preempted", "train", "train_pending"]
 
 EXECUTION_FIELDS = ("mesh", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
@@ -39,13 +39,13 @@ def run(argv: list[str]) -> int:
     options = parse_study(StudyOptions, argv, "run", "Plan, train, collect, fit, forecast, report; resumable.\n\n"
                           "example: jaxscale run configs/quickstart.py --grid.seeds 2 1")  # fmt: skip
     console = make_console()
-    with _hold(options.folder):
+    with hold_folder(options.folder):
         if not _text_is_here(options.study.data):
             _build_data(options.study.data, console)  # says which pattern matches nothing
         planned = _write_plan(options.study, options.folder, console)
         print_plan(planned, console)
-        if not _train(options.folder, planned, planned.cells, console):
-            return _say_preempted("run")
+        if not train_pending(options.folder, planned, planned.cells, console):
+            return say_preempted("run")
         return analyse(options.folder, planned, console, f"jaxscale run {shlex.join(argv)}")
 
 
@@ -87,9 +87,9 @@ def train(argv: list[str]) -> int:
         raise MisuseError("say which cells: --all, --run RUN_ID or --index I")
     console = make_console()
     if options.all:
-        with _hold(options.directory):
-            whole = _train(options.directory, planned, planned.cells, console)
-        return 0 if whole else _say_preempted("train")
+        with hold_folder(options.directory):
+            whole = train_pending(options.directory, planned, planned.cells, console)
+        return 0 if whole else say_preempted("train")
     return _train_one(options, planned, console)
 
 
@@ -154,7 +154,7 @@ def data(argv: list[str]) -> int:
 
 
 @contextmanager
-def _hold(folder: Path) -> Iterator[None]:
+def hold_folder(folder: Path) -> Iterator[None]:
     """One `run` at a time in a study folder."""
     _make_folder(folder)
     with open(folder / "lock", "a+") as file:
@@ -248,12 +248,12 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
     return [] if old == new else [(prefix, old, new)]
 
 
-def _say_preempted(verb: str) -> int:
+def say_preempted(verb: str) -> int:
     print(f"jaxscale {verb}: stopped by SIGTERM, all cells saved; the same command goes on there", file=sys.stderr)
     return PREEMPTED
 
 
-def _train(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console) -> bool:
+def train_pending(folder: Path, planned: Plan, cells: Sequence[Cell], console: Console) -> bool:
     """Train every cell that has not ended; False when SIGTERM stopped it and all have saved."""
     pending = [
         s.cell for s in read_status(folder, planned.cells) if s.state in ("planned", "running") and s.cell in cells
