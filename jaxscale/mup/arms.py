@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from jaxscale.config import Study
 from jaxscale.errors import MisuseError
-from jaxscale.runs import Cell, Plan, RunSpec
+from jaxscale.runs import Cell, Plan, RunSpec, from_plain
 
 __all__ = ["Arm", "Position", "choose_arms", "list_cells", "pick_budgets", "plan_audit", "retune"]
 
@@ -103,7 +104,7 @@ def plan_audit(planned: Plan, arms: Sequence[Arm], factor: float) -> Plan:
     """The reruns as a plan of role "audit", under the study's own configuration and text."""
     if not (math.isfinite(factor) and factor > 1):
         raise MisuseError(f"--factor: {factor:g} asks for no other rate; use a number above 1, as in 2")
-    rule = planned.config["recipe"]["decay_rule"]
+    rule = from_plain(planned.config, Study).recipe.decay_rule
     cells = tuple(cell for arm in arms for cell in list_cells(arm, factor, rule))
     kept = "lr * weight_decay * steps is" if rule == "horizon" else "weight_decay is"
     return replace(
