@@ -29,6 +29,7 @@ from jaxscale.runs import (
     run_dir,
 )  # fmt: skip
 from jaxscale.sweep import CellStatus, read_plan, read_status
+from jaxscale.tuning import read_tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,8 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
         "rows_used": len(frame),
         "rows_refused": list(refused),
     }
-    return Observations(frame, refused, source, rule="exact")
+    tuning = read_tuning(folder)
+    return Observations(frame, refused, source | ({"tuning": tuning} if tuning else {}), rule="exact")
 
 
 _COLUMNS = (

@@ -19,6 +19,7 @@ __all__ = ["mup"]
 
 USAGE = """usage: jaxscale mup rules [STUDY.py] [--width W] [--depth L]   the table for one model
        jaxscale mup check [STUDY.py] [--widths ...]             a coordinate check with a verdict
+       jaxscale mup audit DIR                                   were the arms of a study's budgets tuned?
 
 example: jaxscale mup check configs/quickstart.py --parameterization mup --widths 64 128 256 512
 `jaxscale mup rules --help` and `jaxscale mup check --help` list the options."""
@@ -71,12 +72,16 @@ def mup(argv: list[str]) -> int:
         from jaxscale.cli import dispatch
 
         return dispatch(argv)
-    if argv[0] in ("sweep", "audit"):
+    if argv[0] == "audit":
+        from jaxscale.cli.audit import audit
+
+        return audit(argv[1:])
+    if argv[0] == "sweep":
         raise MisuseError(f"{argv[0]} is not there yet; what is: `jaxscale mup rules` (the table of a model) and "
                           f"`jaxscale mup check` (the coordinate check)")  # fmt: skip
     verbs: dict[str, Callable[[list[str]], int]] = {"rules": _rules, "check": _check}
     if argv[0] not in verbs:
-        raise MisuseError(f"{argv[0]!r} is none of rules, check; `jaxscale mup --help` says more")
+        raise MisuseError(f"{argv[0]!r} is none of rules, check, audit; `jaxscale mup --help` says more")
     return verbs[argv[0]](argv[1:])
 
 
