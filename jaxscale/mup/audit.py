@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxscale.fit.cells import gather_cells
+from jaxscale.fit.cells import Cells, gather_cells
 from jaxscale.fit.isoflop import fit_isoflop
 from jaxscale.fit.result import without_nan
 from jaxscale.format import format_flops, format_number
@@ -95,7 +95,19 @@ def study_noise(obs: Observations) -> list[Noise]:
     residual, left = fit.noise.get("residual_std"), fit.noise.get("dof")
     if residual and left and left >= 1:
         found.append(Noise(float(residual), float(left), "runs about the study's IsoFLOP curves"))
-    return found
+    return found or [noise for noise in [_parabola_noise(cells)] if noise is not None]
+
+
+def _parabola_noise(cells: Cells) -> Noise | None:
+    """Where the study has no IsoFLOP answer and no repeats: misfit of a parabola in log N through each budget."""
+    total, dof = 0.0, 0
+    for b in range(len(cells.budget_C)):
+        here = cells.budget == b
+        if (left := int(here.sum()) - 3) > 0:
+            t, y = np.log(cells.N[here]), np.log(cells.loss[here])
+            total += float(((y - np.polyval(np.polyfit(t - t.mean(), y, 2), t - t.mean())) ** 2).sum())
+            dof += left
+    return Noise(math.sqrt(total / dof), float(dof), "runs about parabolas through each budget") if dof else None
 
 
 def judge_audit(
@@ -164,7 +176,8 @@ def _row(
     for name, cell in zip(("half", "double"), pair, strict=True):
         result, loss = results.get(cell.run_id), _loss(results, cell)
         row |= {f"{name}_run_id": cell.run_id, f"{name}_state": result.state if result else "planned",
-                f"{name}_reason": result.reason if result else "", f"loss_{name}": loss if loss == loss else None}  # fmt: skip
+                f"{name}_reason": result.reason if result else "",
+                f"loss_{name}": loss if math.isfinite(loss) else None}  # fmt: skip
     if judged is None or place is None:
         unknown = dict.fromkeys(("lr_best", "loss_best", "gain", "gain_error", "p"))
         return {**row, **unknown, "direction": "", "flagged": False, "state": "incomplete", "reason": _missing(row)}
@@ -239,8 +252,9 @@ def _notes(judged: Judgement | None, results: Mapping[str, RunResult]) -> list[s
     if judged is not None and judged.noise is None:
         notes.append("the noise is not known (no repeated seeds, few cells): gains are taken as measured")
     elif judged is not None and judged.noise is not None:
-        notes.append(f"noise of one loss {judged.noise.std:.2%}, {judged.noise.dof:.3g} degrees of freedom, from the "
-                     f"{judged.noise.origin}; runs are paired by seed, so differences hold no more than that")  # fmt: skip
+        noise = judged.noise
+        notes.append(f"noise of one loss {noise.std:.2%}, {noise.dof:.3g} degrees of freedom, from the {noise.origin}; "
+                     f"runs are paired by seed, so differences hold no more than that")  # fmt: skip
     return notes
 
 
