@@ -53,7 +53,7 @@ def write_result(folder: Path, cell: Cell, loss: float | None, state: str = "don
 def plant(folder: Path, best: dict[tuple[float, int], float], noise: float = 0.0005, seed: int = 0) -> Plan:
     """A finished study and its finished audit on disk, as the trainer would have left them."""
     rng = np.random.default_rng(seed)
-    study = make_study(folder, budgets=BUDGETS, widths=(4, 6, 8, 12, 16, 24), spread=6.0, tokens_per_param=10.0)
+    study = make_study(folder, budgets=BUDGETS, widths=(4, 6, 8, 12, 16, 24, 32, 48), spread=6.0)
     planned = plan_isoflop(study, train_tokens=1e9)
     write_json(folder / "plan.json", planned.to_json())
     for cell in planned.cells:
@@ -97,7 +97,7 @@ def test_three_cells_a_budget_minimum_and_ends_with_the_first_seed(shape: Plan) 
     again = [replace(c, spec=replace(c.spec, seed=7)) for c in shape.cells]
     cells = [*again, *shape.cells]
     losses = {c.run_id: planted_loss(c, {}) for c in cells}
-    arms, skipped = choose_arms(cells, losses, {C: None for C in BUDGETS})
+    arms, skipped = choose_arms(cells, losses, dict.fromkeys(BUDGETS))
     assert not skipped and len(arms) == 9 and {arm.cell.spec.seed for arm in arms} == {0}
     for C in BUDGETS:
         mine = {arm.position: arm.cell for arm in arms if arm.budget == C}
@@ -139,10 +139,14 @@ def tmp_path_with_table(folder: Path) -> Path:
 
 
 def test_a_mistuned_arm_is_found_named_and_moves_the_exponent_back(tmp_path: Path) -> None:
-    """The largest size of the largest budget wants 2.8 times the rate: its loss is lifted, the minimum and a fall."""
+    """Above its minimum the largest budget wants ever higher rates, 2.8 times at its end: those losses are lifted
+    in proportion to log N, the minimum and a fall; a of the planted law is .5."""
     planned = plant(tmp_path, {})
-    C, wide = BUDGETS[-1], extremes(planned, BUDGETS[-1])[1]
-    best = {(C, wide): 1.5}
+    C, ends = BUDGETS[-1], {}
+    for cell in planned.cells:
+        if cell.spec.budget_flops == C:
+            ends[cell.spec.model.d_model] = max(0.0, np.log(cell.n_params / 12648))
+    best = {(C, width): 1.5 * np.sqrt(x / max(ends.values())) for width, x in ends.items()}
     for file in tmp_path.glob("**/result.json"):
         file.unlink()
     plant(tmp_path, best)
@@ -156,7 +160,7 @@ def test_a_mistuned_arm_is_found_named_and_moves_the_exponent_back(tmp_path: Pat
                                                                   C: "mistuned"}  # fmt: skip
     moved = plain["sensitivity"]
     assert moved["a_before"] < moved["a_after"] - 3 * moved["shift_std_error"]
-    assert abs(moved["a_after"] - 0.5) < abs(moved["a_before"] - 0.5)
+    assert abs(moved["a_after"] - 0.5) < 0.3 * abs(moved["a_before"] - 0.5)
 
 
 def test_fits_and_report_say_what_is_flagged(tmp_path: Path) -> None:
@@ -248,8 +252,8 @@ def test_a_cliff_above_the_best_rate_is_no_mistuning() -> None:
 
 @pytest.mark.parametrize("curvature", [0.003, 0.01])
 def test_tuned_studies_with_half_a_percent_of_noise_are_flagged_one_time_in_twenty(curvature: float) -> None:
-    """300 audits of 9 tuned cells, unpaired noise .5%, its deviation estimated from 10 runs: at most 5% + 2 s.e."""
-    rng, flagged, studies = np.random.default_rng(5), 0, 300
+    """200 audits of 9 tuned cells, unpaired noise .5%, its deviation estimated from 10 runs: at most 5% + 2 s.e."""
+    rng, flagged, studies = np.random.default_rng(5), 0, 200
     for i in range(studies):
         y = curvature * np.array([1.0, 0.0, 1.0]) + 0.005 * rng.standard_normal((9, 3))
         seen = Noise(0.005 * float(np.sqrt(rng.chisquare(10) / 10)), 10, "seeds")

@@ -15,12 +15,12 @@ takes only the better neighbour, u above the cell, and a curvature k that the au
 The gain is the smaller of the two readings, and never less than what a rerun measured. Where a neighbour diverged,
 only the measured difference counts.
 
-Noise. The deviation of one log loss is estimated twice, and both are upper limits: from the scatter of c_2 over
-cells (its variance is 3/2 of the noise's; real differences of curvature are in it), by its median absolute
-deviation; and from the study's own runs (between seeds, else about the fit), which lacks what pairing by seed
-takes away. The one that finds more is used. A gain is believed (p, adjusted for looking at all cells) when few of
-many audits simulated with that noise, of cells that are all tuned (curvature k less its standard error), show one
-as large in any cell.
+Noise. The deviation of one log loss is estimated from the scatter of c_2 over cells, by its median absolute deviation
+(the variance of c_2 is 3/2 of the noise's, and real differences of curvature are in it), and from the study's own
+runs: between seeds, and about a parabola in log N through each budget. Each is an upper limit, the latter two since
+they lack what pairing by seed takes away; the one that finds more is used. A gain is believed (p < 5%, adjusted for
+looking at all cells) when few of many audits simulated with that noise, of cells that are all tuned (curvature k less
+its standard error), show one as large in any cell.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 
 __all__ = ["Judgement", "Noise", "judge_gains", "read_gains", "scatter_noise", "shared_curvature"]
 
-ROUNDS = 4000
+ROUNDS = 2000
 LEVEL = 0.05
 """Share of audits of a tuned study in which some cell is believed to be mistuned."""
 FEWEST_SCATTER = 4
