@@ -16,8 +16,10 @@ from jaxscale.format import format_flops, format_number
 from jaxscale.runs import Plan, read_json, run_dir
 from jaxscale.sweep import read_plan, read_result
 
-__all__ = ["AUDIT_SCHEMA", "identify_plan", "read_tuning", "say_tuning"]
+__all__ = ["AUDIT_SCHEMA", "TOLERANCE", "identify_plan", "read_tuning", "say_tuning"]
 
+TOLERANCE = 0.003
+"""Share of the loss that a better rate may save; mup/sensitivity.py says what it is worth in the exponents."""
 AUDIT_SCHEMA = "jaxscale.mup_audit/1"
 NEEDS = frozenset({"plan_sha256", "tolerance", "factor", "rows", "budgets", "sensitivity", "verdict"})
 ROW_NEEDS = frozenset({"run_id", "budget", "N", "loss", "position", "direction", "gain", "flagged"})

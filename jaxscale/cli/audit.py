@@ -23,7 +23,7 @@ from jaxscale.format import format_count, format_flops, format_seconds
 from jaxscale.hardware import parse_hardware
 from jaxscale.runs import Cell, Observations, Plan, from_plain, write_json
 from jaxscale.sweep import read_plan, read_status
-from jaxscale.tuning import identify_plan
+from jaxscale.tuning import TOLERANCE, identify_plan
 
 if TYPE_CHECKING:
     from jaxscale.mup.arms import Arm
@@ -40,7 +40,7 @@ class AuditOptions:
     """Study folder whose runs have ended."""
     budgets: tuple[float, ...] = ()
     """Budgets to audit, FLOPs; default all. Budgets audited before stay in the answer."""
-    tolerance: float = 0.003
+    tolerance: float = TOLERANCE
     """Share of the loss that a better rate may save before a cell counts as mistuned; .003 in one arm moves the
     exponent a by about .01 over one decade of compute (docs/tuning.md)."""
     factor: float = 2.0
@@ -123,7 +123,9 @@ def _keep_begun(whole: Plan, wanted: Plan, folder: Path) -> Plan:
     """The plan of the audit's folder: what is asked for now, and what earlier calls have begun."""
     ids = {cell.run_id for cell in wanted.cells}
     begun = {s.cell.run_id for s in read_status(folder, whole.cells) if s.step or s.state != "planned"}
-    return replace(whole, cells=tuple(cell for cell in whole.cells if cell.run_id in ids | begun))
+    cells = tuple(cell for cell in whole.cells if cell.run_id in ids | begun)
+    flops, seconds = sum(cell.flops for cell in cells), sum(cell.seconds for cell in cells)
+    return replace(whole, cells=cells, total_flops=flops, total_seconds=seconds)
 
 
 def _print_cost(wanted: Plan, folder: Path, console: Console) -> None:

@@ -26,10 +26,8 @@ from jaxscale.runs import Cell, Observations, RunResult
 from jaxscale.tables import render_table
 from jaxscale.tuning import AUDIT_SCHEMA
 
-__all__ = ["TOLERANCE", "Audit", "judge_audit", "measure_minima", "study_noise"]
+__all__ = ["Audit", "judge_audit", "measure_minima", "study_noise"]
 
-TOLERANCE = 0.003
-"""Share of the loss; sensitivity.py says what it is worth in the exponent."""
 ENDED = ("done", "diverged", "failed", "censored")
 
 
