@@ -155,7 +155,9 @@ def test_a_mistuned_arm_is_found_named_and_moves_the_exponent_back(tmp_path: Pat
     row = next(row for row in plain["rows"] if row["flagged"])
     assert (row["budget"], row["position"], row["direction"]) == (C, "large arm", "rate too low")
     assert sum(row["flagged"] for row in plain["rows"]) == 1
-    assert row["gain"] == pytest.approx(CURVATURE * (1.5**2 - 0.5**2), rel=0.15)  # measured at double, the edge
+    assert row["gain"] == pytest.approx(
+        CURVATURE * (1.5**2 - 0.5**2), rel=0.15
+    )  # at double, the edge of the rates tried
     assert {b["budget"]: b["state"] for b in plain["budgets"]} == {BUDGETS[0]: "tuned", BUDGETS[1]: "tuned",
                                                                   C: "mistuned"}  # fmt: skip
     moved = plain["sensitivity"]
@@ -231,6 +233,15 @@ def test_budgets_not_asked_for_are_named_and_earlier_ones_kept(tmp_path: Path) -
     code, plain = audit(tmp_path, "--budgets", "6e8")
     assert code == 0
     assert [b["state"] for b in plain["budgets"]][1:] == ["not audited"] * 2
+
+
+def test_a_grid_whose_every_rate_is_too_low_is_told_so(tmp_path: Path) -> None:
+    planned = plant(tmp_path, {})
+    plant(tmp_path, {(c.spec.budget_flops, c.spec.model.d_model): 1.0 for c in planned.cells})
+    code, plain = audit(tmp_path)
+    assert code == 1 and len(plain["rows"]) == sum(row["flagged"] for row in plain["rows"]) == 9
+    assert any(note.startswith("double the rate is lower in 9 of 9 cells") for note in plain["notes"])
+    assert abs(plain["sensitivity"]["a_after"] - plain["sensitivity"]["a_before"]) < 0.005  # equal shares move nothing
 
 
 # ------------------------------------------------------------------ the judgement of three losses

@@ -21,7 +21,7 @@ from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_count, format_flops, format_seconds
 from jaxscale.hardware import parse_hardware
-from jaxscale.runs import Cell, Observations, Plan, from_plain, write_json
+from jaxscale.runs import Cell, Observations, Plan, RunResult, from_plain, write_json
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.tuning import TOLERANCE, identify_plan
 
@@ -103,12 +103,27 @@ def _judge(
     from jaxscale.mup.audit import judge_audit
 
     statuses = read_status(options.directory / "audit", whole.cells)
+    results = {status.cell.run_id: status.result for status in statuses if status.result}
+    centers = [s.result for s in read_status(options.directory, [arm.cell for arm in arms]) if s.result]
     return judge_audit(
-        planned.study, identify_plan(planned), arms, skipped,
-        {status.cell.run_id: status.result for status in statuses if status.result}, obs,
-        factor=options.factor, tolerance=options.tolerance,
+        planned.study, identify_plan(planned), arms, skipped, results, obs,
+        notes=_say_mixed(centers, [*results.values()]), factor=options.factor, tolerance=options.tolerance,
         decay_rule=from_plain(planned.config, Study).recipe.decay_rule,
     )  # fmt: skip
+
+
+def _say_mixed(centers: Sequence[RunResult], reruns: Sequence[RunResult]) -> list[str]:
+    """A sentence for every kind in which the reruns differ from the runs they are compared with."""
+    from jaxscale.collect import KINDS
+
+    words = []
+    for kind in KINDS:
+        before, now = ({str(one.provenance.get(kind)) for one in some if one.state == "done"}
+                       for some in (centers, reruns))  # fmt: skip
+        if now - before:
+            words.append(f"reruns differ from the study's runs in {kind} ({', '.join(sorted(now - before))} beside "
+                         f"{', '.join(sorted(before))}): that is in the differences too")  # fmt: skip
+    return words
 
 
 def _check_ended(folder: Path, planned: Plan) -> None:

@@ -116,6 +116,7 @@ def judge_audit(
     factor: float,
     tolerance: float,
     decay_rule: str,
+    notes: Sequence[str] = (),
 ) -> Audit:
     """Judge every arm whose two reruns have ended; `results` by run id, `obs` the study's evidence."""
     reruns = [list_cells(arm, factor, decay_rule) for arm in arms]
@@ -140,10 +141,10 @@ def judge_audit(
         study=study, plan_sha256=plan_sha256, factor=factor, tolerance=tolerance,
         noise=asdict(judged.noise) if judged is not None and judged.noise else None,
         curvature=judged.curvature if judged is not None else 0.0,
-        detectable=max(tolerance, judged.threshold) if judged is not None else math.nan,
+        detectable=max(tolerance, -math.expm1(-judged.threshold)) if judged is not None else math.nan,
         rows=tuple(rows), budgets=tuple(budgets),
         sensitivity=_refit(obs, arms, usable, judged) if judged is not None else None,
-        verdict=_say_verdict(budgets, rows, tolerance, judged), notes=tuple(_notes(judged, results)),
+        verdict=_say_verdict(budgets, rows, tolerance, judged), notes=(*notes, *_notes(judged), *_say_lean(rows)),
     )  # fmt: skip
 
 
@@ -177,12 +178,13 @@ def _row(
         unknown = dict.fromkeys(("lr_best", "loss_best", "gain", "gain_error", "p"))
         return {**row, **unknown, "direction": "", "flagged": False, "state": "incomplete", "reason": _missing(row)}
     gain, x, p = (float(values[place]) for values in (judged.gain, judged.x, judged.p))
-    flagged = gain > tolerance and p < LEVEL
-    sure = float(judged.upper[place]) <= tolerance
+    share = -math.expm1(-gain)  # of the loss itself; gains are differences of its logarithm
+    flagged = share > tolerance and p < LEVEL
+    sure = -math.expm1(-float(judged.upper[place])) <= tolerance
     direction = "" if gain == 0 else "rate too high" if x < 0 else "rate too low"
     return {
-        **row, "lr_best": spec.lr * factor**x, "loss_best": arm.loss * math.exp(-gain), "gain": gain,
-        "gain_error": float(judged.error[place]), "p": p, "direction": direction, "flagged": flagged,
+        **row, "lr_best": spec.lr * factor**x, "loss_best": arm.loss * math.exp(-gain), "gain": share,
+        "gain_error": float(judged.error[place]) * math.exp(-gain), "p": p, "direction": direction, "flagged": flagged,
         "state": "mistuned" if flagged else "tuned" if sure else "open", "reason": _say_row(row, x, direction, flagged),
     }  # fmt: skip
 
@@ -234,15 +236,28 @@ def _say_verdict(
     seen = [b for b in budgets if b["state"] not in ("not audited", "incomplete")]
     mistuned = [b for b in seen if b["state"] == "mistuned"]
     unsure = sum(row["state"] == "open" for row in rows)
-    told = f"; {unsure} of {len(rows)} cells are open: under this noise only a gain above {judged.threshold:.2%} is " \
-           f"believed" if unsure else ""  # fmt: skip
+    told = ""
+    if unsure:
+        least = -math.expm1(-judged.threshold)
+        told = f"; {unsure} of {len(rows)} cells are open: under this noise only a gain above {least:.2%} is believed"
     if mistuned:
         names = "; ".join(f"{format_flops(b['budget'])} FLOPs ({', '.join(b['arms'])})" for b in mistuned)
         return f"{len(mistuned)} of {len(seen)} budgets are mistuned by more than {tolerance:.2%}: {names}{told}"
     return f"no mistuning above {tolerance:.2%} found in {len(seen)} budgets{told}"
 
 
-def _notes(judged: Judgement | None, results: Mapping[str, RunResult]) -> list[str]:
+def _say_lean(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence where most cells lean one way (sign test, 5% for both sides): then the whole grid's rate is off."""
+    for name, word in (("half", "high"), ("double", "low")):
+        seen = [row[f"loss_{name}"] < row["loss"] for row in rows if row[f"loss_{name}"] is not None]
+        lower, n = sum(seen), len(seen)
+        if sum(math.comb(n, k) for k in range(lower, n + 1)) / 2**n < LEVEL / 2:
+            return [f"{name} the rate is lower in {lower} of {n} cells: the rate is too {word} for most of the grid, "
+                    f"not for its arms alone"]  # fmt: skip
+    return []
+
+
+def _notes(judged: Judgement | None) -> list[str]:
     notes = []
     if judged is not None and judged.noise is None:
         notes.append("the noise is not known (no repeated seeds, few cells): gains are taken as measured")
