@@ -9,8 +9,8 @@ squares over sizes symmetric about the minimum gives the parabola a slope of del
                                                     evenly spaced over R = log(C_max / C_min)
 
 A tolerance of .3% with arms 5% above the minimum at a spread of 6 moves N_opt by 2.7%, and a by .012 over one decade
-of compute, .006 over two: a third of what seed noise usually leaves open. That is why .3% is the default. A rate that
-is wrong by the same share of the loss in all arms and budgets moves neither.
+of compute, .006 over two: about .01 is what we are ready to lose to tuning, hence the default of .3%. A rate that is
+wrong by the same share of the loss in all arms and budgets moves neither.
 """
 
 from __future__ import annotations
