@@ -29,6 +29,7 @@ from jaxscale.runs import (
     run_dir,
 )  # fmt: skip
 from jaxscale.sweep import CellStatus, read_plan, read_status
+from jaxscale.tuning import read_tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,8 @@ __all__ = ["KINDS", "collect_curves", "collect_runs", "read_curves"]
 
 KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
 """Provenance that must agree over all runs of one fit."""
+TUNING_ROLES = ("sweep", "audit")
+"""Runs that ask what the best learning rate is: never evidence for a law."""
 SPIKE_TAIL = 0.05
 """The last share of the training curve whose mean is compared with the best such stretch."""
 
@@ -67,7 +70,8 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
         "rows_used": len(frame),
         "rows_refused": list(refused),
     }
-    return Observations(frame, refused, source, rule="exact")
+    tuning = read_tuning(folder)
+    return Observations(frame, refused, source | ({"tuning": tuning} if tuning else {}), rule="exact")
 
 
 _COLUMNS = (
@@ -102,8 +106,8 @@ def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:
 def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:
     """Why this run is no evidence; empty if it is."""
     result = status.result
-    if status.cell.role in ("sweep", "audit"):
-        return f"{status.cell.role}: a run that asks for the best rate is no evidence for a law"
+    if status.cell.role in TUNING_ROLES:
+        return f"{status.cell.role}: trained at a learning rate that was tried, not at the study's own"
     if status.state != "done" or result is None:
         return f"{status.state}: {status.reason}" if status.reason else status.state
     if result.run_id != status.cell.run_id:

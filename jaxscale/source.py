@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.runs import Observations
+from jaxscale.tuning import read_tuning
 from jaxscale.where import column_of, select_rows
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def read_observations(
     chosen = select_rows(raw, where) if where else np.ones(len(raw), bool)
     frame, refused = _refuse(table, chosen)
     record = _describe(path, raw, columns, where, chosen, frame, refused)
+    if path is not None and path.name == "observations.csv" and (tuning := read_tuning(path.parent)):
+        record["tuning"] = tuning
     if frame.empty:
         raise VerdictError(f"{record['path']}: none of {len(raw)} rows is usable: {_why_none(chosen, refused)}")
     obs = Observations(frame=frame, refused=tuple(refused), source=record, rule=rule)

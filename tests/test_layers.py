@@ -17,6 +17,7 @@ ORDER = [
     {"runs", "laws", "study"},
     {"rates"},
     {"plan", "sweep", "data", "model", "allocate"},
+    {"tuning"},
     {"tables", "where", "collect"},
     {"source"},
     {"fit"},

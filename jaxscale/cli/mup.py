@@ -1,4 +1,5 @@
-"""The verb `mup`: rules prints the parameterization of a model, check says whether this code obeys it."""
+"""The verb `mup`: rules prints the parameterization of a model, check says whether this code obeys it; sweep and
+audit have modules of their own."""
 
 from __future__ import annotations
 
@@ -20,9 +21,10 @@ __all__ = ["mup"]
 USAGE = """usage: jaxscale mup rules [STUDY.py] [--width W] [--depth L]   the table for one model
        jaxscale mup check [STUDY.py] [--widths ...]             a coordinate check with a verdict
        jaxscale mup sweep [STUDY.py] [--widths ...] [--lrs ...] the best learning rate of each width, does it move
+       jaxscale mup audit DIR                                   were the arms of a study's budgets tuned?
 
 example: jaxscale mup check configs/quickstart.py --parameterization mup --widths 64 128 256 512
-`jaxscale mup rules --help` and `jaxscale mup check --help` list the options."""
+`jaxscale mup check --help` lists the options of check, and so for the others."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ def mup(argv: list[str]) -> int:
 
         return sweep(argv[1:])
     if argv[0] == "audit":
-        raise MisuseError(f"{argv[0]} is not there yet; what is: `jaxscale mup rules` (the table of a model) and "
-                          f"`jaxscale mup check` (the coordinate check)")  # fmt: skip
+        from jaxscale.cli.audit import audit
+
+        return audit(argv[1:])
     verbs: dict[str, Callable[[list[str]], int]] = {"rules": _rules, "check": _check}
     if argv[0] not in verbs:
-        raise MisuseError(f"{argv[0]!r} is none of rules, check, sweep; `jaxscale mup --help` says more")
+        raise MisuseError(f"{argv[0]!r} is none of rules, check, sweep, audit; `jaxscale mup --help` says more")
     return verbs[argv[0]](argv[1:])
 
 

@@ -47,6 +47,8 @@ class Budget:
     status: Literal["ok", "edge", "nonconvex", "too_few"]
     points: int
     reason: str = ""
+    tuning: str = ""
+    """What a tuning audit found there: tuned, mistuned, open, not audited; empty without an audit."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,7 @@ class Fit:
             rows = [(*row, format_interval(profile.get(row[0], {}).get("interval"), format_number)) for row in rows]
         parts = [render_table(title, header, rows) if rows else title]
         if self.budgets:
-            rows = [(b.C, b.N_opt, b.D_opt, b.loss_opt, b.points, b.status, b.reason) for b in self.budgets]
-            parts.append(render_table("budgets", ("C", "N_opt", "D_opt", "loss", "sizes", "status", ""), rows))
+            parts.append(self._budget_table(self.budgets))
         if self.loss_law:
             law = {name: format_number(value) for name, value in self.loss_law.items()}
             parts.append(f"L_opt(C) = {law['E']} + {law['A']} / C^{law['alpha']}")
@@ -222,6 +223,16 @@ class Fit:
         parts.append(f"objective: {objective}" if objective else "")
         parts += [f"verdict: {self.verdict}"] if self.verdict else [f"note: {note}" for note in self.notes]
         return "\n".join(part for part in parts if part)
+
+    @staticmethod
+    def _budget_table(budgets: tuple[Budget, ...]) -> str:
+        audited = any(b.tuning for b in budgets)
+        rows = [
+            (b.C, b.N_opt, b.D_opt, b.loss_opt, b.points, b.status, *([b.tuning] if audited else []), b.reason)
+            for b in budgets
+        ]
+        columns = ("C", "N_opt", "D_opt", "loss", "sizes", "status", *(["tuning"] if audited else []), "")
+        return render_table("budgets", columns, rows)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def check_options(*, bootstrap: int, resample: str, confidence: float, seed: int
 def describe_source(obs: Observations) -> dict[str, Any]:
     """The source's record with the rows that this fit saw: held-out rows and weight 0 are not used."""
     seen = int(grid_rows(obs.frame).sum())
-    return {**obs.source, "rows_used": seen, "rows_held_out": len(obs.frame) - seen}
+    record = {name: value for name, value in obs.source.items() if name != "tuning"}  # stands in the diagnostics
+    return {**record, "rows_used": seen, "rows_held_out": len(obs.frame) - seen}
 
 
 def percentile_interval(draws: np.ndarray, confidence: float) -> tuple[float | None, float | None]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxscale.fit.cells import Cells, assign_budgets, grid_rows, merge_repeats
 from jaxscale.fit.result import Fit
+from jaxscale.fit.tuned import annotate_tuning
 from jaxscale.flops import PF_DAY_FLOPS
 from jaxscale.runs import Observations
 
@@ -64,7 +65,8 @@ def find_suspicions(obs: Observations) -> list[str]:
 
 
 def annotate_fit(fit: Fit, obs: Observations) -> Fit:
-    """The fit with the suspicions among its notes, or behind its verdict; each is said once."""
+    """The fit with the suspicions among its notes, or behind its verdict, each said once, and with a tuning audit."""
+    fit = annotate_tuning(fit, obs)
     words = [word for word in find_suspicions(obs) if word not in fit.notes and word not in (fit.verdict or "")]
     if not words:
         return fit

@@ -150,7 +150,7 @@ def _parameter_table(fit: Fit) -> Table:
 
 def list_notes(evidence: Evidence) -> list[Notes]:
     """The notes of every fit but the leader, whose notes stand above; suspicions of the table are said once."""
-    said = set(evidence.suspicions)
+    said = {*evidence.suspicions, *evidence.tuning_words}
     leading = evidence.leader or evidence.declared
     notes = [
         Notes(name, tuple(note for note in fit.notes if note not in said))

@@ -17,6 +17,7 @@ from jaxscale.fit.result import Fit, Fits
 from jaxscale.fit.suspect import find_suspicions
 from jaxscale.format import format_flops
 from jaxscale.runs import Observations, Plan, RunResult
+from jaxscale.tuning import say_tuning
 
 __all__ = ["METHOD_NAMES", "Evidence", "HasRows", "collect_evidence", "records"]
 
@@ -61,6 +62,13 @@ class Evidence:
     beforehand: bool = False
     agreement: dict[str, Any] | None = None
     suspicions: tuple[str, ...] = ()
+    tuning: dict[str, Any] | None = None
+    """What a tuning audit of the study found (jaxscale.tuning), where there is one."""
+
+    @property
+    def tuning_words(self) -> list[str]:
+        """What the audit flags, a sentence; empty where it flags nothing or there is none."""
+        return say_tuning(self.tuning) if self.tuning else []
 
     @property
     def leader(self) -> str | None:
@@ -135,6 +143,7 @@ def collect_evidence(
         beforehand=declared is not None,
         agreement=fits.agreement if isinstance(fits, Fits) else None,
         suspicions=tuple(find_suspicions(observations)) if len(observations) else (),
+        tuning=observations.source.get("tuning"),
     )
 
 

@@ -29,6 +29,14 @@ POINT_TIPS = tips(
     seed="seed",
 )
 MINIMUM_TIPS = tips(compute="minimum at C", size="N_opt", tokens="D_opt", measured="loss, nats/token")
+MISTUNED_TIPS = tips(
+    place="mistuned",
+    compute="at C",
+    size="parameters N",
+    measured="loss, nats/token",
+    why="how",
+    left="left on the table",
+)
 EXCUSES = {
     "edge": "minimum at the edge of the sizes tried",
     "nonconvex": "no valley",
@@ -64,6 +72,8 @@ def draw_isoflop(evidence: Evidence) -> Figure:
     layers = [layer.encode(color=budget_color(evidence.budget_labels, ())) for layer in colored]
     if fit is not None:
         layers.append(_minimum_layer(fit))
+    if evidence.tuning and evidence.tuning.get("flagged"):
+        layers.append(_mistuned_layer(evidence.tuning["flagged"]))
     low, high = _loss_room(evidence)
     chart = alt.layer(*(layer.encode(x=x, y=linear_y("loss", LOSS_TITLE, (low, high))) for layer in layers))
     return Figure("isoflop", _title(fit), _caption(evidence, fit), finish(chart))
@@ -140,6 +150,20 @@ def _minimum_layer(fit: Fit) -> alt.Chart:
     return mark.encode(tooltip=MINIMUM_TIPS)
 
 
+def _mistuned_layer(flagged: list[dict[str, Any]]) -> alt.Chart:
+    """A ring around every cell that the tuning audit flags: its loss is not what its size can reach."""
+    rows = [
+        {"N": row["N"], "loss": row["loss"], "size": format_count(row["N"]), "compute": format_flops(row["budget"]),
+         "measured": format_loss(row["loss"]), "place": row["position"], "why": row["direction"],
+         "left": f"{row['gain']:.2%} of the loss"}
+        for row in flagged
+    ]  # fmt: skip
+    mark = alt.Chart(inline(rows)).mark_point(
+        shape="circle", size=380, filled=False, strokeWidth=2.5, style="alarm", opacity=1
+    )
+    return mark.encode(tooltip=MISTUNED_TIPS)
+
+
 def _title(fit: Fit | None) -> str:
     if fit is None:
         return "Loss against size at fixed compute"
@@ -156,9 +180,23 @@ def _caption(evidence: Evidence, fit: Fit | None) -> str:
     lost = [f"{format_flops(b.C)} ({EXCUSES[b.status]})" for b in _budgets(fit) if b.status != "ok"]
     if lost:
         parts.append(f"Not used, dashed where a curve exists: {'; '.join(lost)}.")
+    parts += _tuning_words(evidence)
     if len(evidence.holdout):
         parts.append("Hollow squares: held out from every fit.")
     return " ".join(parts)
+
+
+def _tuning_words(evidence: Evidence) -> list[str]:
+    """What the tuning audit says, in a word a budget; nothing without one."""
+    tuning = evidence.tuning
+    if tuning is None or "refused" in tuning:
+        return []
+    states = "; ".join(
+        f"{format_flops(row['budget'])} {row['state']}{' (' + ', '.join(row['arms']) + ')' if row['arms'] else ''}"
+        for row in tuning["budgets"]
+    )
+    rings = "Rings: mistuned cells. " if tuning["flagged"] else ""
+    return [f"{rings}Tuning audit at {tuning['tolerance']:.2%} of the loss: {states}."]
 
 
 def _reading_words(fit: Fit | None) -> list[str]:

@@ -133,7 +133,7 @@ def list_dropped(plan: Plan) -> Table:
 
 def list_provenance(source: dict[str, Any], provenance: dict[str, Any]) -> Table:
     """Where every number came from, nested keys joined by dots."""
-    source = {key: value for key, value in source.items() if key != "rows_refused"}
+    source = {key: value for key, value in source.items() if key not in ("rows_refused", "tuning")}
     rows = [("source." + key, value) for key, value in _flatten(source)] + _flatten(provenance)
     return Table(("what", "value"), rows, words=2)
 

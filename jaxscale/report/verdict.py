@@ -74,8 +74,8 @@ def say_leader(evidence: Evidence) -> str:
 
 def find_cautions(evidence: Evidence) -> list[str]:
     """Why this answer may be wrong, gravest first; an empty list is a claim too."""
-    rules = (_no_law, _silent_fits, _missed_backtest, _lost_budgets, _thin_budgets, _disagreements, _wide_intervals,
-             _far, _own_words, _not_averaged, _lost_runs)  # fmt: skip
+    rules = (_no_law, _silent_fits, _mistuned, _missed_backtest, _lost_budgets, _thin_budgets, _disagreements,
+             _wide_intervals, _far, _own_words, _not_averaged, _lost_runs)  # fmt: skip
     return [caution for rule in rules for caution in rule(evidence)]
 
 
@@ -114,6 +114,11 @@ def _silent_fits(evidence: Evidence) -> Iterator[str]:
             yield f"{name}: no answer; {verdict}."
 
 
+def _mistuned(evidence: Evidence) -> Iterator[str]:
+    for words in evidence.tuning_words:
+        yield f"{words[0].upper()}{words[1:]}."
+
+
 def _not_averaged(evidence: Evidence) -> Iterator[str]:
     for name, fit in evidence.fits.items():
         if fit.verdict is None and not bears_average(fit):
@@ -125,7 +130,7 @@ def _own_words(evidence: Evidence) -> Iterator[str]:
     """What the leading fit says of itself; the others' notes stand with their numbers (approaches.py)."""
     leading = evidence.fits.get(evidence.leader or evidence.declared or "")
     for note in leading.notes if leading is not None else ():
-        if note not in evidence.suspicions:
+        if note not in (*evidence.suspicions, *evidence.tuning_words):
             yield f"{evidence.leader or evidence.declared}: {note}."
 
 
