@@ -197,6 +197,14 @@ def test_a_width_whose_runs_all_diverged_is_listed_and_the_others_are_read_witho
     assert (told.shift, told.regret_high) == (alone.shift, alone.regret_high)
 
 
+def test_a_ladder_that_lost_an_end_is_not_said_to_transfer() -> None:
+    rows, _ = planted(11)
+    assert analyse_sweep(rows).transfers[0].verdict == "transfers"
+    rows.loc[rows["width"] == 128, ["state", "loss"]] = ["diverged", None]
+    told = analyse_sweep(rows).transfers[0]
+    assert (told.verdict, told.to_rung) == ("unsettled", 64) and "without width 128" in told.words
+
+
 def test_a_rate_where_one_seed_diverged_is_not_fitted_whatever_the_other_gave() -> None:
     rows, _ = planted(12)
     survivor = (rows["width"] == 64) & (rows["lr"] == 2.0**-3)

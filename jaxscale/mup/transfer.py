@@ -1,7 +1,8 @@
 """What a learning-rate sweep says, as values: optima, ladders' shifts and regrets, a verdict, and the table of it.
 
 A ladder transfers if the upper bound of its relative regret and the whole interval of its shift are within the
-tolerances, moves if either is beyond them for certain, and is unsettled otherwise. `analyse_sweep` makes them.
+tolerances and both ends of the ladder have an optimum, moves if shift or regret is beyond them for certain, and is
+unsettled otherwise. `analyse_sweep` makes them.
 """
 
 from __future__ import annotations
@@ -66,11 +67,10 @@ class Optimum:
         """The member as the table shows it."""
         loss = format_loss(self.loss if self.loss is not None else self.lowest_loss)
         lr = format_rate(self.lr) if self.lr is not None else f"({format_rate(self.lowest_lr)})"
-        told = self.status if self.status == "ok" else f"{self.status}: {self.reason}"
         counts = ((self.runs_done, "done"), (self.runs_diverged, "diverged"), (self.runs_failed, "failed"))
         runs = ", ".join(f"{n} {what}" for n, what in counts if n or what == "done")
         return (self.rung, lr, format_interval(self.lr_interval, format_rate), loss,
-                format_interval(self.loss_interval), runs, told)  # fmt: skip
+                format_interval(self.loss_interval), runs, self.status)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ class Transfer:
                 "status",
             )
             table = render_table(title_ladder(ladder), columns, [one.cells() for one in mine])
-            parts.append("\n".join([table, *_lines(told), *(f"note: {note}" for note in told.notes)]))
+            lost = [f"{ladder.against} {one.rung} is {one.status}: {one.reason}" for one in mine if one.reason]
+            parts.append("\n".join([table, *lost, *_lines(told), *(f"note: {note}" for note in told.notes)]))
         return "\n\n".join(parts)
 
 
@@ -215,5 +216,7 @@ def judge_transfer(told: dict[str, Any], most_regret: float, most_shift: float) 
     still = low is not None and high is not None and -most_shift < low and high < most_shift
     large = floor > most_regret
     moved = (low is not None and low > most_shift) or (high is not None and high < -most_shift)
-    verdict: Verdict = "transfers" if small and still else "moves" if large or moved else "unsettled"
-    return verdict, f"{verdict}: {cost}; {shift}"
+    lost = [end for end in (told["rungs"][0], told["rungs"][-1]) if end not in told["used"]]
+    verdict: Verdict = "moves" if large or moved else "transfers" if small and still and not lost else "unsettled"
+    without = f"; without {against} {' and '.join(map(str, lost))}, an end of the ladder" if lost else ""
+    return verdict, f"{verdict}: {cost}; {shift}{without}"
