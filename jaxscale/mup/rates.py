@@ -97,7 +97,7 @@ class Curve:
 
 
 def _offsets(loss: np.ndarray) -> np.ndarray:
-    """Each seed's mean difference (seeds,) from its rates' means: 0 where all seeds ran at all rates is its sum."""
+    """What each seed (seeds,) adds at every rate, so that a rate that lacks a run is not moved by which; sums to 0."""
     known = np.isfinite(loss)
     offset = np.zeros(loss.shape[1])
     for _ in range(20):  # alternating means; exact at once where no run is missing
