@@ -287,3 +287,16 @@ def test_the_figure_keeps_a_run_near_divergence_from_flattening_the_minima(tmp_p
     assert [path.name for path in written] == ["sweep.svg", "sweep.png"]
     crosses = [one.text for one in ET.parse(written[0]).iter() if one.text == "×"]
     assert len(crosses) == sum(len(one.diverged_lr) for one in result.optima)
+
+
+def test_panels_of_one_parameterization_are_told_apart_and_ladders_over_depths_have_their_own_file(
+    tmp_path: Path,
+) -> None:
+    rows, _ = planted(22)
+    deep, _ = planted(23, against="depth", rungs=(4, 8))
+    result = analyse_sweep(pd.concat([rows, rows.assign(weight_decay=4.0), deep]))
+    spec = draw_transfer(result)
+    assert spec is not None
+    assert len({panel["title"]["text"] for panel in spec["hconcat"]}) == 2
+    written = write_transfer_figure(result, tmp_path / "sweep")
+    assert [path.name for path in written] == ["sweep.svg", "sweep.png", "sweep-depth.svg", "sweep-depth.png"]

@@ -107,7 +107,9 @@ def _panel(
     key = alt.Legend(title=ladder.against, columns=8, symbolType="circle")
     color = alt.Color("rung:O", scale=alt.Scale(domain=rungs), legend=key)
     layers = _layers(ladder, optima, domain, x, y, color)
-    title = {"text": ladder.settings["parameterization"], "subtitle": _told(told), "fontSize": 14}
+    names = [one.parameterization for one in transfer.transfers if one.against == ladder.against]
+    name = told.parameterization if names.count(told.parameterization) == 1 else title_ladder(ladder)
+    title = {"text": name, "subtitle": _told(told), "fontSize": 14}
     return alt.layer(*layers).properties(width=PANEL, height=HEIGHT, title=title)
 
 
