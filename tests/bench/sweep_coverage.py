@@ -110,8 +110,9 @@ def judge(
               None if low is None or high is None else high - low)  # fmt: skip
     regret = height(truth[told.from_rung][0] - truth[told.to_rung][0])
     bound = told.regret_high
-    count.other["regrets unbounded"] += bound is None
-    if bound is not None:
+    if bound is None:
+        count.other["regrets unbounded"] += 1
+    else:
         count.add("regret bound", regret <= bound, 100 * told.regret_relative_high)
 
 
