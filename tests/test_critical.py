@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxscale.critical import _t_quantile, fit_critical_batch, fit_tradeoff
+from jaxscale.critical import fit_critical_batch, fit_tradeoff
 from jaxscale.errors import MisuseError
+from jaxscale.fit.resample import t_quantile
 from jaxscale.laws.batch import (
     KAPLAN_BATCH,
     CriticalBatch,
@@ -114,7 +115,7 @@ def test_weights_are_those_of_least_squares():
 
 def test_t_quantiles_are_those_of_scipy():
     for dof in (1, 2, 5, 30):
-        assert _t_quantile(0.95, dof) == pytest.approx(stats.t.ppf(0.975, dof), rel=1e-4)
+        assert t_quantile(0.95, dof) == pytest.approx(stats.t.ppf(0.975, dof), rel=1e-4)
 
 
 @pytest.mark.parametrize(("batch", "steps", "what"), [

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from planted_sweep import curve, plant_sweep
 
 from jaxscale.errors import MisuseError
 from jaxscale.mup import Transfer, analyse_sweep
 from jaxscale.mup.rates import read_ladders
 from jaxscale.mup.tilt import fit_joint, lean, take_window
 from jaxscale.mup.transfer_figure import draw_transfer, write_transfer_figure
-from planted_sweep import curve, plant_sweep
 
 
 def planted(seed: int = 0, **options: Any) -> tuple[pd.DataFrame, dict[int, tuple[float, float]]]:
@@ -52,7 +52,7 @@ def test_without_noise_optima_shift_and_regret_are_the_planted_ones(tilt: float,
     chord = float(np.interp(truth[16][0], x, 0.03 * curve(x - truth[128][0], tilt)))
     assert told.regret is not None and told.regret_high is not None
     assert regret - 1e-6 <= told.regret + 1e-5 and told.regret <= (chord if shift else 1e-6)
-    assert told.regret_high == pytest.approx(chord if shift else 0.0, abs=1e-5)
+    assert regret - 1e-6 <= told.regret_high <= max(chord, 0.0 if shift else 1e-6) + 1e-5
     assert told.verdict == ("transfers" if shift == 0 else "moves")
 
 
@@ -85,7 +85,7 @@ def test_the_interval_of_an_optimum_is_where_scipy_says_that_forcing_it_costs_t_
 
     def forced(at: float) -> float:
         found = least_squares(lambda p: p[2] + p[0] * lean(np.full(len(x), p[1]), x - at) - window.loss,
-                              [0.03, 0.5, 2.2], bounds=([0, -1.5, 0], [1, 1.5, 9]), xtol=1e-14, ftol=1e-14, gtol=1e-14)  # fmt: skip
+                              [0.03, 0.5, 2.2], bounds=([0, -1.5, 0], [1, 1.5, 9]), xtol=1e-14, ftol=1e-14)  # fmt: skip
         return 2 * float(found.cost)
 
     most = joint.variance * (joint.residual_dof + student.ppf(0.975, joint.dof) ** 2)
@@ -162,7 +162,7 @@ def test_seeds_that_prefer_other_rates_widen_the_interval() -> None:
 
 
 def test_one_seed_rests_on_the_scatter_about_the_curves_and_says_so() -> None:
-    rows, truth = planted(8, seeds=1)
+    rows, _ = planted(8, seeds=1)
     result = analyse_sweep(rows)
     told = result.transfers[0]
     assert told.noise["seed_std"] is None and any("one seed" in note for note in told.notes)
@@ -195,6 +195,14 @@ def test_a_width_whose_runs_all_diverged_is_listed_and_the_others_are_read_witho
     told, alone = result.transfers[0], analyse_sweep(rows[~lost]).transfers[0]
     assert told.used == (16, 64, 128) and any("32" in note for note in told.notes)
     assert (told.shift, told.regret_high) == (alone.shift, alone.regret_high)
+
+
+def test_a_ladder_that_lost_an_end_is_not_said_to_transfer() -> None:
+    rows, _ = planted(11)
+    assert analyse_sweep(rows).transfers[0].verdict == "transfers"
+    rows.loc[rows["width"] == 128, ["state", "loss"]] = ["diverged", None]
+    told = analyse_sweep(rows).transfers[0]
+    assert (told.verdict, told.to_rung) == ("unsettled", 64) and "without width 128" in told.words
 
 
 def test_a_rate_where_one_seed_diverged_is_not_fitted_whatever_the_other_gave() -> None:
@@ -279,3 +287,16 @@ def test_the_figure_keeps_a_run_near_divergence_from_flattening_the_minima(tmp_p
     assert [path.name for path in written] == ["sweep.svg", "sweep.png"]
     crosses = [one.text for one in ET.parse(written[0]).iter() if one.text == "×"]
     assert len(crosses) == sum(len(one.diverged_lr) for one in result.optima)
+
+
+def test_panels_of_one_parameterization_are_told_apart_and_ladders_over_depths_have_their_own_file(
+    tmp_path: Path,
+) -> None:
+    rows, _ = planted(22)
+    deep, _ = planted(23, against="depth", rungs=(4, 8))
+    result = analyse_sweep(pd.concat([rows, rows.assign(weight_decay=4.0), deep]))
+    spec = draw_transfer(result)
+    assert spec is not None
+    assert len({panel["title"]["text"] for panel in spec["hconcat"]}) == 2
+    written = write_transfer_figure(result, tmp_path / "sweep")
+    assert [path.name for path in written] == ["sweep.svg", "sweep.png", "sweep-depth.svg", "sweep-depth.png"]

@@ -97,7 +97,7 @@ class Curve:
 
 
 def _offsets(loss: np.ndarray) -> np.ndarray:
-    """Each seed's mean difference (seeds,) from its rates' means: 0 where all seeds ran at all rates is its sum."""
+    """What each seed (seeds,) adds at every rate, so that a rate that lacks a run is not moved by which; sums to 0."""
     known = np.isfinite(loss)
     offset = np.zeros(loss.shape[1])
     for _ in range(20):  # alternating means; exact at once where no run is missing
@@ -132,9 +132,8 @@ def read_ladders(rows: pd.DataFrame) -> list[Ladder]:
     ladders = []
     for key, mine in rows.groupby(settings, sort=True, dropna=False):
         shared = dict(zip(settings, key, strict=True))
-        cells = {
-            (int(w), int(d)): _read_curve(int(w), int(d), cell) for (w, d), cell in mine.groupby(["width", "depth"])
-        }
+        models = mine[["width", "depth"]].drop_duplicates().to_numpy(int).tolist()
+        cells = {(w, d): _read_curve(w, d, mine[(mine["width"] == w) & (mine["depth"] == d)]) for w, d in models}
         found = [_ladder("width", depth, shared, cells) for depth in sorted({d for _, d in cells})]
         found += [_ladder("depth", width, shared, cells) for width in sorted({w for w, _ in cells})]
         long = [ladder for ladder in found if len(ladder.curves) > 1]
@@ -210,8 +209,8 @@ def edge_reason(curve: Curve, block: np.ndarray, last: bool) -> str:
     if 0 <= beyond < len(x):
         between = format_rate(2 ** float((x[at] + x[beyond]) / 2))
         fate = "diverged" if curve.diverged[beyond].any() else "has no loss"
-        return (f"lowest at the {which} stable rate {format_rate(2 ** x[at])} and {format_rate(2 ** x[beyond])} {fate}; "
-                f"add rates between, such as {between}")  # fmt: skip
+        return (f"lowest at the {which} stable rate {format_rate(2 ** x[at])} and {format_rate(2 ** x[beyond])} "
+                f"{fate}; add rates between, such as {between}")  # fmt: skip
     sign = 1 if last else -1
     more = " and ".join(format_rate(2 ** (x[at] + sign * step * k)) for k in (1, 2))
     return f"lowest at the {which} rate {format_rate(2 ** x[at])}, add {more}"

@@ -87,7 +87,7 @@ def _ends_at(lanes: Lanes, lane: int, budgets: np.ndarray) -> tuple[np.ndarray, 
     return same.fieller(budgets)
 
 
-def _lowest(target: Lanes, c: float, b: np.ndarray, k: np.ndarray) -> np.ndarray:
+def _lowest(target: Lanes, c: np.ndarray, b: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Where b t + k phi_c(t) is lowest inside the window: its vertex, or the lower end."""
     ends = np.array(target.window.ends) - target.window.origin
     vertex = undo(np.full_like(b, c), -b / np.where(k > 0, k, np.nan))
@@ -111,7 +111,7 @@ def _measured(
     joint: Joint, lanes: Lanes, curve: Curve, x: float, reach: tuple[float, float], confidence: float
 ) -> Regret:
     """R from the means measured outside the window, where the source's interval still ends among stable rates."""
-    stable, best = curve.stable, joint.best
+    stable, best = curve.block(), joint.best
     known, mean = curve.x[stable], curve.mean[stable]
     least = lanes.level[best] + _height(lanes, joint.c[best], best)
     runs = np.isfinite(curve.loss[stable]).sum(1).min()
@@ -128,7 +128,7 @@ def _measured(
     return Regret(value, low, high)
 
 
-def _height(lanes: Lanes, c: float, lane: int) -> float:
+def _height(lanes: Lanes, c: np.ndarray, lane: int) -> float:
     """Loss at x* less that at the origin."""
     b, k = lanes.coef[lane]
     u = lanes.optimum()[lane] - lanes.window.origin
@@ -137,7 +137,7 @@ def _height(lanes: Lanes, c: float, lane: int) -> float:
 
 def _beyond(curve: Curve, x: float) -> str:
     """Why nothing is known at log2 lr x."""
-    stable = curve.stable
+    stable = curve.block()
     above = x > curve.x[stable[-1]]
     beside = stable[-1] + 1 if above else stable[0] - 1
     told = f"rate {format_rate(2**x if np.isfinite(x) else None)} lies {'above' if above else 'below'} its stable rates"

@@ -40,7 +40,7 @@ SIGNIFICANCE = 0.05
 Ends = tuple[float | None, float | None]
 
 
-def lean(c: np.ndarray, u: np.ndarray) -> np.ndarray:
+def lean(c: np.ndarray | float, u: np.ndarray | float) -> np.ndarray:
     """phi_c(u), by its series where c is near 0.
 
     >>> np.round(lean(np.array([0.0, 1.0]), np.array([2.0, 2.0])), 3)

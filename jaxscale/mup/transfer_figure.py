@@ -49,7 +49,7 @@ def draw_transfer(transfer: Transfer, against: Against = "width") -> dict[str, A
 def write_transfer_figure(transfer: Transfer, stem: Path) -> list[Path]:
     """Save STEM.svg and STEM.png for ladders over widths, STEM-depth.* for those over depths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     against: Against
     for against in ("width", "depth"):
         drawn = draw_transfer(transfer, against)
@@ -68,8 +68,9 @@ def _subtitle(ladders: list[Ladder], transfer: Transfer) -> list[str]:
     same = (
         f"{told[1]}; " if len(told) > 1 and len({title_ladder(one).split(", ", 1)[-1] for one in ladders}) == 1 else ""
     )
-    return [f"{same}points: runs, lines: means over seeds", "dots: optima of the fitted curves with "
-            f"their {transfer.confidence:.0%} interval, joined by dashes; crosses: diverged runs, triangles: runs above the axis"]  # fmt: skip
+    marks = (f"dots: optima of the fitted curves with their {transfer.confidence:.0%} interval, joined by dashes; "
+             f"crosses: diverged runs, triangles: runs above the axis")  # fmt: skip
+    return [f"{same}points: runs, lines: means over seeds", marks]
 
 
 def _domain(curves: list[Curve]) -> tuple[float, float]:
@@ -90,23 +91,25 @@ def _x(ladders: list[Ladder]) -> dict[str, Any]:
     x = np.concatenate([curve.x for ladder in ladders for curve in ladder.curves])
     low, high = math.floor(x.min() * 2) / 2, math.ceil(x.max() * 2) / 2
     step = max(1, math.ceil((high - low) / 8))
-    axis = alt.Axis(values=list(range(math.ceil(low), math.floor(high) + 1, step)), format="d", title="log2 learning rate",
-                    labelOverlap=False)  # fmt: skip
+    axis = alt.Axis(values=list(range(math.ceil(low), math.floor(high) + 1, step)), format="d",
+                    title="log2 learning rate", labelOverlap=False)  # fmt: skip
     return {"axis": axis, "scale": alt.Scale(domain=[low - 0.25, high + 0.25], nice=False)}
 
 
 def _panel(
     transfer: Transfer, k: int, rungs: list[int], domain: tuple[float, float], x: dict[str, Any], *, first: bool
-) -> alt.LayerChart:
+) -> Any:
     ladder, told = transfer.ladders[k], transfer.transfers[k]
     start = sum(len(one.curves) for one in transfer.ladders[:k])
     optima = transfer.optima[start : start + len(ladder.curves)]
-    y = alt.Y("loss:Q", title="loss, nats per token" if first else " ", scale=alt.Scale(domain=list(domain), nice=False),
-              axis=alt.Axis(tickCount=6, labels=first))  # fmt: skip
+    y = alt.Y("loss:Q", title="loss, nats per token" if first else " ",
+              scale=alt.Scale(domain=list(domain), nice=False), axis=alt.Axis(tickCount=6, labels=first))  # fmt: skip
     key = alt.Legend(title=ladder.against, columns=8, symbolType="circle")
     color = alt.Color("rung:O", scale=alt.Scale(domain=rungs), legend=key)
     layers = _layers(ladder, optima, domain, x, y, color)
-    title = {"text": ladder.settings["parameterization"], "subtitle": _told(told), "fontSize": 14}
+    names = [one.parameterization for one in transfer.transfers if one.against == ladder.against]
+    name = told.parameterization if names.count(told.parameterization) == 1 else title_ladder(ladder)
+    title = {"text": name, "subtitle": _told(told), "fontSize": 14}
     return alt.layer(*layers).properties(width=PANEL, height=HEIGHT, title=title)
 
 
@@ -120,8 +123,8 @@ def _layers(
 ) -> list[alt.Chart]:
     runs, means = _runs(ladder, domain)
     x, beside = alt.X("x:Q", **across), alt.X("beside:Q", **across)
-    best = [{"rung": one.rung, "x": one.log2_lr, "loss": one.loss, "low": np.log2(one.lr_interval[0]),
-             "high": np.log2(one.lr_interval[1]), "lr": format_rate(one.lr)}
+    best = [{"rung": one.rung, "x": one.log2_lr, "loss": one.loss, "low": np.log2(one.lr_interval[0] or np.nan),
+             "high": np.log2(one.lr_interval[1] or np.nan), "lr": format_rate(one.lr)}
             for one in optima if one.lr is not None and None not in one.lr_interval]  # fmt: skip
     mean = alt.Chart(inline(means)).mark_line(clip=True, strokeWidth=2, strokeOpacity=0.85)
     base = alt.Chart(inline(runs))
