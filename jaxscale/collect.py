@@ -18,6 +18,7 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.plan import describe_run
 from jaxscale.runs import (
     METRIC_FIELDS,
+    TUNING_ROLES,
     Cell,
     Observations,
     Plan,
@@ -38,8 +39,6 @@ __all__ = ["KINDS", "collect_curves", "collect_runs", "read_curves"]
 
 KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
 """Provenance that must agree over all runs of one fit."""
-TUNING_ROLES = ("sweep", "audit")
-"""Runs that ask what the best learning rate is: never evidence for a law."""
 SPIKE_TAIL = 0.05
 """The last share of the training curve whose mean is compared with the best such stretch."""
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METRIC_FIELDS",
     "STATES",
+    "TUNING_ROLES",
     "Cell",
     "Dropped",
     "Observations",
@@ -49,7 +50,9 @@ STATES: tuple[State, ...] = ("planned", "running", "done", "diverged", "failed",
 """A run is in exactly one of these; only `done` becomes evidence."""
 
 Role = Literal["grid", "holdout", "sweep", "audit"]
-"""What a cell is for: fitted, predicted, or the choice of a learning rate and its check, which no law is fitted to."""
+"""What a cell is for: to be fitted, to be predicted, or to ask what the best learning rate is."""
+TUNING_ROLES: tuple[Role, ...] = ("sweep", "audit")
+"""Runs that ask what the best learning rate is: never evidence for a law."""
 
 METRIC_FIELDS = frozenset({"step", "loss", "seconds"})
 """What every line of metrics.jsonl has, among others."""

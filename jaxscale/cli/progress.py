@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from jaxscale.format import format_count, format_flops, format_loss, format_seconds
-from jaxscale.runs import Cell
+from jaxscale.runs import TUNING_ROLES, Cell
 
 __all__ = ["StudyProgress", "data_progress"]
 
@@ -116,7 +116,7 @@ def _shape(cell: Cell) -> str:
 
 def _name(cell: Cell) -> str:
     spec = cell.spec
-    if cell.role in ("sweep", "audit"):
+    if cell.role in TUNING_ROLES:
         return f"{_shape(cell)} lr {spec.lr:.4g} seed {spec.seed}"
     return f"C {format_flops(spec.budget_flops)} d {spec.model.d_model} seed {spec.seed}"
 

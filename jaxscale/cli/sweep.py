@@ -133,8 +133,8 @@ def _print_plan(planned: Plan, console: Console) -> None:
 
 
 def _conclude(study: Study, folder: Path, planned: Plan, ways: list[dict[str, Any]], command: str) -> int:
+    from jaxscale.mup import analyse_sweep
     from jaxscale.mup.sweep import sweep_record, tabulate_runs
-    from jaxscale.mup.transfer import analyse_sweep
     from jaxscale.mup.transfer_figure import write_transfer_figure
 
     rows = tabulate_runs(read_status(folder, planned.cells), study)

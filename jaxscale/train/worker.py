@@ -18,7 +18,7 @@ from typing import Any
 
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
-from jaxscale.runs import Cell, Plan, from_plain
+from jaxscale.runs import TUNING_ROLES, Cell, Plan, from_plain
 from jaxscale.sweep import Way, read_plan
 from jaxscale.train.pool import PREEMPTED
 
@@ -90,7 +90,7 @@ def _train_cells(
     for part in [[spec] for spec in specs] if way == "process" else [specs]:
         results = train_pack(
             part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
-            data_sha256=plan.data_sha256, keep_weights=cells[0].role in ("grid", "holdout"),
+            data_sha256=plan.data_sha256, keep_weights=cells[0].role not in TUNING_ROLES,
         )  # fmt: skip
         for result in results:
             _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
