@@ -34,6 +34,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "tilt 1.2": {"tilt": 1.2},
     "two exponentials, 2^-u/2 and 2^1.5u": {"excess": lambda u: 0.03 * _two(u, 0.5, 1.5)},
     "log cosh on the left, a wall on the right": {"excess": lambda u: 0.03 * _wall(u)},
+    "two exponentials, shift .3": {"excess": lambda u: 0.03 * _two(u, 0.5, 1.5), "shift": 0.3},
+    "the wall, shift .3": {"excess": lambda u: 0.03 * _wall(u), "shift": 0.3},
     "one seed": {"seeds": 1},
     "seeds that lean .2% a doubling": {"seed_lean": 0.002},
     "the same, 3 seeds": {"seed_lean": 0.002, "seeds": 3},
