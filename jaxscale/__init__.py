@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "Study": "config",
@@ -25,6 +25,9 @@ _HOMES = {
     "plan_isoflop": "plan",
     "read_rates": "rates",
     "train_run": "train.loop",
+    "train_pack": "train.loop",
+    "plan_sweep": "mup.sweep",
+    "analyse_sweep": "mup",
     "collect_runs": "collect",
     "collect_curves": "collect",
     "read_observations": "source",
