@@ -8,15 +8,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from planted_sweep import plant_sweep
 from test_main_job import jaxscale, start
 from tiny import write_study
 
 from jaxscale.collect import collect_runs
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
-from jaxscale.mup.sweep import SweepGrid, default_rates, default_tokens, grow_plan, plan_sweep
-from jaxscale.runs import Plan
+from jaxscale.mup import analyse_sweep
+from jaxscale.mup.sweep import SweepGrid, default_rates, default_tokens, grow_plan, plan_sweep, sweep_record
+from jaxscale.plan import plan_isoflop
+from jaxscale.rates import read_rates
+from jaxscale.runs import Plan, write_json
 from jaxscale.sweep import read_plan, read_status
 
 STUDY = Study()
@@ -51,8 +56,6 @@ def test_init_scales_multiply_every_init_and_rename_the_run() -> None:
 
 
 def test_default_tokens_are_the_smallest_budget_at_its_expected_optimum() -> None:
-    from jaxscale.plan import plan_isoflop
-
     cells = [c for c in plan_isoflop(STUDY).cells if c.spec.budget_flops == min(STUDY.grid.budgets)]
     nearest = min(cells, key=lambda c: abs(c.spec.tokens / c.n_params - STUDY.grid.tokens_per_param))
     assert default_tokens(STUDY) == pytest.approx(nearest.spec.tokens, rel=0.01)
@@ -134,3 +137,17 @@ def test_killed_sweep_goes_on_with_the_same_packs_to_the_same_losses(place: Path
 
     assert losses(place / "killed") == losses(finished)
     assert any(s.result and s.result.restarts for s in read_status(place / "killed", read_plan(place / "killed").cells))
+
+
+def test_a_grid_takes_the_rate_that_its_sweep_found(tmp_path: Path) -> None:
+    """Planted rows through the analysis, the result file and `recipe.lr_from`: the planted rate at the sweep's D."""
+    rows, truth = plant_sweep(np.random.default_rng(2), rungs=(16, 32, 64), center=-5.2, noise=0.002, seeds=3)
+    study = replace(STUDY, recipe=replace(STUDY.recipe, lr_from=str(tmp_path / "sweep.json")))
+    record = sweep_record(STUDY, plan_sweep(STUDY, GRID), rows, analyse_sweep(rows).to_records())
+    write_json(tmp_path / "sweep.json", json.dumps(record))
+    law = read_rates(study.recipe.lr_from, study)
+    found = law.rate(int(rows["tokens"][0]), int(rows["batch_tokens"][0]))
+    assert np.log2(found) == pytest.approx(truth[32][0], abs=0.15)
+    for cell in plan_isoflop(study).cells:
+        spec = cell.spec
+        assert spec.lr == law.rate(spec.tokens, spec.batch_seqs * spec.model.seq_len)

@@ -300,3 +300,12 @@ def test_panels_of_one_parameterization_are_told_apart_and_ladders_over_depths_h
     assert len({panel["title"]["text"] for panel in spec["hconcat"]}) == 2
     written = write_transfer_figure(result, tmp_path / "sweep")
     assert [path.name for path in written] == ["sweep.svg", "sweep.png", "sweep-depth.svg", "sweep-depth.png"]
+
+
+def test_one_width_has_an_optimum_and_says_that_it_shows_no_transfer() -> None:
+    rows, truth = planted(3, rungs=(32,))
+    result = analyse_sweep(rows)
+    assert result.optima[0].status == "ok"
+    assert result.optima[0].lr_interval[0] <= 2 ** truth[32][0] <= result.optima[0].lr_interval[1]  # type: ignore[operator]
+    assert (result.transfers[0].verdict, result.transfers[0].from_rung) == ("unsettled", None)
+    assert "None" not in str(result) and "shows no transfer" in str(result)

@@ -182,7 +182,7 @@ def _lines(told: LadderTransfer) -> list[str]:
         lines.append(f"shift of log2 lr per doubling of {told.against}: {told.shift:+.3f} "
                      f"{format_interval(told.shift_interval, _signed)}{spread}")  # fmt: skip
     for one in told.regrets:
-        if one["rung"] != told.from_rung:
+        if told.from_rung is not None and one["rung"] != told.from_rung:
             lines.append(
                 f"regret at {told.against} {one['rung']} of using {told.from_rung}'s rate: {_regret_words(one)}"
             )

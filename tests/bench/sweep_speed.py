@@ -1,12 +1,12 @@
 """How long a sweep takes: 16 runs of one width as 16 calls of `jaxscale train`, and as one `mup sweep` by each way.
 
-    PYTHONPATH=. python tests/bench/sweep_speed.py --widths 32 64          # 8 rates x 2 seeds, quick start's length
+    PYTHONPATH=. python tests/bench/sweep_speed.py --widths 32 64          # 8 rates x 2 seeds, runs of 7.5e10 FLOPs
     PYTHONPATH=. python tests/bench/sweep_speed.py --widths 32 --rounds 3
 
-For each width, in one run: every way (process, pack, turn, auto) and the 16 calls, each in a fresh folder, in turn,
-`--rounds` times; wall-clock seconds, start-up and compiling included. First with an empty compile cache each; then with
-one cache that all have filled, in which the probe of the shape (measured by a worker pinned to a core, as workers
-measure it) lies too: `auto` then takes what it found fastest.
+Runs as long as the quick start's at its second budget. For each width, in one run, each in a fresh folder, wall-clock
+seconds with start-up: first `auto` and the 16 calls with an empty compile cache each, compiling included; then, in turn,
+`--rounds` times, the three fixed ways and `auto` with one cache that all have filled, in which the probe of the shape
+(measured by a worker pinned to a core, as workers measure it) lies too: `auto` takes what it found fastest.
 """
 
 from __future__ import annotations
@@ -36,9 +36,18 @@ def call(*words: str) -> float:
 def sweep(options: argparse.Namespace, width: int, way: str, folder: Path, cache: Path, *more: str) -> float:
     return call(
         "mup", "sweep", options.study, "--widths", str(width), "--lrs", *(f"{rate:.6g}" for rate in RATES),
-        "--seeds", "2", "--parameterizations", "mup", "--tokens", str(options.tokens), "--mesh.packs", way,
+        "--seeds", "2", "--parameterizations", "mup", "--tokens", f"{tokens_of(options, width):.0f}", "--mesh.packs", way,
         "--mesh.compile-cache", str(cache), "--out", str(folder), *more,
     )  # fmt: skip
+
+
+def tokens_of(options: argparse.Namespace, width: int) -> float:
+    from dataclasses import replace
+
+    from jaxscale.flops import flops_per_token
+    from jaxscale.study import load_study
+
+    return options.flops / flops_per_token(replace(load_study(options.study).model, d_model=width))
 
 
 def one_by_one(options: argparse.Namespace, width: int, folder: Path, cache: Path) -> float:
@@ -60,7 +69,13 @@ def plan_only(options: argparse.Namespace, width: int, folder: Path, cache: Path
     study = load_study(options.study)
     study = replace(study, mesh=replace(study.mesh, compile_cache=str(cache), packs="auto"))
     info = build_tokens(study.data).info
-    grid = SweepGrid(("mup",), (width,), tuple(float(f"{rate:.6g}") for rate in RATES), 2, (options.tokens,))
+    grid = SweepGrid(
+        ("mup",),
+        (width,),
+        tuple(float(f"{rate:.6g}") for rate in RATES),
+        2,
+        (float(f"{tokens_of(options, width):.0f}"),),
+    )
     planned = plan_sweep(study, grid, train_tokens=info.train_tokens)
     write_json(folder / "plan.json", replace(planned, data_sha256=info.data_sha256).to_json())
 
@@ -104,30 +119,31 @@ def compare(options: argparse.Namespace, width: int) -> None:
                     seconds = sweep(options, width, way, folder, own)
                 times.setdefault((way, kind), []).append(seconds)
 
-        for i in range(options.rounds):
-            take("empty", (*WAYS[:3], "calls"), i, None)
+        take("empty", ("auto", "calls"), 0, None)
         warm = Path(root) / "warm"
         probe(options, width, Path(root) / "probe", warm)
         for way in WAYS[:3]:
             sweep(options, width, way, Path(root) / f"fill{way}", warm)
         for i in range(options.rounds):
-            take("filled", (*WAYS, "calls"), i, warm)
+            take("filled", WAYS, i, warm)
     report(width, times)
 
 
 def report(width: int, times: dict[tuple[str, str], list[float]]) -> None:
-    print(f"\nwidth {width}: 16 runs, wall-clock seconds (median), and the calls' time over it")
-    for (way, cache), found in times.items():
-        calls = times.get(("calls", cache))
-        ratio = f"{statistics.median(calls) / statistics.median(found):5.2f}x" if calls and way != "calls" else ""
-        print(f"  {cache:<7} {way:<8} {statistics.median(found):7.1f}  {ratio}", flush=True)
+    took = {key: statistics.median(found) for key, found in times.items()}
+    best = min(took[way, "filled"] for way in WAYS[:3])
+    print(f"width {width}, 16 runs, wall-clock seconds (median)")
+    print(f"  empty cache: auto {took['auto', 'empty']:.1f}, 16 calls of train {took['calls', 'empty']:.1f}: "
+          f"{took['calls', 'empty'] / took['auto', 'empty']:.2f} times as long")  # fmt: skip
+    ways = ", ".join(f"{way} {took[way, 'filled']:.1f}" for way in WAYS)
+    print(f"  filled cache: {ways}; auto over the fastest fixed way {took['auto', 'filled'] / best:.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="configs/quickstart.py")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--tokens", type=float, default=300_000)
+    parser.add_argument("--flops", type=float, default=7.5e10, help="of one run")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--probe", type=Path, help="(internal) measure the ways for the plan in this folder")
     options = parser.parse_args()
