@@ -4,7 +4,7 @@
     PYTHONPATH=. python tests/bench/sweep_speed.py --widths 32 --rounds 3
 
 Runs as long as the quick start's at its second budget. For each width, in one run, each in a fresh folder, wall-clock
-seconds with start-up: first `auto` and the 16 calls with an empty compile cache each, compiling included; then, in turn,
+seconds with start-up: first `auto` and the 16 calls, each with an empty compile cache; then, in turn,
 `--rounds` times, the three fixed ways and `auto` with one cache that all have filled, in which the probe of the shape
 (measured by a worker pinned to a core, as workers measure it) lies too: `auto` takes what it found fastest.
 """
@@ -36,7 +36,8 @@ def call(*words: str) -> float:
 def sweep(options: argparse.Namespace, width: int, way: str, folder: Path, cache: Path, *more: str) -> float:
     return call(
         "mup", "sweep", options.study, "--widths", str(width), "--lrs", *(f"{rate:.6g}" for rate in RATES),
-        "--seeds", "2", "--parameterizations", "mup", "--tokens", f"{tokens_of(options, width):.0f}", "--mesh.packs", way,
+        "--seeds", "2", "--parameterizations", "mup",
+        "--tokens", f"{tokens_of(options, width):.0f}", "--mesh.packs", way,
         "--mesh.compile-cache", str(cache), "--out", str(folder), *more,
     )  # fmt: skip
 
