@@ -1,0 +1,206 @@
+"""A registered forecast against what was measured: one score record a forecast, appended, never edited.
+
+    loss          L_opt(C) against the measured minimum: interpolated where the sizes trained at C have a believable
+                  one, else the lowest of them (which lies above it), if its N is the forecast's within SIZE
+    loss_at_size  the same prediction against the run at the forecast's size, mean over its seeds: what following the
+                  forecast gave; it lies above the minimum by what the ladder's step costs
+    N_opt         against the interpolated minimum
+
+error = predicted / measured - 1. compute_error is f with L_opt(f C) - L_opt(C) = measured - predicted on the registered
+frontier. `inside` asks the interval of one future run, `inside_mean` that of the mean curve. The interval score is
+Gneiting and Raftery's (2007, eq. 43) in logs, of the former. skill = 1 - |log error| / |log error of the baseline|.
+All but the last two are the backtest's (backtest/scores.py).
+
+A run that began before its forecast was registered is refused; one whose beginning is not known is flagged. A run
+farther than the tolerance from the target's C is no measurement of it. The forecast's own evidence is none either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxscale.backtest.scores import compute_factor, score_interval
+from jaxscale.fit.cells import gather_cells
+from jaxscale.fit.minima import MIN_SIZES
+from jaxscale.fit.readings import read_minima
+from jaxscale.fit.result import Budget
+from jaxscale.format import format_count, format_factor, format_percent
+from jaxscale.register.chain import read_time
+from jaxscale.register.entry import TOLERANCE, frontier_of, say_nearest
+from jaxscale.register.measure import Measured, Run, as_observations
+
+__all__ = ["SIZE", "Scored", "main_rows", "score_forecast", "summarize_scores"]
+
+SIZE = 1.5
+"""Assumption: a lone run within this factor of the forecast's N stands for the optimum. In a valley that rises by 5% of
+the loss at a factor 6 in N (the example of docs/tuning.md) it lies .05 (log 1.5 / log 6)^2 = .26% too high."""
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The content of a score record, or None and why there is none; `told` is what a person must know besides."""
+
+    forecast: Record
+    content: dict[str, Any] | None
+    reason: str = ""
+    told: tuple[str, ...] = ()
+
+
+def score_forecast(
+    forecast: Record, measured: Sequence[Measured], scores: Sequence[Record] = (), *, tolerance: float = TOLERANCE
+) -> Scored:
+    """Score one forecast of a register by the runs of these sources that reach its target.
+
+    `scores`: those that the register holds already; the same runs are not scored twice.
+    """
+    C = float(forecast["C"])
+    own = [source.source for source in measured if source.sha256 and source.sha256 == forecast["evidence"]["sha256"]]
+    text = forecast["evidence"].get("data_sha256")
+    other = [one.source for one in measured if text and one.data_sha256 and one.data_sha256 != text]
+    foreign = [source for source in measured if source.source not in own + other]
+    told = [f"{name} is the forecast's own evidence and measures nothing of it" for name in own]
+    told += [f"{name} was trained on another text than the forecast's evidence; its losses compare with nothing here"
+             for name in other]  # fmt: skip
+    known = [run for source in foreign for run in source.runs]
+    near = list({run.identity: run for run in known if abs(math.log(run.C / C)) <= math.log1p(tolerance)}.values())
+    if not near:
+        reason = f"no run within {tolerance:.2g} of its C; {say_nearest(C, [run.C for run in known])}"
+        return Scored(forecast, None, reason, tuple(told))
+    late, refused = _split_by_time(near, forecast["time"])
+    if refused:
+        first = min(str(run.began) for run in refused)
+        told.append(f"{len(refused)} of {len(near)} runs at its C began before it was registered, the first at "
+                    f"{first}: refused")  # fmt: skip
+    if not late:
+        return Scored(forecast, None, "every run at its C began before it was registered", tuple(told))
+    undated = sum(run.began is None for run in late)
+    if undated:
+        told.append(f"{undated} of {len(late)} runs do not say when they began: whether it was after is not known")
+    content = _score(forecast, late, refused, [source.source for source in foreign])
+    if isinstance(content, str):
+        return Scored(forecast, None, content, tuple(told))
+    if any(score["forecast"] == forecast["hash"] and _runs_of(score) == _runs_of(content) for score in scores):
+        return Scored(forecast, None, "it was scored by the very same runs before", tuple(told))
+    return Scored(forecast, content, "", tuple(told))
+
+
+def _runs_of(score: Record) -> list[str]:
+    return sorted(run["identity"] for run in score["runs"])
+
+
+def _split_by_time(runs: Sequence[Run], registered: str) -> tuple[list[Run], list[Run]]:
+    """Those that began at or after the forecast's time, or at an unknown one; and those that began before."""
+    then = read_time(registered)
+    early = [run for run in runs if run.began is not None and read_time(run.began) < then]
+    return [run for run in runs if run not in early], early
+
+
+def _score(
+    forecast: Record, runs: Sequence[Run], refused: Sequence[Run], sources: Sequence[str]
+) -> dict[str, Any] | str:
+    """The content of a score record, or why the runs cannot answer."""
+    cells = gather_cells(as_observations(runs, forecast["C"]), role="all")
+    minimum = _read_minimum(runs, forecast["C"])
+    lowest = int(np.argmin(cells.loss))
+    N, best = float(cells.N[lowest]), forecast["answer"]["N"]
+    if minimum is None and abs(math.log(N / best)) > math.log(SIZE):
+        sizes = "one size" if len(cells) == 1 else f"{len(cells)} sizes, without a believable minimum,"
+        return (f"{sizes} measured at its C, the lowest {format_factor(N / best)} the forecast's N: its loss is not "
+                f"that of the optimum; train N near {format_count(best)}, or {MIN_SIZES} sizes around it")  # fmt: skip
+    loss = float(cells.loss[lowest]) if minimum is None else float(minimum.loss_opt or 0)
+    by = f"lowest of {len(cells)} sizes" if minimum is None else f"interpolated minimum of {len(cells)} sizes"
+    at_size = _at_size(forecast, runs)
+    rows = []
+    for answer in (forecast["answer"], *forecast["beside"]):
+        rows.append(_row(forecast, answer, "loss", loss))
+        rows += [] if at_size is None else [_row(forecast, answer, "loss_at_size", at_size)]
+        rows += [] if minimum is None else [_row(forecast, answer, "N_opt", float(minimum.N_opt or 0))]
+    return {
+        "kind": "score", "forecast": forecast["hash"], "forecast_number": forecast["number"], "C": forecast["C"],
+        "measured_C": float(np.exp(np.mean(np.log(cells.C)))), "measured_by": by if len(cells) > 1 else "one size",
+        "began": "unknown" if any(run.began is None for run in runs) else "after",
+        "sources": list(sources), "runs": [vars(run) for run in runs], "runs_before": [vars(run) for run in refused],
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _read_minimum(runs: Sequence[Run], C: float) -> Budget | None:
+    """The interpolated minimum over the sizes, where it is to be believed."""
+    minimum = read_minima(gather_cells(as_observations(runs, C), role="all"))[0]
+    return minimum if minimum.status == "ok" else None
+
+
+def _at_size(forecast: Record, runs: Sequence[Run]) -> float | None:
+    """Mean loss of the runs nearest to the forecast's size; None where none is near."""
+    size = (forecast["size"] or forecast["answer"])["N"]
+    nearest = min((run.N for run in runs), key=lambda N: abs(math.log(N / size)))
+    if abs(math.log(nearest / size)) > math.log(SIZE) / 2:
+        return None
+    return float(np.mean([run.loss for run in runs if run.N == nearest]))
+
+
+def _row(forecast: Record, answer: Record, quantity: str, measured: float) -> dict[str, Any]:
+    of_loss = quantity != "N_opt"
+    predicted = float(answer["loss" if of_loss else "N"])
+    interval = answer["intervals"]["loss_future_run" if of_loss else "N_opt"]
+    mean = answer["intervals"]["loss"] if of_loss else None
+    baseline = forecast["baseline"].get("loss" if of_loss else "N_opt")
+    return {
+        "method": answer["method"], "law": answer["law"], "declared": answer["declared"], "quantity": quantity,
+        "predicted": predicted, "interval": interval, "interval_mean": mean, "measured": measured,
+        "error": predicted / measured - 1,
+        "compute_error": _in_compute(forecast, answer, measured - predicted) if of_loss else None,
+        "inside": _holds(interval, measured), "inside_mean": None if mean is None else _holds(mean, measured),
+        "interval_score": score_interval(tuple(interval), measured, forecast["confidence"]),
+        "baseline": baseline, "baseline_error": None if baseline is None else baseline / measured - 1,
+        "skill": _skill(predicted, baseline, measured),
+    }  # fmt: skip
+
+
+def _in_compute(forecast: Record, answer: Record, shift: float) -> float | None:
+    return compute_factor(frontier_of(answer["frontier"]), float(forecast["C"]), shift)
+
+
+def _holds(interval: Sequence[float | None], measured: float) -> bool | None:
+    low, high = interval
+    return None if low is None or high is None else low <= measured <= high
+
+
+def _skill(predicted: float, baseline: float | None, measured: float) -> float | None:
+    """Share of the baseline's log error that the forecast does not make; None where the baseline makes none."""
+    if baseline is None or baseline == measured:
+        return None
+    return 1 - abs(math.log(predicted / measured)) / abs(math.log(baseline / measured))
+
+
+def main_rows(score: Record) -> list[dict[str, Any]]:
+    """The rows of the registered answer itself, without those that stand beside it."""
+    first = score["rows"][0]
+    return [row for row in score["rows"] if (row["method"], row["law"]) == (first["method"], first["law"])]
+
+
+def summarize_scores(scores: Sequence[Record]) -> list[str]:
+    """What the declared answers' scores come to, by quantity, and how little a few of them can say."""
+    newest = {score["forecast"]: score for score in scores}.values()
+    words = []
+    for quantity in ("loss", "loss_at_size", "N_opt"):
+        rows = [row for score in newest for row in main_rows(score) if row["quantity"] == quantity]
+        if not rows:
+            continue
+        errors = np.array([math.log1p(row["error"]) for row in rows])
+        base = np.array([math.nan if row["baseline_error"] is None else math.log1p(row["baseline_error"]) for row in rows])
+        hits = [row["inside"] for row in rows if row["inside"] is not None]
+        text = f"{quantity}: {len(rows)} scored, rms error {format_percent(float(np.sqrt(np.mean(errors**2)))).lstrip('+')}"
+        text += f", {sum(hits)} of {len(hits)} inside"
+        both = np.isfinite(base)
+        if both.any() and np.any(base[both]):
+            skill = 1 - math.sqrt(np.mean(errors[both] ** 2) / np.mean(base[both] ** 2))
+            text += f", skill over the extended envelope {format_percent(skill).lstrip('+')}"
+        words.append(text)
+    return words
