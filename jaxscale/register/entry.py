@@ -96,7 +96,12 @@ def _enter_target(rows: Sequence[dict[str, Any]], fits: Sequence[Mapping[str, An
         "baseline": _extrapolate(told["observations"], C) or {"reason": told["reason"] or "fewer than two lowest runs"},
         "measured_before": _count_near(told["everything"], C),
     }  # fmt: skip
-    identity = {"answer": content["answer"], "beside": content["beside"], "C": C, "evidence": told["evidence"]["sha256"]}
+    identity = {
+        "answer": content["answer"],
+        "beside": content["beside"],
+        "C": C,
+        "evidence": told["evidence"]["sha256"],
+    }
     return content | {"forecast_sha256": hashlib.sha256(canonical(identity).encode()).hexdigest()}
 
 

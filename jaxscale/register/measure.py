@@ -110,7 +110,9 @@ def parse_measured(words: Sequence[str]) -> Measured:
     given = dict(word.partition("=")[::2] for word in words)
     unknown, lacking = given.keys() - FIELDS, [name for name, must in FIELDS.items() if must and not given.get(name)]
     if unknown or lacking or len(given) < len(words):
-        what = f"{min(unknown)!r} is unknown" if unknown else f"{lacking[0]} is missing" if lacking else "a field repeats"
+        what = (
+            f"{min(unknown)!r} is unknown" if unknown else f"{lacking[0]} is missing" if lacking else "a field repeats"
+        )
         raise MisuseError(f"measured: {what}; give C, loss and N, and where known D and began, as in "
                           f"--measured C=1e13 loss=1.83 N=2e5 D=8e6 began=2026-11-22T14:00")  # fmt: skip
     numbers = {name: _number(name, text) for name, text in given.items() if name != "began"}

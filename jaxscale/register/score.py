@@ -194,7 +194,9 @@ def summarize_scores(scores: Sequence[Record]) -> list[str]:
         if not rows:
             continue
         errors = np.array([math.log1p(row["error"]) for row in rows])
-        base = np.array([math.nan if row["baseline_error"] is None else math.log1p(row["baseline_error"]) for row in rows])
+        base = np.array(
+            [math.nan if row["baseline_error"] is None else math.log1p(row["baseline_error"]) for row in rows]
+        )
         hits = [row["inside"] for row in rows if row["inside"] is not None]
         text = f"{quantity}: {len(rows)} scored, rms error {format_percent(float(np.sqrt(np.mean(errors**2)))).lstrip('+')}"
         text += f", {sum(hits)} of {len(hits)} inside"
