@@ -29,13 +29,14 @@ def say_added(record: Record, before: Sequence[Record]) -> list[str]:
     """A new record in words, and what weakens it."""
     answer, baseline = record["answer"], record["baseline"]
     run = format_interval(answer["intervals"]["loss_future_run"])
-    lines = [f"record {record['number']}: at {format_flops(record['C'])} FLOPs, {format_factor(record['extrapolation'])} "
-             f"the largest budget, by {answer['method']}: N {format_count(answer['N'])}, D {format_count(answer['D'])}, "
-             f"loss {format_loss(answer['loss'])}, one run {run}"]  # fmt: skip
+    C, beyond = format_flops(record["C"]), format_factor(record["extrapolation"])
+    N, D = format_count(answer["N"]), format_count(answer["D"])
+    lines = [f"record {record['number']}: at {C} FLOPs, {beyond} the largest budget, by {answer['method']}: N {N}, "
+             f"D {D}, loss {format_loss(answer['loss'])}, one run {run}"]  # fmt: skip
     size = record["size"]
     if size:
-        lines.append(f"  size of the study's ladder: d {size['d_model']}, L {size['n_layers']}, N {format_count(size['N'])}"
-                     f" on {format_count(size['D'])} tokens")  # fmt: skip
+        lines.append(f"  size of the study's ladder: d {size['d_model']}, L {size['n_layers']}, "
+                     f"N {format_count(size['N'])} on {format_count(size['D'])} tokens")  # fmt: skip
     if "loss" in baseline:
         lines.append(f"  to be beaten: {format_loss(baseline['loss'])}, the envelope of the evidence extrapolated")
     else:
@@ -102,11 +103,11 @@ def _yes(value: bool | None) -> str:
 
 def tabulate_scores(scores: Sequence[Record]) -> str:
     """Every row of new scores: each method and quantity of each forecast."""
-    header = ("#", "C", "method", "quantity", "predicted", "interval", "measured", "error", "worth", "inside", "mean curve",
-              "score", "envelope", "skill")  # fmt: skip
+    header = ("#", "C", "method", "quantity", "predicted", "interval", "measured", "error", "worth", "inside",
+              "mean curve", "score", "envelope", "skill")  # fmt: skip
     rows = [_score_row(score, row) for score in scores for row in score["rows"]]
-    legend = ["worth: the factor in C that would make the measured of the predicted; inside: the interval of one run; "
-              "envelope: error of the baseline"]  # fmt: skip
+    legend = ["worth: the factor in C at which the registered law gives what was measured; inside: the interval of one "
+              "run; envelope: error of the baseline"]  # fmt: skip
     legend += [f"forecast {score['forecast_number']}: measured by {score['measured_by']}, {len(score['runs'])} runs"
                + (", of which it is not known when they began" if score["began"] == "unknown" else
                   ", begun after it was registered") for score in scores]  # fmt: skip
@@ -118,6 +119,7 @@ def _score_row(score: Record, row: Record) -> list[Any]:
     return [
         score["forecast_number"], format_flops(score["C"]), f"{'* ' if row['declared'] else ''}{row['method']}",
         row["quantity"], style(row["predicted"]), format_interval(row["interval"], style), style(row["measured"]),
-        format_percent(row["error"]), format_factor(row["compute_error"]), _yes(row["inside"]), _yes(row["inside_mean"]),
-        row["interval_score"], format_percent(row["baseline_error"]), format_percent(row["skill"]).lstrip("+"),
+        format_percent(row["error"]), format_factor(row["compute_error"]), _yes(row["inside"]),
+        _yes(row["inside_mean"]), row["interval_score"], format_percent(row["baseline_error"]),
+        format_percent(row["skill"]).lstrip("+"),
     ]  # fmt: skip

@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -164,7 +165,7 @@ def _say_times(records: Sequence[Record]) -> tuple[str, ...]:
     except (ValueError, TypeError):
         return ()
     return tuple(f"record {i + 1} is dated before record {i}: a clock was wrong at one of them"
-                 for i, (a, b) in enumerate(zip(times, times[1:], strict=False)) if b < a)  # fmt: skip
+                 for i, (a, b) in enumerate(pairwise(times)) if b < a)  # fmt: skip
 
 
 def append_records(path: Path, make: Callable[[Register], Sequence[Record]]) -> tuple[list[Record], list[str]]:

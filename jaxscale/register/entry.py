@@ -56,7 +56,7 @@ def enter_forecast(path: Path, register: Path, note: str = "") -> list[dict[str,
         "evidence": told["evidence"] | {"largest_C": max(_largest(fit) for fit in fits)},
         "versions": {"jaxscale": jaxscale.__version__, "git_commit": code_commit(), "numpy": np.__version__,
                      "python": platform.python_version()},
-        "repository": folder_commit(Path(register).resolve().parent) if Path(register).resolve().parent.is_dir() else "",
+        "repository": folder_commit(Path(register).resolve().parent),
         "file": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
         "remarks": list(plain.get("notes") or ()), "note": note,
     }  # fmt: skip
@@ -71,8 +71,8 @@ def _read_forecast(path: Path) -> dict[str, Any]:
         raise MisuseError(f"{path}: schema {schema!r} is no forecast; `jaxscale forecast FIT.json --flops C --out` "
                           f"writes one")  # fmt: skip
     if plain.get("target_loss") is not None:
-        raise MisuseError(f"{path}: it answers which compute reaches a loss; a run is trained at a compute, so forecast "
-                          f"with --flops and register that")  # fmt: skip
+        raise MisuseError(f"{path}: it answers which compute reaches a loss, and a run is trained at a compute; "
+                          f"forecast with --flops and register that")  # fmt: skip
     lacking = next((sorted(ROW_NEEDS - row.keys()) for row in plain.get("rows", ()) if ROW_NEEDS - row.keys()), None)
     if lacking or not plain.get("rows") or not isinstance(plain.get("fit"), dict):
         what = f"its rows lack {', '.join(lacking)}" if lacking else "it has no rows, or no fit"
@@ -160,7 +160,7 @@ def frontier_of(parts: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _read_evidence(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What the fit saw, read again: observations (None with the reason where they are not what it saw), and its plan."""
+    """What the fit saw, read again: observations (None and why, where they are not what it saw), its plan."""
     evidence = {name: source.get(name) for name in SOURCE_KEEPS}
     evidence["rows_refused"] = len(source.get("rows_refused") or ())
     told: dict[str, Any] = {"evidence": evidence, "observations": None, "everything": None, "plan": None, "reason": ""}

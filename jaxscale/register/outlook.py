@@ -28,7 +28,7 @@ from jaxscale.fit.resample import t_quantile
 __all__ = ["Curve", "Outlook", "Verdict", "follow_run", "judge_run", "project_end"]
 
 WINDOW = 0.05
-"""Share of the steps whose training losses are averaged: over less, the noise of the batches is larger than the rest."""
+"""Share of the steps whose training losses are averaged: over less the noise of the batches is all one sees."""
 FEWEST = 8
 """Finished runs from which the line over log N and log D is taken."""
 
@@ -79,7 +79,7 @@ class Verdict:
 
 
 def project_end(finished: Sequence[Curve], run: Curve, f: float, confidence: float = 0.95) -> Outlook | None:
-    """The run's end as seen at share f of its steps; None where fewer than two finished runs tell, or its curve is short.
+    """The run's end as seen at share f of its steps; None with fewer than two finished runs, or too short a curve.
 
     >>> steps = np.linspace(0.02, 1, 50)
     >>> runs = [Curve(1e4, 1e6, steps, L * (1 + 0.3 * (1 - steps)), L) for L in (2.0, 2.1, 2.2)]

@@ -70,7 +70,7 @@ def score_forecast(
     known = [run for source in foreign for run in source.runs]
     near = list({run.identity: run for run in known if abs(math.log(run.C / C)) <= math.log1p(tolerance)}.values())
     if not near:
-        reason = f"no run within {tolerance:.2g} of its C; {say_nearest(C, [run.C for run in known])}"
+        reason = f"no run within {tolerance:.2%} of its C; {say_nearest(C, [run.C for run in known])}"
         return Scored(forecast, None, reason, tuple(told))
     late, refused = _split_by_time(near, forecast["time"])
     if refused:
@@ -142,7 +142,7 @@ def _at_size(forecast: Record, runs: Sequence[Run]) -> float | None:
     nearest = min((run.N for run in runs), key=lambda N: abs(math.log(N / size)))
     if abs(math.log(nearest / size)) > math.log(SIZE) / 2:
         return None
-    return float(np.mean([run.loss for run in runs if run.N == nearest]))
+    return float(np.mean([run.loss for run in runs if nearest == run.N]))
 
 
 def _row(forecast: Record, answer: Record, quantity: str, measured: float) -> dict[str, Any]:
@@ -198,8 +198,8 @@ def summarize_scores(scores: Sequence[Record]) -> list[str]:
             [math.nan if row["baseline_error"] is None else math.log1p(row["baseline_error"]) for row in rows]
         )
         hits = [row["inside"] for row in rows if row["inside"] is not None]
-        text = f"{quantity}: {len(rows)} scored, rms error {format_percent(float(np.sqrt(np.mean(errors**2)))).lstrip('+')}"
-        text += f", {sum(hits)} of {len(hits)} inside"
+        rms = format_percent(float(np.sqrt(np.mean(errors**2)))).lstrip("+")
+        text = f"{quantity}: {len(rows)} scored, rms error {rms}, {sum(hits)} of {len(hits)} inside"
         both = np.isfinite(base)
         if both.any() and np.any(base[both]):
             skill = 1 - math.sqrt(np.mean(errors[both] ** 2) / np.mean(base[both] ** 2))
