@@ -16,7 +16,7 @@ from rich.text import Text
 from jaxscale.cli.answer import collect_evidence
 from jaxscale.cli.options import parse
 from jaxscale.cli.tables import make_console, status_table
-from jaxscale.errors import MisuseError
+from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.runs import Plan, write_json
 from jaxscale.sweep import CellStatus, read_plan, read_status, reset_cell
 
@@ -71,8 +71,11 @@ def _watch(options: StatusOptions, planned: Plan, statuses: Sequence[CellStatus]
     from jaxscale.register.chain import read_register
     from jaxscale.register.watch import watch_cells
 
-    found = watch_cells(options.directory, planned, statuses, read_register(options.register))
-    return {watch.status.cell.run_id: watch for watch in found}
+    register = read_register(options.register)
+    if register.breaks:
+        raise VerdictError(f"{options.register}: its chain is broken at record {register.breaks[0].line}; `jaxscale "
+                           f"register check` says how; give --register another, or none")  # fmt: skip
+    return {watch.status.cell.run_id: watch for watch in watch_cells(options.directory, planned, statuses, register)}
 
 
 def _show(statuses: list[CellStatus], title: str, watches: Mapping[str, Watch]) -> Group:

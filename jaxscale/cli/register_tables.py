@@ -49,7 +49,7 @@ def say_added(record: Record, before: Sequence[Record]) -> list[str]:
         lines.append("  the target lies inside the range that was fitted: this is no extrapolation")
     if record["measured_before"]:
         lines.append(
-            f"  {record['measured_before']} runs at this C are measured already: such a forecast proves nothing"
+            f"  {record['measured_before']} runs at this C are measured already: a forecast made after them proves nothing"
         )
     other = [old["number"] for old in before if old["C"] == record["C"]]
     if other:
@@ -70,8 +70,8 @@ def tabulate_register(register: Register, name: str) -> str:
     """A row a forecast, with its newest score beside it, and what the scores come to."""
     newest = {score["forecast"]: score for score in register.of_kind("score")}
     rows = [_list_row(record, newest.get(record["hash"])) for record in register.of_kind("forecast")]
-    header = ("#", "registered (UTC)", "C", "beyond", "by", "N", "loss", "one run", "measured", "error", "worth",
-              "inside", "hash")  # fmt: skip
+    header = ("#", "registered (UTC)", "C", "beyond", "by", "N", "loss", "one run", "of", "measured", "error",
+              "worth", "inside", "hash")  # fmt: skip
     table = render_table(f"{name}: {len(rows)} forecasts, {len(newest)} scored", header, rows)
     return "\n".join([table, *_sum_up(register.of_kind("score"))])
 
@@ -87,10 +87,10 @@ def _sum_up(scores: Sequence[Record]) -> list[str]:
 def _list_row(record: Record, score: Record | None) -> list[Any]:
     answer = record["answer"]
     row = score["rows"][0] if score else None
-    known = [UNKNOWN] * 4
+    known = [UNKNOWN] * 5
     if row is not None:
-        known = [format_loss(row["measured"]), format_percent(row["error"]), format_factor(row["compute_error"]),
-                 _yes(row["inside"])]  # fmt: skip
+        known = [row["quantity"], format_loss(row["measured"]), format_percent(row["error"]),
+                 format_factor(row["compute_error"]), _yes(row["inside"])]  # fmt: skip
     return [record["number"], record["time"][:16].replace("T", " "), format_flops(record["C"]),
             format_factor(record["extrapolation"]), answer["method"], format_count(answer["N"]),
             format_loss(answer["loss"]), format_interval(answer["intervals"]["loss_future_run"]), *known,

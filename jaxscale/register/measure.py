@@ -22,7 +22,7 @@ from jaxscale.sweep import read_plan
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Measured", "Run", "gather_measured", "parse_measured"]
+__all__ = ["Measured", "Run", "first_start", "gather_measured", "parse_measured"]
 
 FIELDS = {"C": True, "loss": True, "N": True, "D": False, "began": False}
 """What --measured may say of a run, and whether it must."""
@@ -83,7 +83,7 @@ def _read_run(row: Mapping[Any, Any], folder: Path) -> Run:
     seed = row.get("seed")
     known = int(seed) if isinstance(seed, int | float) and seed == seed else 0
     content = (own / "result.json").read_bytes() if own else repr((run_id, values, known)).encode()
-    return Run(run_id or _name(row), **values, seed=known, began=_first_start(own) if own else None,
+    return Run(run_id or _name(row), **values, seed=known, began=first_start(own) if own else None,
                identity=hashlib.sha256(content).hexdigest())  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _name(row: Mapping[Any, Any]) -> str:
     return f"row {row['row']}" if "row" in row else "by hand"
 
 
-def _first_start(folder: Path) -> str | None:
+def first_start(folder: Path) -> str | None:
     """When the run was first started; None where it was not recorded."""
     try:
         attempts = read_lines(folder / "attempts.jsonl", frozenset({"time"}))

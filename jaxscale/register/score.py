@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 
 from jaxscale.backtest.scores import compute_factor, score_interval
-from jaxscale.fit.cells import gather_cells
+from jaxscale.fit.cells import Cells, gather_cells
 from jaxscale.fit.minima import MIN_SIZES
 from jaxscale.fit.readings import read_minima
-from jaxscale.fit.result import Budget
 from jaxscale.format import format_count, format_factor, format_percent
 from jaxscale.register.chain import read_time
 from jaxscale.register.entry import TOLERANCE, frontier_of, say_nearest
@@ -106,34 +105,37 @@ def _score(
 ) -> dict[str, Any] | str:
     """The content of a score record, or why the runs cannot answer."""
     cells = gather_cells(as_observations(runs, forecast["C"]), role="all")
-    minimum = _read_minimum(runs, forecast["C"])
-    lowest = int(np.argmin(cells.loss))
-    N, best = float(cells.N[lowest]), forecast["answer"]["N"]
-    if minimum is None and abs(math.log(N / best)) > math.log(SIZE):
-        sizes = "one size" if len(cells) == 1 else f"{len(cells)} sizes, without a believable minimum,"
-        return (f"{sizes} measured at its C, the lowest {format_factor(N / best)} the forecast's N: its loss is not "
-                f"that of the optimum; train N near {format_count(best)}, or {MIN_SIZES} sizes around it")  # fmt: skip
-    loss = float(cells.loss[lowest]) if minimum is None else float(minimum.loss_opt or 0)
-    by = f"lowest of {len(cells)} sizes" if minimum is None else f"interpolated minimum of {len(cells)} sizes"
-    at_size = _at_size(forecast, runs)
-    rows = []
-    for answer in (forecast["answer"], *forecast["beside"]):
-        rows.append(_row(forecast, answer, "loss", loss))
-        rows += [] if at_size is None else [_row(forecast, answer, "loss_at_size", at_size)]
-        rows += [] if minimum is None else [_row(forecast, answer, "N_opt", float(minimum.N_opt or 0))]
+    values, by = _measure(forecast, runs, cells)
+    if not values:
+        return by
+    answers = (forecast["answer"], *forecast["beside"])
+    rows = [_row(forecast, answer, quantity, value) for answer in answers for quantity, value in values.items()]
     return {
         "kind": "score", "forecast": forecast["hash"], "forecast_number": forecast["number"], "C": forecast["C"],
-        "measured_C": float(np.exp(np.mean(np.log(cells.C)))), "measured_by": by if len(cells) > 1 else "one size",
+        "measured_C": float(np.exp(np.mean(np.log(cells.C)))), "measured_by": by,
         "began": "unknown" if any(run.began is None for run in runs) else "after",
         "sources": list(sources), "runs": [vars(run) for run in runs], "runs_before": [vars(run) for run in refused],
         "rows": rows,
     }  # fmt: skip
 
 
-def _read_minimum(runs: Sequence[Run], C: float) -> Budget | None:
-    """The interpolated minimum over the sizes, where it is to be believed."""
-    minimum = read_minima(gather_cells(as_observations(runs, C), role="all"))[0]
-    return minimum if minimum.status == "ok" else None
+def _measure(forecast: Record, runs: Sequence[Run], cells: Cells) -> tuple[dict[str, float], str]:
+    """What was measured of the forecast, by quantity, and how; nothing, and why."""
+    minimum = read_minima(cells)[0]
+    lowest, best = int(np.argmin(cells.loss)), forecast["answer"]["N"]
+    N, sizes = float(cells.N[lowest]), "one size" if len(cells) == 1 else f"{len(cells)} sizes"
+    values, by = {}, "one size" if len(cells) == 1 else f"the lowest of {sizes}"
+    if minimum.status == "ok" and minimum.loss_opt and minimum.N_opt:
+        values, by = {"loss": minimum.loss_opt, "N_opt": minimum.N_opt}, f"the interpolated minimum of {sizes}"
+    elif abs(math.log(N / best)) <= math.log(SIZE):
+        values = {"loss": float(cells.loss[lowest])}
+    else:
+        by = (f"{sizes} measured at its C, the lowest {format_factor(N / best)} the forecast's N, so that the optimum "
+              f"is not known; train N near {format_count(best)}, or {MIN_SIZES} sizes around it")  # fmt: skip
+    at_size = _at_size(forecast, runs)
+    if at_size is not None and (len(cells) > 1 or not values):
+        values["loss_at_size"] = at_size
+    return values, by
 
 
 def _at_size(forecast: Record, runs: Sequence[Run]) -> float | None:

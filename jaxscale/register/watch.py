@@ -17,8 +17,9 @@ import numpy as np
 
 from jaxscale.errors import JaxscaleError
 from jaxscale.format import format_interval, format_loss
-from jaxscale.register.chain import Register
+from jaxscale.register.chain import Register, read_time
 from jaxscale.register.entry import TOLERANCE
+from jaxscale.register.measure import first_start
 from jaxscale.register.outlook import Curve, Outlook, Verdict, follow_run, judge_run
 from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Plan, RunSpec, read_lines, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
@@ -44,10 +45,12 @@ class Watch:
     band: tuple[float, float] | None
     outlook: Outlook | None
     verdict: Verdict
+    late: bool = False
+    """Whether the run began before the forecast was registered: it is no test of it then."""
 
     def __str__(self) -> str:
         number, confidence = self.forecast["number"], self.forecast["confidence"]
-        about = f"{self.status.cell.run_id}, forecast {number}: "
+        about = f"{self.status.cell.run_id}, forecast {number}{' (made after the run began)' * self.late}: "
         if self.band is None:
             about += f"{self._end()}; it speaks of another size than this"
             return about
@@ -78,7 +81,7 @@ class Watch:
         return {
             "forecast": self.forecast["hash"], "loss": self.forecast["answer"]["loss"],
             "band": None if self.band is None else list(self.band), "state": self.verdict.state,
-            "side": self.verdict.side, "since": self.verdict.since,
+            "side": self.verdict.side, "since": self.verdict.since, "late": self.late,
             "expected": None if look is None else {"fraction": look.fraction, "loss": look.loss,
                                                    "interval": [look.low, look.high]},
         }  # fmt: skip
@@ -112,14 +115,15 @@ def _watch(
     low, high = forecast["answer"]["intervals"]["loss_future_run"]
     speaks = _is_its_size(status, forecast, statuses) and low is not None and high is not None
     band = (float(low), float(high)) if speaks else None
+    began = first_start(run_dir(folder, status.cell.run_id))
+    late = began is not None and read_time(began) < read_time(forecast["time"])
     if status.state == "done" and status.loss is not None:
         ended = [Outlook(1.0, status.loss, status.loss, status.loss)]
-        return Watch(forecast, status, band, None, judge_run(ended, band) if band else Verdict("unknown"))
+        return Watch(forecast, status, band, None, judge_run(ended, band) if band else Verdict("unknown"), late)
     curve = _read_curve(folder, status)
     looks = follow_run(finished, curve, forecast["confidence"]) if curve is not None else []
-    return Watch(
-        forecast, status, band, looks[-1] if looks else None, judge_run(looks, band) if band else Verdict("unknown")
-    )
+    verdict = judge_run(looks, band) if band else Verdict("unknown")
+    return Watch(forecast, status, band, looks[-1] if looks else None, verdict, late)
 
 
 def _is_its_size(status: CellStatus, forecast: Record, statuses: Sequence[CellStatus]) -> bool:
