@@ -48,9 +48,8 @@ def say_added(record: Record, before: Sequence[Record]) -> list[str]:
     if record["extrapolation"] <= 1:
         lines.append("  the target lies inside the range that was fitted: this is no extrapolation")
     if record["measured_before"]:
-        lines.append(
-            f"  {record['measured_before']} runs at this C are measured already: a forecast made after them proves nothing"
-        )
+        lines.append(f"  {record['measured_before']} runs at this C are measured already: a forecast made after them "
+                     f"proves nothing")  # fmt: skip
     other = [old["number"] for old in before if old["C"] == record["C"]]
     if other:
         lines.append(
@@ -114,11 +113,17 @@ def tabulate_scores(scores: Sequence[Record]) -> str:
     return "\n".join([render_table("forecasts and measurements", header, rows), *legend])
 
 
+def _measured(row: Record, style: Any) -> str:
+    """The measured value, with its own interval where it was read off a valley."""
+    span = row.get("measured_interval")
+    return style(row["measured"]) + (f" {format_interval(span, style)}" if span else "")
+
+
 def _score_row(score: Record, row: Record) -> list[Any]:
     style = format_count if row["quantity"] == "N_opt" else format_loss
     return [
         score["forecast_number"], format_flops(score["C"]), f"{'* ' if row['declared'] else ''}{row['method']}",
-        row["quantity"], style(row["predicted"]), format_interval(row["interval"], style), style(row["measured"]),
+        row["quantity"], style(row["predicted"]), format_interval(row["interval"], style), _measured(row, style),
         format_percent(row["error"]), format_factor(row["compute_error"]), _yes(row["inside"]),
         _yes(row["inside_mean"]), row["interval_score"], format_percent(row["baseline_error"]),
         format_percent(row["skill"]).lstrip("+"),

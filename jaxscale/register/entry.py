@@ -52,7 +52,7 @@ def enter_forecast(path: Path, register: Path, note: str = "") -> list[dict[str,
     fits = plain["fit"]["fits"] if "fits" in plain["fit"] else [plain["fit"]]
     told = _read_evidence(fits[0]["source"])
     about = {
-        "kind": "forecast", "rule": plain["rule"], "confidence": plain["confidence"],
+        "kind": "forecast", "rule": plain["rule"], "confidence": plain["confidence"], "noise": _find_noise(fits),
         "evidence": told["evidence"] | {"largest_C": max(_largest(fit) for fit in fits)},
         "versions": {"jaxscale": jaxscale.__version__, "git_commit": code_commit(), "numpy": np.__version__,
                      "python": platform.python_version()},
@@ -82,6 +82,12 @@ def _read_forecast(path: Path) -> dict[str, Any]:
 
 def _largest(fit: Mapping[str, Any]) -> float:
     return float(fit["diagnostics"].get("largest_C") or 0.0)
+
+
+def _find_noise(fits: Sequence[Mapping[str, Any]]) -> float | None:
+    """Deviation of log loss between runs, as the fits know it: between seeds, else about the fit."""
+    known = [fit["noise"].get(name) for name in ("seed_std", "residual_std") for fit in fits]
+    return next((float(value) for value in known if value is not None), None)
 
 
 def _enter_target(rows: Sequence[dict[str, Any]], fits: Sequence[Mapping[str, Any]], told: Mapping[str, Any]

@@ -4,7 +4,8 @@
                   one, else the lowest of them (which lies above it), if its N is the forecast's within SIZE
     loss_at_size  the same prediction against the run at the forecast's size, mean over its seeds: what following the
                   forecast gave; it lies above the minimum by what the ladder's step costs
-    N_opt         against the interpolated minimum
+    N_opt         against the interpolated minimum. A valley is flat and its bottom read off few noisy runs is itself
+                  in doubt: `measured_interval` says how far it moves when the noise of the runs is drawn anew
 
 error = predicted / measured - 1. compute_error is f with L_opt(f C) - L_opt(C) = measured - predicted on the registered
 frontier. `inside` asks the interval of one future run, `inside_mean` that of the mean curve. The interval score is
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from jaxscale.backtest.scores import compute_factor, score_interval
 from jaxscale.fit.cells import Cells, gather_cells
 from jaxscale.fit.minima import MIN_SIZES
 from jaxscale.fit.readings import read_minima
+from jaxscale.fit.summary import percentile_interval
 from jaxscale.format import format_count, format_factor, format_percent
 from jaxscale.register.chain import read_time
 from jaxscale.register.entry import TOLERANCE, frontier_of, say_nearest
@@ -38,6 +40,8 @@ __all__ = ["SIZE", "Scored", "main_rows", "score_forecast", "summarize_scores"]
 SIZE = 1.5
 """Assumption: a lone run within this factor of the forecast's N stands for the optimum. In a valley that rises by 5% of
 the loss at a factor 6 in N (the example of docs/tuning.md) it lies .05 (log 1.5 / log 6)^2 = .26% too high."""
+REDRAWN = 200
+"""Times that a measured minimum is read again with other noise: enough for the ends of a 95% interval to two digits."""
 Record = Mapping[str, Any]
 
 
@@ -108,8 +112,10 @@ def _score(
     values, by = _measure(forecast, runs, cells)
     if not values:
         return by
+    doubts = _doubt(cells, forecast) if "N_opt" in values else {}
     answers = (forecast["answer"], *forecast["beside"])
-    rows = [_row(forecast, answer, quantity, value) for answer in answers for quantity, value in values.items()]
+    rows = [_row(forecast, answer, quantity, value) | {"measured_interval": doubts.get(quantity)}
+            for answer in answers for quantity, value in values.items()]  # fmt: skip
     return {
         "kind": "score", "forecast": forecast["hash"], "forecast_number": forecast["number"], "C": forecast["C"],
         "measured_C": float(np.exp(np.mean(np.log(cells.C)))), "measured_by": by,
@@ -134,8 +140,24 @@ def _measure(forecast: Record, runs: Sequence[Run], cells: Cells) -> tuple[dict[
               f"is not known; train N near {format_count(best)}, or {MIN_SIZES} sizes around it")  # fmt: skip
     at_size = _at_size(forecast, runs)
     if at_size is not None and (len(cells) > 1 or not values):
+        by = by if values else f"the run at the forecast's size; {by}"
         values["loss_at_size"] = at_size
     return values, by
+
+
+def _doubt(cells: Cells, forecast: Record) -> dict[str, list[float | None]]:
+    """Intervals of a measured minimum: read again off its own points with noise drawn anew, REDRAWN times."""
+    noise = forecast.get("noise")
+    if not noise:
+        return {}
+    rng = np.random.default_rng(0)
+    errors = noise / np.sqrt(cells.seed_dof + 1) * rng.standard_normal((REDRAWN, len(cells)))
+    drawn = [read_minima(replace(cells, loss=cells.loss * np.exp(error)))[0] for error in errors]
+    found = {
+        name: np.array([getattr(one, name) for one in drawn if one.status == "ok"]) for name in ("N_opt", "loss_opt")
+    }
+    ends = {name: percentile_interval(values, forecast["confidence"]) for name, values in found.items()}
+    return {"N_opt": list(ends["N_opt"]), "loss": list(ends["loss_opt"])} if len(found["N_opt"]) > REDRAWN / 2 else {}
 
 
 def _at_size(forecast: Record, runs: Sequence[Run]) -> float | None:
