@@ -343,7 +343,9 @@ def test_a_planted_law_is_forecast_registered_measured_and_scored(planted, tmp_p
     assert score["began"] == "after" and len(score["runs"]) == 5
     for method in ("isoflop", "parametric", "average"):
         assert abs(rows[method, "loss"]["error"]) < 0.01 and rows[method, "loss"]["inside"]
-        low, high = rows[method, "N_opt"]["measured_interval"]  # read off five noisy runs, the bottom itself is in doubt
+        low, high = rows[method, "N_opt"][
+            "measured_interval"
+        ]  # read off five noisy runs, the bottom itself is in doubt
         assert low < LAW.optimum(TARGET).N < high and low < rows[method, "N_opt"]["interval"][1]
     assert rows["parametric", "loss"]["skill"] > 0.5  # E is 1.8: a pure power of compute must fall too low
     assert rows["isoflop", "loss"]["baseline_error"] < 0
