@@ -304,6 +304,11 @@ def test_what_does_not_measure_the_target_is_told_and_not_scored():
     assert score_forecast(forecast, measure({"loss": 3.0, "C": 1.03e13}), tolerance=0.05).content
     other = score_forecast(forecast, measure({"loss": 3.0}, data_sha256="another"))
     assert other.content is None and "another text" in other.told[0]
+    wanted = {"count": "N_non_embedding", "flops_rule": "given"}
+    forecast["evidence"]["conventions"] = wanted
+    total = score_forecast(forecast, measure({"loss": 3.0}, conventions={**wanted, "count": "N"}))
+    assert total.content is None and "count N_non_embedding" in total.told[0]
+    assert score_forecast(forecast, measure({"loss": 3.0}, conventions=wanted)).content
     (own,) = measure({"loss": 3.0})
     itself = score_forecast(forecast, [replace(own, sha256="e")])
     assert itself.content is None and "own evidence" in itself.told[0]
@@ -395,6 +400,18 @@ def test_misuse_is_one_sentence(planted, tmp_path, capsys):
         dispatch(["register", "list", *where]) == 1 and "record 0: its content was changed" in capsys.readouterr().out
     )
     assert dispatch(["register", "add", str(folder / "forecast.json"), *where]) == 1
+
+
+def test_a_branch_began_when_its_trunk_did(tmp_path):
+    rows = ["run_id,parent,N,D,C,loss"]
+    for name, parent, time in ("trunk", "trunk", 1e9), ("branch", "trunk", 2e9), ("alone", "alone", 2e9):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text("{}")
+        (tmp_path / name / "attempts.jsonl").write_text(json.dumps({"time": time}) + "\n")
+        rows.append(f"{name},{parent},1e5,1e7,6e12,2.0")
+    (tmp_path / "observations.csv").write_text("\n".join(rows) + "\n")
+    runs = gather_measured(tmp_path / "observations.csv", read_observations(tmp_path / "observations.csv")).runs
+    assert [datetime.fromisoformat(run.began).timestamp() for run in runs] == [1e9, 1e9, 2e9]
 
 
 def test_a_time_given_by_hand_is_utc_and_a_folder_without_runs_is_misuse(tmp_path):

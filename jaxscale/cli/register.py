@@ -242,8 +242,9 @@ def _gather(options: ScoreOptions) -> list[Measured]:
     from jaxscale.cli.analysis import read_table
     from jaxscale.register.measure import gather_measured, parse_measured
 
-    found = [gather_measured(source, None if Path(source).is_dir() else read_table(source, options))
-             for source in options.sources]  # fmt: skip
+    counted: dict[str, Any] = {"count": options.count_params, "flops_rule": options.flops_rule}
+    found = [gather_measured(source, **counted) if Path(source).is_dir()
+             else gather_measured(source, read_table(source, options)) for source in options.sources]  # fmt: skip
     for one in found:
         for row in one.refused:
             print(f"{one.source}: {row.get('run_id', row.get('row'))} refused: {row['reason']}")

@@ -55,21 +55,28 @@ class Measured:
     refused: tuple[dict[str, Any], ...] = ()
     data_sha256: str = ""
     """Identity of the training text, where a plan tells it."""
+    conventions: Mapping[str, Any] | None = None
+    """Which count N is and how C was counted, as `read_observations` records it; None by hand."""
 
 
-def gather_measured(source: str | Path, observations: Observations | None = None) -> Measured:
-    """The runs of a study folder, or of a table that was read as `observations`; MisuseError where there is neither."""
+def gather_measured(source: str | Path, observations: Observations | None = None, **conventions: str) -> Measured:
+    """The runs of a study folder, or of a table that was read as `observations`; MisuseError where there is neither.
+
+    `conventions` as for `recount`, for a folder: count and flops_rule.
+    """
     path = Path(source)
     if observations is None and path.is_dir() and not _has_runs(path):
         raise MisuseError(f"{source}: no plan.json and no run folder there; name a study folder or an observations.csv")
     folder = path if path.is_dir() else path.parent
     if observations is None:
         from jaxscale.collect import collect_runs
+        from jaxscale.source import recount
 
-        observations = collect_runs(path)
+        observations = recount(collect_runs(path), **conventions)
     runs = tuple(_read_run(row, folder) for row in observations.frame.to_dict("records"))
     return Measured(str(source), str(observations.source.get("sha256", "")), runs, observations.refused,
-                    read_plan(folder).data_sha256 if (folder / "plan.json").is_file() else "")  # fmt: skip
+                    read_plan(folder).data_sha256 if (folder / "plan.json").is_file() else "",
+                    observations.source.get("conventions"))  # fmt: skip
 
 
 def _has_runs(folder: Path) -> bool:
@@ -83,8 +90,15 @@ def _read_run(row: Mapping[Any, Any], folder: Path) -> Run:
     seed = row.get("seed")
     known = int(seed) if isinstance(seed, int | float) and seed == seed else 0
     content = (own / "result.json").read_bytes() if own else repr((run_id, values, known)).encode()
-    return Run(run_id or _name(row), **values, seed=known, began=first_start(own) if own else None,
+    return Run(run_id or _name(row), **values, seed=known, began=_began(row, own) if own else None,
                identity=hashlib.sha256(content).hexdigest())  # fmt: skip
+
+
+def _began(row: Mapping[Any, Any], own: Path) -> str | None:
+    """The first start of the run, or of the trunk it branches from: what its parent learned it knows."""
+    parent = own.parent / str(row.get("parent") or own.name)
+    starts = [first_start(folder) for folder in {own, parent} if folder.is_dir()]
+    return min((start for start in starts if start), default=None) if all(starts) else None
 
 
 def _name(row: Mapping[Any, Any]) -> str:

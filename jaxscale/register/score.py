@@ -40,6 +40,8 @@ __all__ = ["SIZE", "Scored", "main_rows", "score_forecast", "summarize_scores"]
 SIZE = 1.5
 """Assumption: a lone run within this factor of the forecast's N stands for the optimum. In a valley that rises by 5% of
 the loss at a factor 6 in N (the example of docs/tuning.md) it lies .05 (log 1.5 / log 6)^2 = .26% too high."""
+COUNTED = ("count", "flops_rule")
+"""Conventions in which a measurement must agree with a forecast: else another N or another C is compared."""
 REDRAWN = 200
 """Times that a measured minimum is read again with other noise: enough for the ends of a 95% interval to two digits."""
 Record = Mapping[str, Any]
@@ -66,10 +68,13 @@ def score_forecast(
     own = [source.source for source in measured if source.sha256 and source.sha256 == forecast["evidence"]["sha256"]]
     text = forecast["evidence"].get("data_sha256")
     other = [one.source for one in measured if text and one.data_sha256 and one.data_sha256 != text]
-    foreign = [source for source in measured if source.source not in own + other]
+    counted = [one.source for one in measured if not _counts_alike(forecast["evidence"].get("conventions"), one)]
+    foreign = [source for source in measured if source.source not in own + other + counted]
     told = [f"{name} is the forecast's own evidence and measures nothing of it" for name in own]
     told += [f"{name} was trained on another text than the forecast's evidence; its losses compare with nothing here"
              for name in other]  # fmt: skip
+    told += [f"{name} counts N or C otherwise than the forecast's evidence ({_say_counts(forecast)}); read it so with "
+             f"--count-params and --flops-rule" for name in counted]  # fmt: skip
     known = [run for source in foreign for run in source.runs]
     near = list({run.identity: run for run in known if abs(math.log(run.C / C)) <= math.log1p(tolerance)}.values())
     if not near:
@@ -85,12 +90,22 @@ def score_forecast(
     undated = sum(run.began is None for run in late)
     if undated:
         told.append(f"{undated} of {len(late)} runs do not say when they began: whether it was after is not known")
-    content = _score(forecast, late, refused, [source.source for source in foreign])
+    content = _score(forecast, late, refused, [source.source for source in foreign], tolerance)
     if isinstance(content, str):
         return Scored(forecast, None, content, tuple(told))
     if any(score["forecast"] == forecast["hash"] and _runs_of(score) == _runs_of(content) for score in scores):
         return Scored(forecast, None, "it was scored by the very same runs before", tuple(told))
     return Scored(forecast, content, "", tuple(told))
+
+
+def _counts_alike(wanted: Mapping[str, Any] | None, one: Measured) -> bool:
+    if not wanted or one.conventions is None:
+        return True
+    return all(wanted.get(name) == one.conventions.get(name) for name in COUNTED)
+
+
+def _say_counts(forecast: Record) -> str:
+    return ", ".join(f"{name} {forecast['evidence']['conventions'].get(name)}" for name in COUNTED)
 
 
 def _runs_of(score: Record) -> list[str]:
@@ -105,7 +120,7 @@ def _split_by_time(runs: Sequence[Run], registered: str) -> tuple[list[Run], lis
 
 
 def _score(
-    forecast: Record, runs: Sequence[Run], refused: Sequence[Run], sources: Sequence[str]
+    forecast: Record, runs: Sequence[Run], refused: Sequence[Run], sources: Sequence[str], tolerance: float
 ) -> dict[str, Any] | str:
     """The content of a score record, or why the runs cannot answer."""
     cells = gather_cells(as_observations(runs, forecast["C"]), role="all")
@@ -118,7 +133,7 @@ def _score(
             for answer in answers for quantity, value in values.items()]  # fmt: skip
     return {
         "kind": "score", "forecast": forecast["hash"], "forecast_number": forecast["number"], "C": forecast["C"],
-        "measured_C": float(np.exp(np.mean(np.log(cells.C)))), "measured_by": by,
+        "measured_C": float(np.exp(np.mean(np.log(cells.C)))), "measured_by": by, "tolerance": tolerance,
         "began": "unknown" if any(run.began is None for run in runs) else "after",
         "sources": list(sources), "runs": [vars(run) for run in runs], "runs_before": [vars(run) for run in refused],
         "rows": rows,
