@@ -24,7 +24,7 @@ from jaxscale.register.outlook import Curve, Outlook, Verdict, follow_run, judge
 from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Plan, RunSpec, read_lines, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
 
-__all__ = ["Watch", "watch_cells"]
+__all__ = ["Watch", "read_curve", "watch_cells"]
 
 SHARE = 0.01
 """Warmup and decay may differ by this share of the steps and be one recipe still: they are whole steps."""
@@ -120,7 +120,7 @@ def _watch(
     if status.state == "done" and status.loss is not None:
         ended = [Outlook(1.0, status.loss, status.loss, status.loss)]
         return Watch(forecast, status, band, None, judge_run(ended, band) if band else Verdict("unknown"), late)
-    curve = _read_curve(folder, status)
+    curve = read_curve(folder, status)
     looks = follow_run(finished, curve, forecast["confidence"]) if curve is not None else []
     verdict = judge_run(looks, band) if band else Verdict("unknown")
     return Watch(forecast, status, band, looks[-1] if looks else None, verdict, late)
@@ -159,12 +159,13 @@ def _read_references(
 def _finished(folder: Path, statuses: Sequence[CellStatus]) -> Iterator[tuple[RunSpec, Curve]]:
     for status in statuses:
         if status.state == "done" and status.cell.role not in TUNING_ROLES:
-            curve = _read_curve(folder, status)
+            curve = read_curve(folder, status)
             if curve is not None and curve.final:
                 yield status.cell.spec, curve
 
 
-def _read_curve(folder: Path, status: CellStatus) -> Curve | None:
+def read_curve(folder: Path, status: CellStatus) -> Curve | None:
+    """The training curve of a cell, with its validation loss where it is done; None without a logged line."""
     spec = status.cell.spec
     lines = read_lines(run_dir(folder, spec.run_id) / "metrics.jsonl", METRIC_FIELDS)
     if not lines:
