@@ -400,6 +400,11 @@ def test_misuse_is_one_sentence(planted, tmp_path, capsys):
         dispatch(["register", "list", *where]) == 1 and "record 0: its content was changed" in capsys.readouterr().out
     )
     assert dispatch(["register", "add", str(folder / "forecast.json"), *where]) == 1
+    for damage in (b'{"schema":"jaxscale.register/1","C":NaN', b'{"hash":1,"kind":[],"number":{},"previous":0,"schema":'
+                   b'"jaxscale.register/1","time":3}'):  # fmt: skip
+        path.write_bytes(damage + b"\n" + path.read_bytes())
+        for verb in (["list"], ["check", "--head", "0" * 12]):
+            assert dispatch(["register", *verb, *where]) == 1
 
 
 def test_a_branch_began_when_its_trunk_did(tmp_path):

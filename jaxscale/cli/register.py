@@ -13,7 +13,7 @@ import tyro
 from jaxscale.cli.analysis import TableOptions
 from jaxscale.cli.options import parse
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.register.chain import Register, append_records, hash_record, read_register, read_time
+from jaxscale.register.chain import Register, append_records, read_register, read_time
 
 if TYPE_CHECKING:
     from jaxscale.register.measure import Measured
@@ -133,7 +133,7 @@ def _list(argv: list[str]) -> int:
     from jaxscale.runs import write_json
 
     found = _read(options.register)
-    print(tabulate_register(found, str(options.register)))
+    print(tabulate_register(found.sound, str(options.register)))
     if options.out is not None:
         plain = {"schema": "jaxscale.register_list/1", "head": found.head, "records": list(found.records)}
         write_json(options.out, json.dumps(plain, indent=1))
@@ -157,7 +157,8 @@ def _say_state(found: Register, path: Path) -> int:
         print(f"broken: record {one.line}: {one.reason}")
     if not found.breaks:
         return 0
-    print(f"{path}: the chain is broken; no number above can be relied on. Restore it from its repository or a copy")
+    print(f"{path}: the chain is broken; what is shown stands before the break. Restore the file from its repository "
+          f"or a copy")  # fmt: skip
     return 1
 
 
@@ -176,8 +177,7 @@ def _check_head(found: Register, head: str) -> int:
         return 0
     if len(head) < 12:
         raise MisuseError(f"--head {head}: give 12 digits of the hash or more")
-    # the hash is counted from the content: a stored one could have been written there
-    at = [record for record in found.records if hash_record(record).startswith(head)]
+    at = [record for record in found.sound.records if record["hash"].startswith(head)]
     print(f"head {head[:12]}: " + (f"record {at[0]['number']} has it" if at else "no record has it: what was published "
                                    "is not in this chain, which was cut or written anew"))  # fmt: skip
     return 0 if at else 1

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +58,11 @@ class Register:
     def head(self) -> str:
         """Hash of the last record: what to publish. Empty for an empty register."""
         return str(self.records[-1]["hash"]) if self.records else ""
+
+    @property
+    def sound(self) -> Register:
+        """The records before the first break: those that can still be relied on."""
+        return replace(self, records=self.records[: self.breaks[0].line]) if self.breaks else self
 
     def of_kind(self, kind: str) -> list[Record]:
         """Its records of one kind: forecast or score."""

@@ -2,7 +2,7 @@
 
 Command:  python tests/bench/outlook_coverage.py runs/quickstart
 Each budget from the third on is the target in turn: its runs within 2% of its lowest loss, seen at several shares of
-their steps, against the finished grid runs of the smaller budgets. With a line over log N and log D, and with a plain mean.
+their steps, against the finished grid runs of the smaller budgets. By a line over log N and log D, and by a plain mean.
 """
 
 from __future__ import annotations
