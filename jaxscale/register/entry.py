@@ -32,12 +32,15 @@ from jaxscale.tuning import identify_plan
 if TYPE_CHECKING:
     from jaxscale.runs import Plan
 
-__all__ = ["TOLERANCE", "enter_forecast", "frontier_of", "say_nearest"]
+__all__ = ["SIZE", "TOLERANCE", "enter_forecast", "frontier_of", "say_nearest"]
 
 FORECAST_SCHEMA = "jaxscale.forecast/1"
 TOLERANCE = 0.02
 """Relative distance in C within which a run is a measurement of a target: worth as much as the same factor of
 compute, and a plan's cells lie within half of it."""
+SIZE = 1.5
+"""Assumption: a run within this factor of the forecast's N stands for the optimum. In a valley that rises by 5% of the
+loss at a factor 6 in N (the example of docs/tuning.md) it lies .05 (log 1.5 / log 6)^2 = .26% too high."""
 ROW_NEEDS = frozenset({"method", "law", "declared", "C", "extrapolation", "N_opt", "D_opt", "loss", "intervals"})
 INTERVALS = ("N_opt", "D_opt", "loss", "loss_future_run")
 SOURCE_KEEPS = ("path", "sha256", "rows_total", "rows_used", "rows_held_out", "columns", "where", "conventions")

@@ -32,14 +32,11 @@ from jaxscale.fit.readings import read_minima
 from jaxscale.fit.summary import percentile_interval
 from jaxscale.format import format_count, format_factor, format_percent
 from jaxscale.register.chain import read_time
-from jaxscale.register.entry import TOLERANCE, frontier_of, say_nearest
+from jaxscale.register.entry import SIZE, TOLERANCE, frontier_of, say_nearest
 from jaxscale.register.measure import Measured, Run, as_observations
 
-__all__ = ["SIZE", "Scored", "main_rows", "score_forecast", "summarize_scores"]
+__all__ = ["Scored", "main_rows", "score_forecast", "summarize_scores"]
 
-SIZE = 1.5
-"""Assumption: a lone run within this factor of the forecast's N stands for the optimum. In a valley that rises by 5% of
-the loss at a factor 6 in N (the example of docs/tuning.md) it lies .05 (log 1.5 / log 6)^2 = .26% too high."""
 COUNTED = ("count", "flops_rule")
 """Conventions in which a measurement must agree with a forecast: else another N or another C is compared."""
 REDRAWN = 200
@@ -161,7 +158,10 @@ def _measure(forecast: Record, runs: Sequence[Run], cells: Cells) -> tuple[dict[
 
 
 def _doubt(cells: Cells, forecast: Record) -> dict[str, list[float | None]]:
-    """Intervals of a measured minimum: read again off its own points with noise drawn anew, REDRAWN times."""
+    """Intervals of a measured minimum: read again off its own points with noise drawn anew, REDRAWN times.
+
+    Points that are noisy twice have a lower minimum: the rounds are moved so that their median is the measurement.
+    """
     noise = forecast.get("noise")
     if not noise:
         return {}
@@ -171,13 +171,19 @@ def _doubt(cells: Cells, forecast: Record) -> dict[str, list[float | None]]:
     found = {
         name: np.array([getattr(one, name) for one in drawn if one.status == "ok"]) for name in ("N_opt", "loss_opt")
     }
-    ends = {name: percentile_interval(values, forecast["confidence"]) for name, values in found.items()}
-    return {"N_opt": list(ends["N_opt"]), "loss": list(ends["loss_opt"])} if len(found["N_opt"]) > REDRAWN / 2 else {}
+    if len(found["N_opt"]) <= REDRAWN / 2:
+        return {}
+    middle = {name: getattr(read_minima(cells)[0], name) / np.median(values) for name, values in found.items()}
+    ends = {name: percentile_interval(values * middle[name], forecast["confidence"]) for name, values in found.items()}
+    return {"N_opt": list(ends["N_opt"]), "loss": list(ends["loss_opt"])}
 
 
 def _at_size(forecast: Record, runs: Sequence[Run]) -> float | None:
-    """Mean loss of the runs nearest to the forecast's size; None where none is near."""
-    size = (forecast["size"] or forecast["answer"])["N"]
+    """Mean loss of the runs nearest to the forecast's size; None where none is near.
+
+    The ladder's own nearest (`size`) is found by this too, where it was trained.
+    """
+    size = forecast["answer"]["N"]
     nearest = min((run.N for run in runs), key=lambda N: abs(math.log(N / size)))
     if abs(math.log(nearest / size)) > math.log(SIZE) / 2:
         return None

@@ -18,7 +18,7 @@ import numpy as np
 from jaxscale.errors import JaxscaleError
 from jaxscale.format import format_interval, format_loss
 from jaxscale.register.chain import Register, read_time
-from jaxscale.register.entry import TOLERANCE
+from jaxscale.register.entry import SIZE, TOLERANCE
 from jaxscale.register.measure import first_start
 from jaxscale.register.outlook import Curve, Outlook, Verdict, follow_run, judge_run
 from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Plan, RunSpec, read_lines, run_dir
@@ -28,8 +28,6 @@ __all__ = ["Watch", "read_curve", "watch_cells"]
 
 SHARE = 0.01
 """Warmup and decay may differ by this share of the steps and be one recipe still: they are whole steps."""
-NEAR = math.log(1.5) / 2
-"""In log N: how near a cell must be to the forecast's size to be the run it speaks of."""
 Record = Mapping[str, Any]
 
 
@@ -128,13 +126,13 @@ def _watch(
 
 def _is_its_size(status: CellStatus, forecast: Record, statuses: Sequence[CellStatus]) -> bool:
     """Whether this cell's N is the one of its budget nearest to the forecast's, and near."""
-    N = (forecast["size"] or forecast["answer"])["N"]
+    N = forecast["answer"]["N"]
 
     def distance(other: CellStatus) -> float:
         return abs(math.log(other.cell.n_params / N))
 
     rivals = [other for other in statuses if other.cell.spec.budget_flops == status.cell.spec.budget_flops]
-    return distance(status) <= min(NEAR, min(distance(other) for other in rivals))
+    return distance(status) <= min(math.log(SIZE), min(distance(other) for other in rivals))
 
 
 def _read_references(
