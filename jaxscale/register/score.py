@@ -61,18 +61,8 @@ def score_forecast(
 
     `scores`: those that the register holds already; the same runs are not scored twice.
     """
+    known, told = _screen(forecast, measured)
     C = float(forecast["C"])
-    own = [source.source for source in measured if source.sha256 and source.sha256 == forecast["evidence"]["sha256"]]
-    text = forecast["evidence"].get("data_sha256")
-    other = [one.source for one in measured if text and one.data_sha256 and one.data_sha256 != text]
-    counted = [one.source for one in measured if not _counts_alike(forecast["evidence"].get("conventions"), one)]
-    foreign = [source for source in measured if source.source not in own + other + counted]
-    told = [f"{name} is the forecast's own evidence and measures nothing of it" for name in own]
-    told += [f"{name} was trained on another text than the forecast's evidence; its losses compare with nothing here"
-             for name in other]  # fmt: skip
-    told += [f"{name} counts N or C otherwise than the forecast's evidence ({_say_counts(forecast)}); read it so with "
-             f"--count-params and --flops-rule" for name in counted]  # fmt: skip
-    known = [run for source in foreign for run in source.runs]
     near = list({run.identity: run for run in known if abs(math.log(run.C / C)) <= math.log1p(tolerance)}.values())
     if not near:
         reason = f"no run within {tolerance:.2%} of its C; {say_nearest(C, [run.C for run in known])}"
@@ -87,7 +77,7 @@ def score_forecast(
     undated = sum(run.began is None for run in late)
     if undated:
         told.append(f"{undated} of {len(late)} runs do not say when they began: whether it was after is not known")
-    content = _score(forecast, late, refused, [source.source for source in foreign], tolerance)
+    content = _score(forecast, late, refused, [source.source for source in measured], tolerance)
     if isinstance(content, str):
         return Scored(forecast, None, content, tuple(told))
     if any(score["forecast"] == forecast["hash"] and _runs_of(score) == _runs_of(content) for score in scores):
@@ -95,14 +85,30 @@ def score_forecast(
     return Scored(forecast, content, "", tuple(told))
 
 
+def _screen(forecast: Record, measured: Sequence[Measured]) -> tuple[list[Run], list[str]]:
+    """The runs that could measure this forecast, and a sentence for every source that cannot."""
+    evidence = forecast["evidence"]
+    runs: list[Run] = []
+    told: list[str] = []
+    for one in measured:
+        if one.sha256 and one.sha256 == evidence["sha256"]:
+            told.append(f"{one.source} is the forecast's own evidence and measures nothing of it")
+        elif evidence.get("data_sha256") and one.data_sha256 not in ("", evidence["data_sha256"]):
+            told.append(f"{one.source} was trained on another text than the forecast's evidence; its losses compare "
+                        f"with nothing here")  # fmt: skip
+        elif not _counts_alike(evidence.get("conventions"), one):
+            wanted = ", ".join(f"{name} {evidence['conventions'].get(name)}" for name in COUNTED)
+            told.append(f"{one.source} counts N or C otherwise than the forecast's evidence ({wanted}); read it so "
+                        f"with --count-params and --flops-rule")  # fmt: skip
+        else:
+            runs += one.runs
+    return runs, told
+
+
 def _counts_alike(wanted: Mapping[str, Any] | None, one: Measured) -> bool:
     if not wanted or one.conventions is None:
         return True
     return all(wanted.get(name) == one.conventions.get(name) for name in COUNTED)
-
-
-def _say_counts(forecast: Record) -> str:
-    return ", ".join(f"{name} {forecast['evidence']['conventions'].get(name)}" for name in COUNTED)
 
 
 def _runs_of(score: Record) -> list[str]:

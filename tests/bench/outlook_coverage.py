@@ -17,7 +17,7 @@ from jaxscale.register import outlook
 from jaxscale.register.watch import read_curve
 from jaxscale.sweep import read_plan, read_status
 
-SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+SHARES = np.arange(0.1, 1.0, 0.05)
 NEAR = 1.02
 
 
@@ -33,7 +33,7 @@ def count_hits(folder: Path) -> str:
             if target.loss > NEAR * min(s.loss for s in targets):
                 continue
             curve = replace(read_curve(folder, target), final=None)
-            looks = [outlook.project_end(finished, curve, f) for f in SHARES]
+            looks = [outlook.project_end(finished, curve, float(f)) for f in SHARES]
             rows += [(look.low <= target.loss <= look.high, np.log(look.high / look.low) / 2,
                       np.log(look.loss / target.loss)) for look in looks if look is not None]  # fmt: skip
     hits, half, error = np.array(rows, float).T
