@@ -193,6 +193,34 @@ def test_a_record_holds_the_forecast_its_evidence_and_the_baseline(planted, tmp_
             assert frontier_of(one["frontier"]).loss(C) == pytest.approx(answer.frontier().loss(C), rel=1e-12)
 
 
+def test_a_forecast_that_lacks_anything_is_refused_or_entered_never_a_traceback(planted, tmp_path):
+    plain, path = json.loads(planted[2].to_json()), tmp_path / "f.json"
+    refused = 0
+    for keys in [keys for keys in parts(plain) if keys[-1] != "draws"]:
+        lame = json.loads(json.dumps(plain))
+        *way, last = keys
+        owner = lame
+        for key in way:
+            owner = owner[key]
+        owner.pop(last)
+        path.write_text(json.dumps(lame))
+        try:
+            canonical(enter_forecast(path, tmp_path / "r"))
+        except (MisuseError, VerdictError):
+            refused += 1
+    assert refused > 15
+
+
+def parts(plain):
+    """Paths of all that stands in the first row, in the first fit and at the top."""
+    yield from ([key] for key in plain)
+    yield from (["rows", 0, key] for key in plain["rows"][0])
+    yield from (["rows", 0, "intervals", key] for key in plain["rows"][0]["intervals"])
+    fit = plain["fit"]["fits"][0]
+    yield from (["fit", "fits", 0, key] for key in fit)
+    yield from (["fit", "fits", 0, name, key] for name in ("source", "diagnostics") for key in fit[name])
+
+
 def test_a_baseline_is_only_read_off_the_evidence_that_the_fit_saw(planted, tmp_path):
     folder, _, forecast = planted
     changed = json.loads(forecast.to_json())

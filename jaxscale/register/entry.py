@@ -52,6 +52,16 @@ def enter_forecast(path: Path, register: Path, note: str = "") -> list[dict[str,
     MisuseError for a file of another schema, or one that answers --loss (no target to be trained at).
     """
     plain = _read_forecast(path)
+    try:
+        return _enter(plain, path, register, note)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, JaxscaleError):
+            raise
+        raise MisuseError(f"{path}: a part of it is missing or of another kind ({type(error).__name__}: {error}); "
+                          f"write it anew with this version's `jaxscale forecast`") from error  # fmt: skip
+
+
+def _enter(plain: Mapping[str, Any], path: Path, register: Path, note: str) -> list[dict[str, Any]]:
     fits = plain["fit"]["fits"] if "fits" in plain["fit"] else [plain["fit"]]
     told = _read_evidence(fits[0]["source"])
     about = {
@@ -76,10 +86,13 @@ def _read_forecast(path: Path) -> dict[str, Any]:
     if plain.get("target_loss") is not None:
         raise MisuseError(f"{path}: it answers which compute reaches a loss, and a run is trained at a compute; "
                           f"forecast with --flops and register that")  # fmt: skip
-    lacking = next((sorted(ROW_NEEDS - row.keys()) for row in plain.get("rows", ()) if ROW_NEEDS - row.keys()), None)
-    if lacking or not plain.get("rows") or not isinstance(plain.get("fit"), dict):
-        what = f"its rows lack {', '.join(lacking)}" if lacking else "it has no rows, or no fit"
-        raise MisuseError(f"{path}: {what}; write it anew with this version's `jaxscale forecast`")
+    rows = plain.get("rows")
+    if not isinstance(rows, list) or not rows or not isinstance(plain.get("fit"), dict):
+        raise MisuseError(f"{path}: it has no rows, or no fit; write it anew with `jaxscale forecast`")
+    lacking = sorted(set().union(*(ROW_NEEDS - set(row) for row in rows)))
+    if lacking:
+        raise MisuseError(f"{path}: its rows lack {', '.join(lacking)}; write it anew with this version's "
+                          f"`jaxscale forecast`")  # fmt: skip
     return dict(plain)
 
 
