@@ -165,6 +165,9 @@ def test_status_says_when_a_target_leaves_its_band_and_how_it_ended(folder, tmp_
     write_run(folder, mine, np.random.default_rng(5), ended=True)
     assert "ended at" in str(next(one for one in watch(folder, path) if one.band))
     assert "inside" in str(next(one for one in watch(folder, path) if one.band))
+    file = folder / mine.run_id / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "diverged", "loss": None}))
+    assert "diverged: not known" in str(next(one for one in watch(folder, path) if one.band))
 
 
 def test_a_forecast_for_another_text_or_another_compute_says_nothing(folder, tmp_path):

@@ -50,8 +50,8 @@ class Watch:
         number, confidence = self.forecast["number"], self.forecast["confidence"]
         about = f"{self.status.cell.run_id}, forecast {number}{' (made after the run began)' * self.late}: "
         if self.band is None:
-            about += f"{self._end()}; it speaks of another size than this"
-            return about
+            unknown = None in self.forecast["answer"]["intervals"]["loss_future_run"]
+            return f"{about}{self._end()}; the forecast {'has no interval' if unknown else 'speaks of another size'}"
         about += (
             f"{format_loss(self.forecast['answer']['loss'])} {format_interval(self.band)} ({confidence:.0%}, one run)"
         )
@@ -60,6 +60,8 @@ class Watch:
     def _end(self) -> str:
         if self.status.state == "done":
             return f"ended at {format_loss(self.status.loss)}"
+        if self.status.state not in ("planned", "running"):
+            return self.status.state
         if self.outlook is None:
             return "its end cannot be told yet"
         span = format_interval((self.outlook.low, self.outlook.high))
@@ -118,7 +120,7 @@ def _watch(
     if status.state == "done" and status.loss is not None:
         ended = [Outlook(1.0, status.loss, status.loss, status.loss)]
         return Watch(forecast, status, band, None, judge_run(ended, band) if band else Verdict("unknown"), late)
-    curve = read_curve(folder, status)
+    curve = read_curve(folder, status) if status.state in ("planned", "running") else None
     looks = follow_run(finished, curve, forecast["confidence"]) if curve is not None else []
     verdict = judge_run(looks, band) if band else Verdict("unknown")
     return Watch(forecast, status, band, looks[-1] if looks else None, verdict, late)
