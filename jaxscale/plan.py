@@ -27,7 +27,7 @@ from jaxscale.limits import check_limits
 from jaxscale.rates import RateLaw, read_rates, tell_rates
 from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec, to_plain
 
-__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "plan_isoflop", "plan_run"]
+__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "nearest_size", "plan_isoflop", "plan_run"]
 
 BUDGET_TOLERANCE = 0.01
 """Largest relative distance of a cell's exact FLOPs from its budget."""
@@ -251,6 +251,12 @@ def plan_run(study: Study, model: ModelConfig, tokens: float, seed: int, role: R
     n_params = count_params(model)["total"]
     candidate = _Candidate(model, tokens * flops_per_token(model), 0.0, n_params, tokens)
     return _cell(study, candidate, role, available, seed - study.seed, None)
+
+
+def nearest_size(study: Study, budget: float, n_params: float) -> Cell:
+    """The run of the study's ladder nearest in log N to `n_params`, with the tokens that `budget` FLOPs buy it."""
+    near = min(_candidates(study, budget), key=lambda c: abs(math.log(c.n_params / n_params)))
+    return describe_run(_resolve(study, near, study.seed))
 
 
 def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:

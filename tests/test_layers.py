@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxscale"
 ORDER = [
     {"errors"},
     {"config"},
-    {"params", "format", "limits"},
+    {"params", "format", "limits", "checkout"},
     {"flops", "hardware"},
     {"runs", "laws", "study"},
     {"rates"},
@@ -25,6 +25,7 @@ ORDER = [
     {"forecast", "flatness", "budget", "curves", "critical", "transfer"},
     {"constrain", "composition"},
     {"backtest", "simulate"},
+    {"register"},
     {"train", "report"},
     {"mup"},
     {"cli"},

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxscale.backtest.splits import Split, frontier_of
+from jaxscale.fit.cells import Cells
 from jaxscale.fit.frontier import fit_lines
 from jaxscale.laws import PowerLaw
 
-__all__ = ["LowestRuns", "extend_lowest"]
+__all__ = ["LowestRuns", "extend_cells", "extend_lowest"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class LowestRuns:
 
 def extend_lowest(split: Split) -> LowestRuns | None:
     """The baseline of a split; None with fewer than two lowest runs, and for a corner, which has no envelope."""
-    cells = split.trained
-    if split.corner:
-        return None
+    return None if split.corner else extend_cells(split.trained)
+
+
+def extend_cells(cells: Cells) -> LowestRuns | None:
+    """The power laws through the lowest runs of these cells; None with fewer than two of them."""
     lowest = np.arange(len(cells))
     if len(cells.budget_C):
         inside = [np.flatnonzero(cells.budget == b) for b in range(len(cells.budget_C))]

@@ -29,7 +29,7 @@ from jaxscale.fit.result import Budget
 from jaxscale.fit.summary import percentile_interval
 from jaxscale.forecast import Answer, add_run_noise
 
-__all__ = ["score_interval", "score_split"]
+__all__ = ["compute_factor", "score_interval", "score_split"]
 
 
 def score_split(answers: list[Answer], split: Split) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def _row(
         "trained_to_C": split.trained_to_C, "trained_to_N": trained_N, "trained_to_D": trained_D,
         "target_C": C, "ratio": C / split.trained_to_C, "quantity": quantity, "predicted": float(predicted),
         "interval": [low, high], "measured": float(measured), "error": float(predicted / measured - 1),
-        "compute_error": _compute_factor(answer, C, measured - predicted) if in_compute else None,
+        "compute_error": compute_factor(answer.frontier(), C, measured - predicted) if in_compute else None,
         "inside": bool(low <= measured <= high) if known else None,
         "interval_score": score_interval((low, high), measured, answer.confidence),
         "baseline": baseline, "baseline_error": None if baseline is None else float(baseline / measured - 1),
@@ -118,8 +118,12 @@ def score_interval(interval: tuple[float | None, float | None], measured: float,
     return float(upper - lower + 2 / (1 - confidence) * (max(lower - x, 0) + max(x - upper, 0)))
 
 
-def _compute_factor(answer: Answer, C: float, shift: float) -> float | None:
-    """f with L_opt(f C) = L_opt(C) + shift; None where the frontier never gets that low."""
-    frontier = answer.frontier()
+def compute_factor(frontier: Any, C: float, shift: float) -> float | None:
+    """f with L_opt(f C) = L_opt(C) + shift on this frontier; None where it never gets that low.
+
+    >>> from jaxscale.laws import LossLaw
+    >>> round(compute_factor(LossLaw(E=1.0, A=4.0, alpha=0.5), 16.0, -0.5), 9)  # 1 + 4/16^.5 = 2, 1.5 at 64
+    4.0
+    """
     factor = float(frontier.compute(float(frontier.loss(C)) + shift)) / C
     return factor if np.isfinite(factor) else None

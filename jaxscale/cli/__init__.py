@@ -38,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
     "curves": Verb("curves", "SOURCE", "loss over data alone: which family of learning curves extrapolates it"),
     "mup": Verb("mup", "rules|check", "the parameterization of a model; a coordinate check with a verdict"),
+    "register": Verb("register", "add|score", "forecasts written down before the run, measurements beside them"),
     "simulate": Verb("simulate", "[SOURCE]", "studies from a known law, fitted again: coverage, bias, width of a grid"),
 }
 

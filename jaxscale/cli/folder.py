@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Group
+from rich.text import Text
 
 from jaxscale.cli.answer import collect_evidence
 from jaxscale.cli.options import parse
 from jaxscale.cli.tables import make_console, status_table
-from jaxscale.errors import MisuseError
-from jaxscale.runs import write_json
+from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.runs import Plan, write_json
 from jaxscale.sweep import CellStatus, read_plan, read_status, reset_cell
+
+if TYPE_CHECKING:
+    from jaxscale.register.watch import Watch
 
 __all__ = ["collect", "reset", "status"]
 
@@ -29,6 +34,8 @@ class StatusOptions:
     """Study folder."""
     watch: bool = False
     """Keep the table live until every cell has ended."""
+    register: Path = Path("forecasts.jsonl")
+    """Register of forecasts: a cell at a registered target is shown beside its band. Not there: nothing is said."""
     out: Path | None = None
     """Also write the table as JSON here."""
 
@@ -41,23 +48,43 @@ def status(argv: list[str]) -> int:
     console = make_console()
     if not options.watch:
         statuses = read_status(options.directory, planned.cells)
-        console.print(status_table(statuses, planned.study))
+        watches = _watch(options, planned, statuses)
+        console.print(_show(statuses, planned.study, watches))
         if options.out is not None:
-            write_json(options.out, json.dumps(_status_rows(statuses), indent=1))
+            write_json(options.out, json.dumps(_status_rows(statuses, watches), indent=1))
         return 0
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False) as live:
         while True:
             statuses = read_status(options.directory, planned.cells)
-            live.update(status_table(statuses, planned.study), refresh=True)
+            live.update(_show(statuses, planned.study, _watch(options, planned, statuses)), refresh=True)
             if all(s.state not in ("planned", "running") for s in statuses):
                 return 0
             time.sleep(1.0)
 
 
-def _status_rows(statuses: Sequence[CellStatus]) -> dict[str, Any]:
-    rows = [
+def _watch(options: StatusOptions, planned: Plan, statuses: Sequence[CellStatus]) -> dict[str, Watch]:
+    """The cells that a registered forecast speaks of, by run id."""
+    if not options.register.is_file():
+        return {}
+    from jaxscale.register.chain import read_register
+    from jaxscale.register.watch import watch_cells
+
+    register = read_register(options.register)
+    if register.breaks:
+        raise VerdictError(f"{options.register}: its chain is broken at record {register.breaks[0].line}; `jaxscale "
+                           f"register check` says how; give --register another, or none")  # fmt: skip
+    return {watch.status.cell.run_id: watch for watch in watch_cells(options.directory, planned, statuses, register)}
+
+
+def _show(statuses: list[CellStatus], title: str, watches: Mapping[str, Watch]) -> Group:
+    """The table, and under it a line for every cell that a forecast speaks of."""
+    return Group(status_table(statuses, title), *(Text(str(watch)) for watch in watches.values()))
+
+
+def _status_rows(statuses: Sequence[CellStatus], watches: Mapping[str, Watch]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = [
         {
             "run_id": status.cell.run_id,
             "role": status.cell.role,
@@ -73,6 +100,9 @@ def _status_rows(statuses: Sequence[CellStatus]) -> dict[str, Any]:
         }
         for status in statuses
     ]
+    for row in rows:
+        if row["run_id"] in watches:
+            row["forecast"] = watches[row["run_id"]].to_plain()
     return {"schema": "jaxscale.status/1", "rows": rows}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxscale.fit.result import Fit
 from jaxscale.laws import FlopRule, Optimum
 
-__all__ = ["Average", "bears_average"]
+__all__ = ["Average", "MeanFrontier", "bears_average"]
 
 
 FEWEST_CLIMBS = 4
@@ -79,7 +79,7 @@ class Average:
 
     def frontier(self) -> MeanFrontier:
         """L_opt(C) as a value that can be inverted."""
-        return MeanFrontier(self)
+        return MeanFrontier(tuple(fit.frontier() for fit in self.fits))
 
     def _answers(self, C: Any) -> tuple[np.ndarray, np.ndarray]:
         """log N_opt and loss of every approach (M,) or (M, n)."""
@@ -91,16 +91,16 @@ class Average:
 class MeanFrontier:
     """The mean of the approaches' frontiers; inverted by halving, since a mean of power laws is none."""
 
-    average: Average
+    parts: tuple[Any, ...]
 
     @property
     def E(self) -> float:
         """The mean irreducible loss."""
-        return float(np.mean([fit.frontier().E for fit in self.average.fits]))
+        return float(np.mean([part.E for part in self.parts]))
 
     def loss(self, C: Any) -> Any:
         """Loss at C FLOPs."""
-        return np.mean([fit.frontier().loss(C) for fit in self.average.fits], 0)
+        return np.mean([part.loss(C) for part in self.parts], 0)
 
     def compute(self, loss: float) -> float:
         """FLOPs at which the mean reaches a loss; infinite where 1e60 FLOPs do not."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import flax
@@ -15,6 +12,7 @@ import numpy as np
 import optax
 
 import jaxscale
+from jaxscale.checkout import code_commit
 
 __all__ = ["describe_machine"]
 
@@ -23,7 +21,7 @@ def describe_machine(dtype: Any) -> dict[str, Any]:
     """Plain data about this process; `collect` refuses to mix runs whose kinds differ."""
     return {
         "jaxscale": jaxscale.__version__,
-        "git_commit": _git_commit(),
+        "git_commit": code_commit(),
         "jax": jax.__version__,
         "flax": flax.__version__,
         "optax": optax.__version__,
@@ -36,21 +34,3 @@ def describe_machine(dtype: Any) -> dict[str, Any]:
         "precision": str(np.dtype(dtype)),
         "host": platform.node(),
     }
-
-
-@lru_cache(maxsize=1)
-def _git_commit() -> str:
-    """Commit of the checkout the package lies in, with "+" when it has changes; empty outside git."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    try:
-        commit = _git(root, "rev-parse", "--short=12", "HEAD")
-        return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
