@@ -46,8 +46,8 @@ class SweepOptions:
     """Doublings between them."""
     weight_decays: tuple[float, ...] = ()
     """Values of recipe.weight_decay; default the study's."""
-    init_scales: tuple[float, ...] = (1.0,)
-    """Values of model.init_scale."""
+    init_scales: tuple[float, ...] = ()
+    """Values of model.init_scale; default the study's."""
     seeds: int = 2
     """Seeds of every cell; equal seeds have the same data order at every width and rate."""
     tokens: tuple[float, ...] = ()
