@@ -67,6 +67,12 @@ def test_default_tokens_are_the_smallest_budget_at_its_expected_optimum() -> Non
         (replace(GRID, lrs=(0.01, -1.0)), "--lrs: -1 is no positive number"),
         (replace(GRID, tokens=(9e9,)), "--tokens: 9B are 900.00 epochs"),
         (replace(GRID, seeds=0), "needs a seed"),
+        (replace(GRID, tokens=()), "a number of tokens"),
+        (replace(GRID, seeds=2**32 + 1), "beyond 32 bits"),
+        (replace(GRID, lrs=(0.01, float("nan"))), "--lrs: nan is no positive number"),
+        (replace(GRID, parameterizations=("mup", "mup")), "--parameterizations: mup, mup names one twice"),
+        (replace(GRID, tokens=(10.0,)), "tokens: 10 are less than half a batch"),
+        (replace(GRID, tokens=(60_000.0, 60_010.0)), "--tokens: 60000, 60010 come to the same number of batches"),
     ],
 )
 def test_axes_that_make_no_sense_are_refused(grid: SweepGrid, words: str) -> None:
@@ -83,6 +89,26 @@ def test_a_sweep_grows_and_refuses_what_is_another_one() -> None:
         grow_plan(old, other)
     with pytest.raises(MisuseError, match="made on text"):
         grow_plan(replace(old, data_sha256="a" * 64), new)
+    with pytest.raises(MisuseError, match="Study"):
+        grow_plan(replace(old, config={"model": 3}), new)
+
+
+def test_tokens_that_round_to_the_same_batches_are_the_runs_that_are_there() -> None:
+    """Two runs of one question would make the rows unreadable once all are trained."""
+    old, new = plan_sweep(STUDY, GRID), plan_sweep(STUDY, replace(GRID, tokens=(60_010.0,)))
+    assert old.cells[0].run_id != new.cells[0].run_id and old.cells[0].spec.tokens == new.cells[0].spec.tokens
+    assert {c.run_id for c in grow_plan(old, new).cells} == {c.run_id for c in old.cells}
+
+
+def test_a_sweep_of_before_a_field_was_there_grows() -> None:
+    old = plan_sweep(STUDY, GRID)
+    recipe = {name: value for name, value in old.config["recipe"].items() if name != "lr_from"}
+    assert grow_plan(replace(old, config={**old.config, "recipe": recipe}), old).cells == old.cells
+
+
+def test_the_init_scale_is_the_studys_own_unless_asked() -> None:
+    study = replace(STUDY, model=replace(STUDY.model, init_scale=0.5))
+    assert {cell.spec.model.init_scale for cell in plan_sweep(study, GRID).cells} == {0.5}
 
 
 @pytest.fixture(scope="module")
