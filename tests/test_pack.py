@@ -18,6 +18,7 @@ from jaxscale.train.engine import Packed
 from jaxscale.train.loop import Preempted, train_pack, train_run
 from jaxscale.train.packs import Pack, PackFolder, open_packs
 from jaxscale.train.pool import _resume_packs
+from jaxscale.train.probe import _read
 
 STEPS = 100
 WAYS: tuple[Way, ...] = ("pack", "turn")
@@ -143,6 +144,13 @@ def test_weights_are_kept_only_where_asked(root: Path, specs: tuple[RunSpec, ...
     train_run(specs[0], root / "light-alone", keep_weights=False)
     assert kept(root / "kept") == [str(STEPS)] * 5
     assert not kept(root / "light") and not kept(root / "light-alone")
+
+
+@pytest.mark.parametrize("ms", [5, {"process": "1", "pack": None, "turn": 1}, {"process": 1.0}, "x"])
+def test_a_damaged_probe_is_measured_anew(tmp_path: Path, ms: object) -> None:
+    file = tmp_path / "ways.json"
+    file.write_text(json.dumps({"schema": "jaxscale.ways/1", "ms": ms}))
+    assert _read(file) is None
 
 
 def test_what_may_differ_in_a_pack_and_what_may_not(specs: tuple[RunSpec, ...]) -> None:

@@ -80,10 +80,10 @@ def _read(file: Path | None) -> dict[str, float] | None:
     if file is None or not file.exists():
         return None
     try:
-        ms = read_json(file)["ms"]
-    except (MisuseError, KeyError, TypeError):
-        return None  # of another version: measured anew
-    return ms if set(ms) == set(WAYS) else None
+        ms: dict[str, float] = {way: float(read_json(file)["ms"][way]) for way in WAYS}
+    except (MisuseError, KeyError, TypeError, ValueError):
+        return None  # damaged, or of another version: measured anew
+    return ms
 
 
 def _measure(specs: Sequence[RunSpec], mesh: MeshConfig) -> dict[str, float]:
