@@ -144,12 +144,13 @@ def test_its_runs_are_no_evidence_for_a_law(finished: Path) -> None:
 
 def test_killed_sweep_goes_on_with_the_same_packs_to_the_same_losses(place: Path, finished: Path) -> None:
     """kill -9 of parent and workers once a pack has saved; the second start trains the rest."""
-    process = start("mup", "sweep", "tiny.py", *OPTIONS, "--mesh.packs", "turn", "--out", "killed", cwd=place)
+    process = start("mup", "sweep", "tiny.py", *OPTIONS, "--mesh.packs", "turn", "--out",
+                    str(place / "killed"), cwd=place)  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((place / "killed").glob("packs/*/checkpoints/[0-9]*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    subprocess.run(["pkill", "-9", "-f", "jaxscale.train.worker killed"], check=False)
+    subprocess.run(["pkill", "-9", "-f", f"jaxscale.train.worker {place / 'killed'} "], check=False)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     code, _, err = jaxscale("mup", "sweep", "tiny.py", *OPTIONS, "--mesh.packs", "turn", "--out", "killed", cwd=place)
@@ -160,3 +161,11 @@ def test_killed_sweep_goes_on_with_the_same_packs_to_the_same_losses(place: Path
 
     assert losses(place / "killed") == losses(finished)
     assert any(s.result and s.result.restarts for s in read_status(place / "killed", read_plan(place / "killed").cells))
+
+
+def test_one_run_of_a_sweep_trained_by_hand_keeps_no_weights_either(place: Path, finished: Path) -> None:
+    run_id = read_plan(finished).cells[0].run_id
+    assert jaxscale("reset", "done", run_id, cwd=place)[0] == 0
+    code, _, err = jaxscale("train", "done", "--run", run_id, cwd=place)
+    assert code == 0, err
+    assert not list((finished / run_id).glob("checkpoints/[0-9]*"))

@@ -80,8 +80,8 @@ def plan_sweep(study: Study, grid: SweepGrid, *, train_tokens: float | None = No
         own = replace(study, recipe=replace(study.recipe, lr=lr, weight_decay=decay))
         cells.append(plan_run(own, model, tokens, study.seed + seed, "sweep", train_tokens))
     if len({_question(cell) for cell in cells}) < len(cells):
-        raise MisuseError(f"--tokens: {', '.join(f'{v:g}' for v in grid.tokens)} come to the same number of batches for "
-                          f"two of them; give horizons further apart")  # fmt: skip
+        raise MisuseError(f"--tokens: {', '.join(f'{v:g}' for v in grid.tokens)} come to the same number of "
+                          f"batches for two of them; give horizons further apart")  # fmt: skip
     return _total(study, sorted(cells, key=lambda cell: -cell.seconds))
 
 

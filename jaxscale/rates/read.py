@@ -158,8 +158,8 @@ def _choose(where: str, study: Study, records: list[dict[str, Any]]) -> tuple[li
     same = [r for r in own if math.isclose(r["weight_decay"], decay, rel_tol=1e-6) and r["init_scale"] == scale]
     if not same:
         there = ", ".join(sorted({f"{r['weight_decay']:g} (init_scale {r['init_scale']:g})" for r in own}))
-        raise MisuseError(f"{where}: has optima at weight_decay {there} and this study has {decay:g} (init_scale {scale:g}); "
-                          f"sweep at that, or use --recipe.weight-decay")  # fmt: skip
+        raise MisuseError(f"{where}: has optima at weight_decay {there} and this study has {decay:g} (init_scale "
+                          f"{scale:g}); sweep at that, or use --recipe.weight-decay")  # fmt: skip
     good = [record for record in same if not _fault(record)]
     left = [f"width {r['width']}, depth {r['depth']} ({_fault(r)})" for r in same if _fault(r)]
     if not good:
