@@ -279,6 +279,8 @@ def _resolve(study: Study, c: _Candidate, seed: int, rates: RateLaw | None = Non
     recipe, model = study.recipe, c.model
     batch_seqs = _batch_seqs(recipe, model, c.tokens)
     steps = round(c.tokens / (batch_seqs * model.seq_len))
+    if steps < 1:
+        raise MisuseError(f"tokens: {c.tokens:g} are less than half a batch of {batch_seqs * model.seq_len}; use more")
     tokens = steps * batch_seqs * model.seq_len
     lr = rates.rate(tokens, batch_seqs * model.seq_len) if rates else recipe.lr
     horizon = recipe.decay_rule == "horizon"

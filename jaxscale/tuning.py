@@ -53,8 +53,8 @@ def read_tuning(study_dir: str | Path) -> dict[str, Any] | None:
 def _find_stale(plain: Any, folder: Path) -> str:
     if not isinstance(plain, dict) or plain.get("schema") != AUDIT_SCHEMA or not plain.keys() >= NEEDS:
         return f"{folder / 'audit.json'} is no {AUDIT_SCHEMA}"
-    if not all(isinstance(row, dict) and row.keys() >= ROW_NEEDS for row in plain["rows"]):
-        return f"{folder / 'audit.json'} has rows without {', '.join(sorted(ROW_NEEDS))}"
+    if odd := _find_odd(plain):
+        return f"{folder / 'audit.json'}: {odd} is not what an audit writes"
     if plain["plan_sha256"] != identify_plan(read_plan(folder)):
         return f"audit.json belongs to another plan than {folder / 'plan.json'}"
     for row in plain["rows"]:
@@ -63,6 +63,41 @@ def _find_stale(plain: Any, folder: Path) -> str:
         if loss != row["loss"]:
             return f"run {row['run_id']} had loss {format_number(row['loss'])} then and has {format_number(loss)} now"
     return ""
+
+
+def _find_odd(plain: dict[str, Any]) -> str:
+    """The first part of an audit.json that cannot be read; empty where all can."""
+    effect = plain["sensitivity"]
+    for name, fine in (
+        ("tolerance", _is_number(plain["tolerance"])),
+        ("rows", isinstance(plain["rows"], list) and all(map(_is_row, plain["rows"]))),
+        ("budgets", isinstance(plain["budgets"], list) and all(map(_is_budget, plain["budgets"]))),
+        ("sensitivity", effect is None or _is_effect(effect)),
+    ):
+        if not fine:
+            return name
+    return ""
+
+
+def _is_row(row: Any) -> bool:
+    return (isinstance(row, dict) and row.keys() >= ROW_NEEDS and isinstance(row["run_id"], str)
+            and all(_is_number(row[name]) for name in ("budget", "N", "loss"))
+            and (_is_number(row["gain"]) or not row["flagged"]))  # fmt: skip
+
+
+def _is_budget(row: Any) -> bool:
+    return (isinstance(row, dict) and row.keys() >= {"budget", "state", "arms"} and _is_number(row["budget"])
+            and isinstance(row["arms"], list))  # fmt: skip
+
+
+def _is_effect(effect: Any) -> bool:
+    return isinstance(effect, dict) and all(
+        effect.get(end) is None or _is_number(effect[end]) for end in ("a_before", "a_after")
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def say_tuning(record: dict[str, Any]) -> list[str]:

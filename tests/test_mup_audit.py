@@ -244,6 +244,24 @@ def test_a_grid_whose_every_rate_is_too_low_is_told_so(tmp_path: Path) -> None:
     assert abs(plain["sensitivity"]["a_after"] - plain["sensitivity"]["a_before"]) < 0.005  # equal shares move nothing
 
 
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        ("rows", {"rows": 3}), ("rows", {"rows": [{}]}), ("budgets", {"budgets": [3]}),
+        ("tolerance", {"tolerance": "x"}), ("sensitivity", {"sensitivity": "x"}),
+        ("sensitivity", {"sensitivity": {"a_before": 1, "a_after": "x"}}),
+    ],
+)  # fmt: skip
+def test_a_damaged_audit_is_refused_and_the_study_still_fits(
+    part: str, fields: dict[str, object], tmp_path: Path
+) -> None:
+    plant(tmp_path, {})
+    plain = json.loads(json.dumps(audit(tmp_path)[1])) | fields
+    write_json(tmp_path / "audit.json", json.dumps(plain))
+    assert f"{part} is not what an audit writes" in read_tuning(tmp_path)["refused"]
+    assert fit_isoflop(collect_runs(tmp_path), bootstrap=0).verdict is None
+
+
 # ------------------------------------------------------------------ the judgement of three losses
 
 

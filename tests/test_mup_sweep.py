@@ -70,6 +70,12 @@ def test_default_tokens_are_the_smallest_budget_at_its_expected_optimum() -> Non
         (replace(GRID, lrs=(0.01, -1.0)), "--lrs: -1 is no positive number"),
         (replace(GRID, tokens=(9e9,)), "--tokens: 9B are 900.00 epochs"),
         (replace(GRID, seeds=0), "needs a seed"),
+        (replace(GRID, tokens=()), "a number of tokens"),
+        (replace(GRID, seeds=2**32 + 1), "beyond 32 bits"),
+        (replace(GRID, lrs=(0.01, float("nan"))), "--lrs: nan is no positive number"),
+        (replace(GRID, parameterizations=("mup", "mup")), "--parameterizations: mup, mup names one twice"),
+        (replace(GRID, tokens=(10.0,)), "tokens: 10 are less than half a batch"),
+        (replace(GRID, tokens=(60_000.0, 60_010.0)), "--tokens: 60000, 60010 come to the same number of batches"),
     ],
 )
 def test_axes_that_make_no_sense_are_refused(grid: SweepGrid, words: str) -> None:
@@ -86,6 +92,26 @@ def test_a_sweep_grows_and_refuses_what_is_another_one() -> None:
         grow_plan(old, other)
     with pytest.raises(MisuseError, match="made on text"):
         grow_plan(replace(old, data_sha256="a" * 64), new)
+    with pytest.raises(MisuseError, match="Study"):
+        grow_plan(replace(old, config={"model": 3}), new)
+
+
+def test_tokens_that_round_to_the_same_batches_are_the_runs_that_are_there() -> None:
+    """Two runs of one question would make the rows unreadable once all are trained."""
+    old, new = plan_sweep(STUDY, GRID), plan_sweep(STUDY, replace(GRID, tokens=(60_010.0,)))
+    assert old.cells[0].run_id != new.cells[0].run_id and old.cells[0].spec.tokens == new.cells[0].spec.tokens
+    assert {c.run_id for c in grow_plan(old, new).cells} == {c.run_id for c in old.cells}
+
+
+def test_a_sweep_of_before_a_field_was_there_grows() -> None:
+    old = plan_sweep(STUDY, GRID)
+    recipe = {name: value for name, value in old.config["recipe"].items() if name != "lr_from"}
+    assert grow_plan(replace(old, config={**old.config, "recipe": recipe}), old).cells == old.cells
+
+
+def test_the_init_scale_is_the_studys_own_unless_asked() -> None:
+    study = replace(STUDY, model=replace(STUDY.model, init_scale=0.5))
+    assert {cell.spec.model.init_scale for cell in plan_sweep(study, GRID).cells} == {0.5}
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +147,13 @@ def test_its_runs_are_no_evidence_for_a_law(finished: Path) -> None:
 
 def test_killed_sweep_goes_on_with_the_same_packs_to_the_same_losses(place: Path, finished: Path) -> None:
     """kill -9 of parent and workers once a pack has saved; the second start trains the rest."""
-    process = start("mup", "sweep", "tiny.py", *OPTIONS, "--mesh.packs", "turn", "--out", "killed", cwd=place)
+    process = start("mup", "sweep", "tiny.py", *OPTIONS, "--mesh.packs", "turn", "--out",
+                    str(place / "killed"), cwd=place)  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((place / "killed").glob("packs/*/checkpoints/[0-9]*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    subprocess.run(["pkill", "-9", "-f", "jaxscale.train.worker killed"], check=False)
+    subprocess.run(["pkill", "-9", "-f", f"jaxscale.train.worker {place / 'killed'} "], check=False)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     code, _, err = jaxscale("mup", "sweep", "tiny.py", *OPTIONS, "--mesh.packs", "turn", "--out", "killed", cwd=place)
@@ -151,3 +178,11 @@ def test_a_grid_takes_the_rate_that_its_sweep_found(tmp_path: Path) -> None:
     for cell in plan_isoflop(study).cells:
         spec = cell.spec
         assert spec.lr == law.rate(spec.tokens, spec.batch_seqs * spec.model.seq_len)
+
+
+def test_one_run_of_a_sweep_trained_by_hand_keeps_no_weights_either(place: Path, finished: Path) -> None:
+    run_id = read_plan(finished).cells[0].run_id
+    assert jaxscale("reset", "done", run_id, cwd=place)[0] == 0
+    code, _, err = jaxscale("train", "done", "--run", run_id, cwd=place)
+    assert code == 0, err
+    assert not list((finished / run_id).glob("checkpoints/[0-9]*"))

@@ -11,12 +11,14 @@ import pytest
 from tiny import make_study
 
 from jaxscale.errors import MisuseError
-from jaxscale.plan import plan_isoflop
-from jaxscale.runs import RunResult, RunSpec
-from jaxscale.sweep import Way, group_cells, pack_key
+from jaxscale.plan import describe_run, plan_isoflop
+from jaxscale.runs import RunResult, RunSpec, write_json
+from jaxscale.sweep import Way, group_cells, pack_key, reset_cell
 from jaxscale.train.engine import Packed
 from jaxscale.train.loop import Preempted, train_pack, train_run
-from jaxscale.train.packs import open_packs
+from jaxscale.train.packs import Pack, PackFolder, open_packs
+from jaxscale.train.pool import _resume_packs
+from jaxscale.train.probe import _read
 
 STEPS = 100
 WAYS: tuple[Way, ...] = ("pack", "turn")
@@ -96,6 +98,33 @@ def test_preempted_pack_goes_on_to_the_same_bits(root: Path, specs: tuple[RunSpe
     assert not open_packs(out)
 
 
+def test_a_member_that_was_reset_begins_anew(root: Path, specs: tuple[RunSpec, ...]) -> None:
+    """Not from the state that the pack had saved, where it had diverged or trained for a while."""
+    mixed, out, calls = with_diverging(specs), root / "reset", iter(range(100))
+    with pytest.raises(Preempted):
+        train_pack(mixed, out, "turn", should_stop=lambda: next(calls) >= 1)
+    first = json.loads((out / mixed[1].run_id / "result.json").read_text())["reason"]
+    for spec in mixed[:2]:
+        reset_cell(out, describe_run(spec))
+    again = train_pack(mixed, out, "turn")
+    assert again[1].reason == first and again[0].restarts == 0
+    whole, whole_again = (losses(folder, mixed[0]) for folder in (root / "quiet", out))
+    assert np.array_equal(whole, whole_again)
+
+
+def test_of_two_open_packs_with_a_run_in_common_one_goes_on(root: Path) -> None:
+    """As a kill between two groupings leaves them; both at once would wait for each other's runs."""
+    planned, out = plan_isoflop(make_study(root, seeds=(2,)), train_tokens=1e5), root / "common"
+    write_json(out / "plan.json", planned.to_json())
+    ids = tuple(cell.run_id for cell in planned.cells[:3])
+    for members in (ids[:2], ids[1:]):
+        folder = PackFolder(out, Pack(members, "turn"))
+        folder.prepare()
+        (folder.checkpoints / "8").mkdir(parents=True)
+    jobs = _resume_packs(out, planned.cells)
+    assert len(jobs) == 1 and len(open_packs(out)) == 2
+
+
 def test_state_saved_on_eight_devices_is_the_one_of_one_device(specs: tuple[RunSpec, ...]) -> None:
     """Lanes that only fill the devices up are no part of it."""
     many, one = (Packed(specs, 8, "pack", jnp.float32, jax.devices()[:count]) for count in (8, 1))
@@ -115,6 +144,13 @@ def test_weights_are_kept_only_where_asked(root: Path, specs: tuple[RunSpec, ...
     train_run(specs[0], root / "light-alone", keep_weights=False)
     assert kept(root / "kept") == [str(STEPS)] * 5
     assert not kept(root / "light") and not kept(root / "light-alone")
+
+
+@pytest.mark.parametrize("ms", [5, {"process": "1", "pack": None, "turn": 1}, {"process": 1.0}, "x"])
+def test_a_damaged_probe_is_measured_anew(tmp_path: Path, ms: object) -> None:
+    file = tmp_path / "ways.json"
+    file.write_text(json.dumps({"schema": "jaxscale.ways/1", "ms": ms}))
+    assert _read(file) is None
 
 
 def test_what_may_differ_in_a_pack_and_what_may_not(specs: tuple[RunSpec, ...]) -> None:

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 from tiny import make_study
 
 from jaxscale.plan import describe_run, plan_isoflop
 from jaxscale.runs import write_json
-from jaxscale.sweep import read_plan, read_status
-from jaxscale.train.pool import MAX_ATTEMPTS, train_cells
+from jaxscale.sweep import Job, read_plan, read_status
+from jaxscale.train.packs import Pack, PackFolder, open_packs
+from jaxscale.train.pool import MAX_ATTEMPTS, _Pool, train_cells
 
 
 def test_cell_that_kills_its_worker_ends_as_failed_with_its_last_words(tmp_path: Path) -> None:
@@ -23,3 +26,34 @@ def test_cell_that_kills_its_worker_ends_as_failed_with_its_last_words(tmp_path:
     assert done.state == "done"
     assert failed.state == "failed" and f"({MAX_ATTEMPTS} attempts)" in failed.reason and "Error" in failed.reason
     assert sum(event["event"] == "died" for event in events) == MAX_ATTEMPTS - 1
+
+
+def begin_pack(study_dir: Path, pack: Pack) -> PackFolder:
+    """A pack's folder as a preempted worker leaves it."""
+    folder = PackFolder(study_dir, pack)
+    folder.prepare()
+    (folder.checkpoints / "32").mkdir(parents=True)
+    return folder
+
+
+def test_pack_that_kills_its_worker_is_taken_apart_and_its_state_dropped(tmp_path: Path) -> None:
+    cells = plan_isoflop(make_study(tmp_path, seeds=(3,)), train_tokens=1e5).cells[:3]
+    job = Job(cells, "turn")
+    folder = begin_pack(tmp_path, Pack(tuple(cell.run_id for cell in cells), "turn"))
+    events: list[dict[str, Any]] = []
+    pool = _Pool(tmp_path, [], {cell.run_id for cell in cells[1:]}, events.append, pinned=True)
+    worker = cast(Any, SimpleNamespace(index=0, ended={cells[0].run_id}))
+    for _ in range(MAX_ATTEMPTS):
+        assert folder.path.exists()
+        pool._put_back(worker, job, "killed")
+    assert pool.waiting == [*[job] * (MAX_ATTEMPTS - 1), Job((cells[1],)), Job((cells[2],))]
+    assert not folder.path.exists()
+    assert {event["event"] for event in events} == {"died"}
+
+
+def test_folder_of_a_pack_whose_runs_have_all_ended_is_cleared_away(tmp_path: Path) -> None:
+    open_one, ended = begin_pack(tmp_path, Pack(("a", "b"), "turn")), begin_pack(tmp_path, Pack(("c", "d"), "pack"))
+    for run_id in ("b", "c", "d"):
+        write_json(tmp_path / run_id / "result.json", "{}")
+    assert open_packs(tmp_path) == [open_one.pack]
+    assert not ended.path.exists()

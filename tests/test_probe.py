@@ -4,14 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from tiny import make_study
 
 from jaxscale.config import MeshConfig
+from jaxscale.errors import MisuseError
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way
 from jaxscale.train import probe
+from jaxscale.train.engine import make_engine
 from jaxscale.train.probe import choose_way
 
 
@@ -70,6 +73,13 @@ def test_short_runs_and_single_ones_are_not_measured(spec: RunSpec, measured: li
     mesh = MeshConfig(compile_cache="")
     assert choose_way([spec], mesh) == ("process", {})
     assert choose_way([spec, replace(spec, seed=9)], mesh, seconds=5.0) == ("process", {})
+
+
+def test_a_mesh_that_splits_a_run_packs_none(spec: RunSpec) -> None:
+    mesh = MeshConfig(fsdp=2, compile_cache="")
+    assert choose_way([spec, replace(spec, seed=9)], mesh) == ("process", {})
+    with pytest.raises(MisuseError, match=r"mesh.packs: turn .* cannot split one \(mesh.fsdp 2"):
+        make_engine([spec, replace(spec, seed=9)], 8, "turn", mesh, jnp.float32)
 
 
 def test_each_way_is_timed(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:

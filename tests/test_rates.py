@@ -212,6 +212,23 @@ def test_a_sweep_of_something_else_is_refused_with_the_way_out(study: Study, sai
         read_rates(write_sweep(tmp_path, one_horizon()), study)
 
 
+def test_the_sweep_must_have_the_studys_own_init_scale(tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, one_horizon(init_scale=0.5))
+    study = study_from(file)
+    with pytest.raises(MisuseError, match=r"2 \(init_scale 0.5\) and this study has 2 \(init_scale 1\)"):
+        read_rates(file, study)
+    half = replace(study, model=replace(study.model, init_scale=0.5))
+    assert len(read_rates(file, half).optima) == 3
+
+
+def test_ends_of_an_interval_that_are_no_rates_are_refused(tmp_path: Path) -> None:
+    records = [{k: v for k, v in one.items() if k != "interval"} | {"lr_interval": [-1.0, 0.1]}
+               for one in one_horizon()]  # fmt: skip
+    file = write_sweep(tmp_path, records)
+    with pytest.raises(MisuseError, match="ok with interval None"):
+        read_rates(file, study_from(file))
+
+
 def test_completep_needs_the_base_depth_too(tmp_path: Path) -> None:
     study = change(model={"parameterization": "completep"})
     file = write_sweep(tmp_path, one_horizon(parameterization="completep"), study)

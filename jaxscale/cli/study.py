@@ -25,7 +25,7 @@ from jaxscale.errors import MisuseError
 from jaxscale.limits import check_limits
 from jaxscale.plan import plan_isoflop
 from jaxscale.rates import find_sweep
-from jaxscale.runs import Cell, Plan, from_plain, to_plain, write_json
+from jaxscale.runs import TUNING_ROLES, Cell, Plan, from_plain, to_plain, write_json
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, train_cells
 
@@ -118,6 +118,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 on_progress=lambda p: progress({"event": "progress", "worker": 0, **vars(p)}),
                 should_stop=lambda: bool(stopped),
                 data_sha256=planned.data_sha256,
+                keep_weights=cell.role not in TUNING_ROLES,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
@@ -162,7 +163,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise MisuseError(f"{folder}: another `jaxscale run` is at work there; wait for it, or give this one "
+            raise MisuseError(f"{folder}: another jaxscale process is at work there; wait for it, or give this one "
                               f"another --out") from None  # fmt: skip
         yield
 

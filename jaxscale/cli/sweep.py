@@ -46,8 +46,8 @@ class SweepOptions:
     """Doublings between them."""
     weight_decays: tuple[float, ...] = ()
     """Values of recipe.weight_decay; default the study's."""
-    init_scales: tuple[float, ...] = (1.0,)
-    """Values of model.init_scale."""
+    init_scales: tuple[float, ...] = ()
+    """Values of model.init_scale; default the study's."""
     seeds: int = 2
     """Seeds of every cell; equal seeds have the same data order at every width and rate."""
     tokens: tuple[float, ...] = ()
@@ -59,7 +59,7 @@ class SweepOptions:
 
 
 def sweep(argv: list[str]) -> int:
-    """0 when every ladder has an answer, 1 when one has none."""
+    """1 where the study's own parameterization lacks a width's optimum, or its optimum moves for certain; else 0."""
     study, rest = (load_study(argv[0]), argv[1:]) if argv and not argv[0].startswith("-") else (Study(), argv)
     about = ("Learning rates x widths x seeds: the best rate of each width, whether it moves, what using the small "
              "width's costs at the large one.\n\n"
@@ -139,9 +139,22 @@ def _conclude(study: Study, folder: Path, planned: Plan, ways: list[dict[str, An
 
     rows = tabulate_runs(read_status(folder, planned.cells), study)
     found = analyse_sweep(rows)
-    record = sweep_record(study, planned, rows, found.to_records(), ways) | {"command": command}
+    record = sweep_record(study, planned, rows, found.to_records(), _known_ways(folder, ways)) | {"command": command}
     write_json(folder / "sweep.json", json.dumps(record, indent=1))
     write_transfer_figure(found, folder / "sweep")
     print(found)
     print(f"written: {folder / 'sweep.json'}, {folder / 'sweep.png'}")
-    return 0 if all(one.status == "ok" for one in found.optima) else 1
+    own = study.model.parameterization
+    lacking = any(one.status != "ok" for one in found.optima if one.parameterization == own)
+    moving = any(one.verdict == "moves" for one in found.transfers if one.parameterization == own)
+    return 1 if lacking or moving else 0
+
+
+def _known_ways(folder: Path, ways: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How every pack of the folder was trained: earlier calls' and this one's."""
+    file = folder / "sweep.json"
+    try:
+        before = json.loads(file.read_text())["ways"] if file.exists() else []
+    except (ValueError, KeyError, TypeError):
+        before = []
+    return [*before, *({k: v for k, v in way.items() if k not in ("worker", "event")} for way in ways)]

@@ -18,9 +18,9 @@ from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_per_token
 from jaxscale.format import format_count
 from jaxscale.hardware import parse_hardware
-from jaxscale.limits import check_limits
+from jaxscale.limits import MAX_SEED, check_limits
 from jaxscale.plan import plan_run
-from jaxscale.runs import Cell, Plan, from_plain, to_plain
+from jaxscale.runs import Cell, Plan, RunSpec, from_plain, to_plain
 from jaxscale.sweep import CellStatus
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ VARIED_RECIPE = frozenset({"lr", "weight_decay"})
 
 @dataclass(frozen=True)
 class SweepGrid:
-    """The axes of a sweep. Depths empty: the study's. Several widths and several depths: the product."""
+    """The axes of a sweep. Depths, decays and init scales: empty for the study's. Several widths and several depths:
+    the product."""
 
     parameterizations: tuple[Parameterization, ...]
     widths: tuple[int, ...]
@@ -45,7 +46,7 @@ class SweepGrid:
     tokens: tuple[float, ...]
     depths: tuple[int, ...] = ()
     weight_decays: tuple[float, ...] = ()
-    init_scales: tuple[float, ...] = (1.0,)
+    init_scales: tuple[float, ...] = ()
 
 
 def default_rates(study: Study, count: int = 9, step: float = 1.0) -> tuple[float, ...]:
@@ -71,14 +72,22 @@ def plan_sweep(study: Study, grid: SweepGrid, *, train_tokens: float | None = No
     _check(study, grid, train_tokens)
     cells = []
     axes = product(grid.parameterizations, grid.widths, grid.depths or (study.model.n_layers,), grid.tokens,
-                   grid.weight_decays or (study.recipe.weight_decay,), grid.init_scales, grid.lrs,
-                   range(grid.seeds))  # fmt: skip
+                   grid.weight_decays or (study.recipe.weight_decay,), grid.init_scales or (study.model.init_scale,),
+                   grid.lrs, range(grid.seeds))  # fmt: skip
     for parameterization, width, depth, tokens, decay, scale, lr, seed in axes:
         model = replace(study.model, parameterization=parameterization, d_model=width, n_layers=depth,
                         init_scale=scale)  # fmt: skip
         own = replace(study, recipe=replace(study.recipe, lr=lr, weight_decay=decay))
         cells.append(plan_run(own, model, tokens, study.seed + seed, "sweep", train_tokens))
+    if len({_question(cell) for cell in cells}) < len(cells):
+        raise MisuseError(f"--tokens: {', '.join(f'{v:g}' for v in grid.tokens)} come to the same number of "
+                          f"batches for two of them; give horizons further apart")  # fmt: skip
     return _total(study, sorted(cells, key=lambda cell: -cell.seconds))
+
+
+def _question(cell: Cell) -> RunSpec:
+    """What a run asks: tokens asked for that round to the same batches are one horizon, whatever they would cost."""
+    return replace(cell.spec, budget_flops=0.0)
 
 
 def _total(study: Study, cells: Sequence[Cell]) -> Plan:
@@ -99,15 +108,22 @@ def _check(study: Study, grid: SweepGrid, available: float | None) -> None:
                          ("depths", grid.depths), ("weight-decays", grid.weight_decays),
                          ("init-scales", grid.init_scales)):  # fmt: skip
         low = 0.0 if name == "weight-decays" else 1e-30
-        if any(not low <= value < float("inf") for value in values):
-            raise MisuseError(f"--{name}: {min(values):g} is no positive number; give positive ones")
+        wrong = [value for value in values if not low <= value < float("inf")]
+        if wrong:
+            raise MisuseError(f"--{name}: {wrong[0]:g} is no positive number; give positive ones")
         if len(set(values)) < len(values):
             raise MisuseError(f"--{name}: {', '.join(f'{v:g}' for v in values)} names one twice; give each once")
+    if len(set(grid.parameterizations)) < len(grid.parameterizations):
+        raise MisuseError(f"--parameterizations: {', '.join(grid.parameterizations)} names one twice; give each once")
     odd = [width for width in grid.widths if width % 2]
     if odd:
         raise MisuseError(f"--widths: {odd[0]} is odd and rotary positions need pairs; use {odd[0] + 1}")
-    if grid.seeds < 1 or not grid.widths or not grid.lrs or not grid.parameterizations:
-        raise MisuseError("a sweep needs a seed, a width, a rate and a parameterization at least; give one of each")
+    if grid.seeds < 1 or not all((grid.widths, grid.lrs, grid.parameterizations, grid.tokens)):
+        raise MisuseError("a sweep needs a seed, a width, a rate, a parameterization and a number of tokens at least; "
+                          "give one of each")  # fmt: skip
+    if study.seed + grid.seeds > MAX_SEED:
+        raise MisuseError(f"--seeds: {grid.seeds} from seed {study.seed} on go beyond 32 bits; use fewer, or a lower "
+                          f"--seed")  # fmt: skip
     most = max(grid.tokens)
     if available and most > available * study.data.max_epochs * 1.01:
         raise MisuseError(f"--tokens: {format_count(most)} are {most / available:.2f} epochs of the text, more than "
@@ -127,13 +143,14 @@ def grow_plan(old: Plan, new: Plan) -> Plan:
         name = changed[0]
         raise MisuseError(f"{name}: the sweep there has {_fixed(old.config).get(name)!r}, this one "
                           f"{_fixed(new.config)[name]!r}; give the new sweep another --out")  # fmt: skip
-    known = {cell.run_id for cell in new.cells}
-    cells = sorted([*new.cells, *(cell for cell in old.cells if cell.run_id not in known)], key=lambda c: -c.seconds)
-    return replace(_total(from_plain(new.config, Study), cells), data_sha256=new.data_sha256)
+    cells = {_question(cell): cell for cell in (*new.cells, *old.cells)}  # what is there keeps its name
+    grown = sorted(cells.values(), key=lambda cell: -cell.seconds)
+    return replace(_total(from_plain(new.config, Study), grown), data_sha256=new.data_sha256)
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     """What all runs of one folder share, by its field's name."""
+    config = to_plain(from_plain(config, Study))  # a plan of before a field was there has its default
     model = {f"model.{k}": v for k, v in config["model"].items() if k not in VARIED_MODEL}
     recipe = {f"recipe.{k}": v for k, v in config["recipe"].items() if k not in VARIED_RECIPE}
     return model | recipe | {f"data.{k}": v for k, v in config["data"].items() if k != "cache"}

@@ -33,7 +33,7 @@ MODEL_KEYS = ("base_d_model", "vocab_size")
 COMPLETEP_KEYS = ("base_n_layers", "depth_alpha")
 RECIPE_KEYS = ("optimizer", "schedule", "embed_lr", "head_lr", "decay_rule")
 UNREAD = {
-    "model": ("d_model", "n_layers", "parameterization", *COMPLETEP_KEYS),
+    "model": ("d_model", "n_layers", "parameterization", "init_scale", *COMPLETEP_KEYS),
     "recipe": ("lr", "lr_from", "lr_horizon_exponent", "lr_batch_exponent", "weight_decay", "batch_coefficient",
                "batch_exponent", "batch_min_tokens", "batch_max_tokens", "microbatch_seqs"),
 }  # fmt: skip
@@ -105,8 +105,8 @@ def _flatten(record: Any, where: str) -> dict[str, Any]:
         raise MisuseError(f"{where} is not a record; run the sweep again")
     flat = {**record.get("settings", {}), **record}
     ends = flat.get("lr_interval")
-    if isinstance(ends, list) and all(end is None or _is_number(end) for end in ends):
-        flat["interval"] = [math.log2(end) if end else None for end in ends]
+    if isinstance(ends, list) and all(end is None or (_is_number(end) and end > 0) for end in ends):
+        flat["interval"] = [None if end is None else math.log2(end) for end in ends]
     return flat
 
 
@@ -149,17 +149,17 @@ def _check_agreement(where: str, study: Study, text: dict[str, Any], model: Mode
 
 def _choose(where: str, study: Study, records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """The optima that speak for the study, and what was left out with the reason."""
-    kind, decay = study.model.parameterization, study.recipe.weight_decay
+    kind, decay, scale = study.model.parameterization, study.recipe.weight_decay, study.model.init_scale
     own = [record for record in records if record["parameterization"] == kind]
     if not own:
         there = ", ".join(sorted({record["parameterization"] for record in records})) or "none"
         raise MisuseError(f"{where}: has optima of parameterization {there} and this study is {kind}; sweep with "
                           f"--model.parameterization {kind}")  # fmt: skip
-    same = [r for r in own if math.isclose(r["weight_decay"], decay, rel_tol=1e-6) and r["init_scale"] == 1]
+    same = [r for r in own if math.isclose(r["weight_decay"], decay, rel_tol=1e-6) and r["init_scale"] == scale]
     if not same:
         there = ", ".join(sorted({f"{r['weight_decay']:g} (init_scale {r['init_scale']:g})" for r in own}))
-        raise MisuseError(f"{where}: has optima at weight_decay {there} and this study has {decay:g} (init_scale 1); "
-                          f"sweep at that, or use --recipe.weight-decay")  # fmt: skip
+        raise MisuseError(f"{where}: has optima at weight_decay {there} and this study has {decay:g} (init_scale "
+                          f"{scale:g}); sweep at that, or use --recipe.weight-decay")  # fmt: skip
     good = [record for record in same if not _fault(record)]
     left = [f"width {r['width']}, depth {r['depth']} ({_fault(r)})" for r in same if _fault(r)]
     if not good:

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxscale.config import MeshConfig
+from jaxscale.errors import MisuseError
 from jaxscale.model.decoder import init_stds
 from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way
@@ -29,7 +30,7 @@ from jaxscale.train.optimizer import Hyper
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, strip_init
 
-__all__ = ["WAYS", "Engine", "Packed", "Single", "make_engine"]
+__all__ = ["WAYS", "Engine", "Packed", "Single", "make_engine", "splits_runs"]
 
 WAYS: tuple[Way, ...] = ("process", "pack", "turn")
 
@@ -234,8 +235,17 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *values: jnp.stack([jnp.float32(value) for value in values]), *trees)
 
 
+def splits_runs(mesh: MeshConfig) -> bool:
+    """Whether this mesh splits one run: then runs are not packed."""
+    return mesh.fsdp * mesh.tensor > 1 or jax.process_count() > 1
+
+
 def make_engine(specs: Sequence[RunSpec], slots: int, way: Way, mesh: MeshConfig, dtype: Any) -> Engine:
     """The engine for these runs; `process` takes one."""
     if way == "process":
         return Single(specs[0], slots, make_mesh(mesh), dtype)
+    if splits_runs(mesh):
+        raise MisuseError(f"mesh.packs: {way} spreads whole runs over the devices of one process and cannot split one "
+                          f"(mesh.fsdp {mesh.fsdp}, mesh.tensor {mesh.tensor}, {jax.process_count()} processes); use "
+                          f"--mesh.packs process")  # fmt: skip
     return Packed(specs, slots, way, dtype)

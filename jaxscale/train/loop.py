@@ -104,6 +104,8 @@ def train_pack(
         with ExitStack() as locks:
             for folder in folders:
                 locks.enter_context(folder.lock())
+            if pack is not None and any(not folder.has_begun() and folder.read_result() is None for folder in folders):
+                pack.remove()  # a member was reset: what the pack saved holds the state that it was to lose
             trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256)
             return trainer.train(keep_weights)
     except Exception as error:

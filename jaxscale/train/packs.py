@@ -14,7 +14,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jaxscale.runs import from_plain, read_json, write_json
+from jaxscale.runs import from_plain, read_json, run_dir, write_json
 
 __all__ = ["Pack", "PackFolder", "open_packs"]
 
@@ -59,9 +59,16 @@ class PackFolder:
 
 
 def open_packs(study_dir: Path) -> list[Pack]:
-    """Every pack that has saved a state and has not ended."""
+    """Every pack that has saved a state and has a run without result; what others left is removed."""
     files = sorted((Path(study_dir) / "packs").glob("*/pack.json"))
-    return [from_plain(read_json(file), Pack) for file in files if _has_saved(file.parent / "checkpoints")]
+    found = []
+    for file in files:
+        pack = from_plain(read_json(file), Pack)
+        if all((run_dir(study_dir, run_id) / "result.json").exists() for run_id in pack.run_ids):
+            PackFolder(study_dir, pack).remove()  # killed between the last result and this
+        elif _has_saved(file.parent / "checkpoints"):
+            found.append(pack)
+    return found
 
 
 def _has_saved(checkpoints: Path) -> bool:

@@ -27,7 +27,7 @@ from jaxscale.config import MeshConfig
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.runs import Cell
 from jaxscale.sweep import Job, Way, fail_cell, group_cells, next_job, read_plan, shape
-from jaxscale.train.packs import open_packs
+from jaxscale.train.packs import Pack, PackFolder, open_packs
 
 __all__ = ["MAX_ATTEMPTS", "PREEMPTED", "Terminated", "count_workers", "train_cells"]
 
@@ -111,7 +111,11 @@ def _resume_packs(study_dir: Path, cells: Sequence[Cell]) -> list[Job]:
     waiting = {cell.run_id for cell in cells}
     begun = [pack for pack in open_packs(study_dir) if waiting & set(pack.run_ids)]
     planned = {cell.run_id: cell for cell in read_plan(study_dir).cells} if begun else {}
-    whole = [pack for pack in begun if set(pack.run_ids) <= set(planned)]
+    whole: list[Pack] = []
+    for pack in begun:  # a kill may leave two packs with a run in common: one of them holds it now
+        taken = {run_id for other in whole for run_id in other.run_ids}
+        if set(pack.run_ids) <= set(planned) and not set(pack.run_ids) & taken:
+            whole.append(pack)
     return [Job(tuple(planned[run_id] for run_id in pack.run_ids), cast(Way, pack.way)) for pack in whole]
 
 
@@ -237,6 +241,7 @@ class _Pool:
         if self.attempts[job] < MAX_ATTEMPTS:
             self.waiting.append(job)
         elif len(job.cells) > 1:
+            PackFolder(self.study_dir, Pack(tuple(each.run_id for each in job.cells), job.way)).remove()
             self.waiting += [Job((each,)) for each in job.cells if each.run_id in self.open_ids]
         else:
             fail_cell(self.study_dir, cell, f"{how} ({MAX_ATTEMPTS} attempts)")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,11 +22,12 @@ from typing import Any
 import jax
 import numpy as np
 
+import jaxscale
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
 from jaxscale.runs import RunSpec, read_json, to_plain, write_json
 from jaxscale.sweep import Way, pack_key
-from jaxscale.train.engine import WAYS, Engine, make_engine
+from jaxscale.train.engine import WAYS, Engine, make_engine, splits_runs
 from jaxscale.train.loop import compute_dtype, count_slots
 
 __all__ = ["choose_way"]
@@ -45,7 +47,7 @@ def choose_way(
 
     `seconds` is what all of them will take, about; too little for a measurement leaves the milliseconds empty.
     """
-    if len(specs) < 2:
+    if len(specs) < 2 or splits_runs(mesh):
         return "process", {}
     file = _file(specs, mesh)
     ms = _read(file)
@@ -67,23 +69,25 @@ def _file(specs: Sequence[RunSpec], mesh: MeshConfig) -> Path | None:
     shape = json.loads(pack_key(replace(spec, model=replace(spec.model, parameterization="mup"))))
     shape.pop("data")
     what = {"shape": shape, "members": len(specs), "device": device.device_kind, "devices": len(jax.devices()),
-            "jax": jax.__version__, "mesh": to_plain(mesh), "flags": _flags()}  # fmt: skip
+            "versions": [jaxscale.__version__, jax.__version__], "mesh": to_plain(mesh),
+            "machine": _machine()}  # fmt: skip
     name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     return Path(mesh.compile_cache).expanduser() / "ways" / f"{name}.json"
 
 
-def _flags() -> list[Any]:
-    return [os.environ.get("XLA_FLAGS", ""), len(os.sched_getaffinity(0))]
+def _machine() -> list[Any]:
+    """What JAX does not tell of a CPU: whose it is (homes are shared), its flags, the cores this process may use."""
+    return [platform.node(), os.environ.get("XLA_FLAGS", ""), len(os.sched_getaffinity(0))]
 
 
 def _read(file: Path | None) -> dict[str, float] | None:
     if file is None or not file.exists():
         return None
     try:
-        ms = read_json(file)["ms"]
-    except (MisuseError, KeyError, TypeError):
-        return None  # of another version: measured anew
-    return ms if set(ms) == set(WAYS) else None
+        ms: dict[str, float] = {way: float(read_json(file)["ms"][way]) for way in WAYS}
+    except (MisuseError, KeyError, TypeError, ValueError):
+        return None  # damaged, or of another version: measured anew
+    return ms
 
 
 def _measure(specs: Sequence[RunSpec], mesh: MeshConfig) -> dict[str, float]:

@@ -111,6 +111,10 @@ class RunFolder:
         file = self.path / "result.json"
         return read_result(file) if file.exists() else None
 
+    def has_begun(self) -> bool:
+        """Whether a start is noted; a run that was reset has none."""
+        return bool(read_lines(self.path / "attempts.jsonl", frozenset({"step", "kinds"})))
+
     def write_result(self, result: RunResult) -> None:
         """End the run: written whole or not at all."""
         write_json(self.path / "result.json", json.dumps(asdict(result), indent=1))
