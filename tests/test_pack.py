@@ -34,7 +34,8 @@ def specs(root: Path) -> tuple[RunSpec, ...]:
     """Five runs of 100 steps that differ in all that may: rate, decay, seed, init."""
     spec = plan_isoflop(make_study(root), train_tokens=1e5).cells[2].spec
     tokens = STEPS * spec.batch_seqs * spec.model.seq_len
-    spec = replace(spec, steps=STEPS, tokens=tokens, warmup_steps=5, decay_steps=20)
+    spec = replace(spec, steps=STEPS, tokens=tokens, warmup_steps=5, decay_steps=20,
+                   model=replace(spec.model, kv_groups=2))  # fmt: skip
     scaled = replace(spec.model, embed_std=0.5, hidden_std=0.3, head_std=0.1)
     return (
         replace(spec, lr=0.004), replace(spec, lr=0.01, weight_decay=2 * spec.weight_decay), replace(spec, seed=7),
