@@ -1,0 +1,151 @@
+"""Greedy choice with whole rows: which runs lower the expected width of the forecast most per FLOP.
+
+    score = mean over beliefs of 1/2 log Var(f),    gain of a move = drop of the score / its FLOPs
+
+A law believed exactly would have runs at two extreme cells only. Against that: the score is the mean over the declared
+law and a second approach; and a budget without MIN_SIZES sizes, MIN_ARM on each side of the fitted optimum, can only
+be entered by a whole row that makes it one (what `plan_isoflop` demands). Afterwards its sizes and seeds come singly.
+
+Rows make the problem lumpy, and a greedy choice never pays for one beside cheap repeats: so the greedy choice is made
+from nothing, and once from each row first, and the set with the best score per FLOP is kept (the best score of all
+where a sum of FLOPs is given to spend: partial enumeration, Sviridenko 2004).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxscale.nextcells.belief import Belief, Places
+
+__all__ = ["MIN_ARM", "MIN_SIZES", "Chosen", "choose_cells", "row_move"]
+
+MIN_SIZES, MIN_ARM = 5, 2
+"""Sizes that a budget needs in all, and on each side of the fitted optimum."""
+
+Move = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A move, its FLOPs, and the variance of the target under each belief after it."""
+
+    places: Move
+    cost: float
+    variances: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Runs at each place, what each belief says of them, and the moves that led here."""
+
+    counts: np.ndarray
+    covariances: tuple[np.ndarray, ...]
+    moves: tuple[Chosen, ...] = ()
+
+    @property
+    def score(self) -> float:
+        return float(np.mean([np.log(S[0, 0]) for S in self.covariances])) / 2
+
+    @property
+    def cost(self) -> float:
+        return sum(move.cost for move in self.moves)
+
+    @property
+    def cells(self) -> int:
+        return sum(len(move.places) for move in self.moves)
+
+
+def choose_cells(
+    beliefs: Sequence[Belief], counts: np.ndarray, cells: int, *, spend_flops: float | None = None
+) -> tuple[Chosen, ...]:
+    """Up to `cells` runs in the order of choice, within `spend_flops` where given; `counts` (n,) runs made before."""
+    start = _Design(counts.astype(float), tuple(belief.S for belief in beliefs))
+    room = np.inf if spend_flops is None else spend_flops * (1 + 1e-9)
+    found = [_greedy(beliefs, start, cells, room)]
+    for move in _rows(beliefs[0], start.counts):
+        if len(move) <= cells and _cost(beliefs[0].places, move) <= room:
+            found.append(_greedy(beliefs, _take(beliefs, start, move), cells, room))
+    found = [design for design in found if design.moves]
+    if not found:
+        return ()
+    worth = [start.score - design.score for design in found]
+    if spend_flops is None:
+        worth = [gain / design.cost for gain, design in zip(worth, found, strict=True)]
+    return found[int(np.argmax(worth))].moves
+
+
+def _greedy(beliefs: Sequence[Belief], design: _Design, cells: int, room: float) -> _Design:
+    while True:
+        offers = [
+            move
+            for move in _moves(beliefs[0], design.counts)
+            if len(move) + design.cells <= cells and _cost(beliefs[0].places, move) + design.cost <= room
+        ]
+        if not offers:
+            return design
+        taken = [_take(beliefs, design, move) for move in offers]
+        gains = [(design.score - one.score) / one.moves[-1].cost for one in taken]
+        if max(gains) <= 0:
+            return design
+        design = taken[int(np.argmax(gains))]
+
+
+def _take(beliefs: Sequence[Belief], design: _Design, move: Move) -> _Design:
+    after = tuple(b.observe(S, design.counts, move) for b, S in zip(beliefs, design.covariances, strict=True))
+    counts = design.counts.copy()
+    np.add.at(counts, list(move), 1.0)
+    chosen = Chosen(move, _cost(beliefs[0].places, move), tuple(float(S[0, 0]) for S in after))
+    return _Design(counts, after, (*design.moves, chosen))
+
+
+def _cost(places: Places, move: Move) -> float:
+    return float(places.cost[list(move)].sum())
+
+
+def _moves(belief: Belief, counts: np.ndarray) -> list[Move]:
+    """Single runs in budgets that are a row, and whole rows elsewhere."""
+    places = belief.places
+    singles: list[Move] = [
+        (int(i),) for i in np.flatnonzero(places.offered) if _is_row(belief, counts, int(places.budget[i]))
+    ]
+    return singles + _rows(belief, counts)
+
+
+def _rows(belief: Belief, counts: np.ndarray) -> list[Move]:
+    closed = [b for b in range(len(belief.places.budget_C)) if not _is_row(belief, counts, b)]
+    return [move for b in closed if (move := row_move(belief, counts, b))]
+
+
+def _is_row(belief: Belief, counts: np.ndarray, budget: int) -> bool:
+    t = belief.t[(belief.places.budget == budget) & (counts > 0)]
+    return len(t) >= MIN_SIZES and min((t < 0).sum(), (t > 0).sum()) >= MIN_ARM
+
+
+def row_move(belief: Belief, counts: np.ndarray, budget: int) -> Move:
+    """The runs that make a budget a row of MIN_SIZES sizes, as even in log N as the offers allow; () where none do."""
+    inside = belief.places.budget == budget
+    there = np.flatnonzero(inside & (counts > 0)).tolist()
+    free = np.flatnonzero(inside & belief.places.offered & (counts == 0)).tolist()
+    taken: list[int] = []
+    reach = float(np.min(np.abs(_ends(belief.t[[*there, *free]])))) if there or free else 0.0
+    for place in np.linspace(-reach, reach, MIN_SIZES):
+        known = [i for i in there if abs(belief.t[i] - place) < reach / MIN_SIZES]
+        if known or not free:
+            continue
+        nearest = min(free, key=lambda i: abs(belief.t[i] - place))
+        free.remove(nearest)
+        taken.append(nearest)
+    while free and len(there) + len(taken) < MIN_SIZES:
+        nearest = min(free, key=lambda i: abs(belief.t[i]))
+        free.remove(nearest)
+        taken.append(nearest)
+    grown = counts.copy()
+    np.add.at(grown, taken, 1.0)
+    return tuple(taken) if taken and _is_row(belief, grown, budget) else ()
+
+
+def _ends(t: np.ndarray) -> np.ndarray:
+    return np.array([t.min(), t.max()])
