@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,12 +43,13 @@ class _Design:
     """Runs at each place, what each belief says of them, and the moves that led here."""
 
     counts: np.ndarray
-    covariances: tuple[np.ndarray, ...]
+    states: tuple[Any, ...]
+    variances: tuple[float, ...]
     moves: tuple[Chosen, ...] = ()
 
     @property
     def score(self) -> float:
-        return float(np.mean([np.log(S[0, 0]) for S in self.covariances])) / 2
+        return float(np.mean(np.log(self.variances))) / 2
 
     @property
     def cost(self) -> float:
@@ -59,15 +61,17 @@ class _Design:
 
 
 def choose_cells(
-    beliefs: Sequence[Belief], counts: np.ndarray, cells: int, *, spend_flops: float | None = None
+    beliefs: Sequence[Belief], places: Places, counts: np.ndarray, cells: int, *, spend_flops: float | None = None
 ) -> tuple[Chosen, ...]:
     """Up to `cells` runs in the order of choice, within `spend_flops` where given; `counts` (n,) runs made before."""
-    start = _Design(counts.astype(float), tuple(belief.S for belief in beliefs))
+    counts = counts.astype(float)
+    states = tuple(belief.start(counts) for belief in beliefs)
+    start = _Design(counts, states, tuple(b.variance(state) for b, state in zip(beliefs, states, strict=True)))
     room = np.inf if spend_flops is None else spend_flops * (1 + 1e-9)
-    found = [_greedy(beliefs, start, cells, room)]
-    for move in _rows(beliefs[0], start.counts):
-        if len(move) <= cells and _cost(beliefs[0].places, move) <= room:
-            found.append(_greedy(beliefs, _take(beliefs, start, move), cells, room))
+    found = [_greedy(beliefs, places, start, cells, room)]
+    for move in _rows(places, start.counts):
+        if len(move) <= cells and _cost(places, move) <= room:
+            found.append(_greedy(beliefs, places, _take(beliefs, places, start, move), cells, room))
     found = [design for design in found if design.moves]
     if not found:
         return ()
@@ -77,74 +81,73 @@ def choose_cells(
     return found[int(np.argmax(worth))].moves
 
 
-def _greedy(beliefs: Sequence[Belief], design: _Design, cells: int, room: float) -> _Design:
+def _greedy(beliefs: Sequence[Belief], places: Places, design: _Design, cells: int, room: float) -> _Design:
     while True:
         offers = [
             move
-            for move in _moves(beliefs[0], design.counts)
-            if len(move) + design.cells <= cells and _cost(beliefs[0].places, move) + design.cost <= room
+            for move in _moves(places, design.counts)
+            if len(move) + design.cells <= cells and _cost(places, move) + design.cost <= room
         ]
         if not offers:
             return design
-        taken = [_take(beliefs, design, move) for move in offers]
+        taken = [_take(beliefs, places, design, move) for move in offers]
         gains = [(design.score - one.score) / one.moves[-1].cost for one in taken]
         if max(gains) <= 0:
             return design
         design = taken[int(np.argmax(gains))]
 
 
-def _take(beliefs: Sequence[Belief], design: _Design, move: Move) -> _Design:
-    after = tuple(b.observe(S, design.counts, move) for b, S in zip(beliefs, design.covariances, strict=True))
+def _take(beliefs: Sequence[Belief], places: Places, design: _Design, move: Move) -> _Design:
+    states = tuple(b.after(state, move) for b, state in zip(beliefs, design.states, strict=True))
+    variances = tuple(b.variance(state) for b, state in zip(beliefs, states, strict=True))
     counts = design.counts.copy()
     np.add.at(counts, list(move), 1.0)
-    chosen = Chosen(move, _cost(beliefs[0].places, move), tuple(float(S[0, 0]) for S in after))
-    return _Design(counts, after, (*design.moves, chosen))
+    return _Design(counts, states, variances, (*design.moves, Chosen(move, _cost(places, move), variances)))
 
 
 def _cost(places: Places, move: Move) -> float:
     return float(places.cost[list(move)].sum())
 
 
-def _moves(belief: Belief, counts: np.ndarray) -> list[Move]:
+def _moves(places: Places, counts: np.ndarray) -> list[Move]:
     """Single runs in budgets that are a row, and whole rows elsewhere."""
-    places = belief.places
     singles: list[Move] = [
-        (int(i),) for i in np.flatnonzero(places.offered) if _is_row(belief, counts, int(places.budget[i]))
+        (int(i),) for i in np.flatnonzero(places.offered) if _is_row(places, counts, int(places.budget[i]))
     ]
-    return singles + _rows(belief, counts)
+    return singles + _rows(places, counts)
 
 
-def _rows(belief: Belief, counts: np.ndarray) -> list[Move]:
-    closed = [b for b in range(len(belief.places.budget_C)) if not _is_row(belief, counts, b)]
-    return [move for b in closed if (move := row_move(belief, counts, b))]
+def _rows(places: Places, counts: np.ndarray) -> list[Move]:
+    closed = [b for b in range(len(places.budget_C)) if not _is_row(places, counts, b)]
+    return [move for b in closed if (move := row_move(places, counts, b))]
 
 
-def _is_row(belief: Belief, counts: np.ndarray, budget: int) -> bool:
-    t = belief.t[(belief.places.budget == budget) & (counts > 0)]
+def _is_row(places: Places, counts: np.ndarray, budget: int) -> bool:
+    t = places.t[(places.budget == budget) & (counts > 0)]
     return len(t) >= MIN_SIZES and min((t < 0).sum(), (t > 0).sum()) >= MIN_ARM
 
 
-def row_move(belief: Belief, counts: np.ndarray, budget: int) -> Move:
+def row_move(places: Places, counts: np.ndarray, budget: int) -> Move:
     """The runs that make a budget a row of MIN_SIZES sizes, as even in log N as the offers allow; () where none do."""
-    inside = belief.places.budget == budget
+    inside = places.budget == budget
     there = np.flatnonzero(inside & (counts > 0)).tolist()
-    free = np.flatnonzero(inside & belief.places.offered & (counts == 0)).tolist()
+    free = np.flatnonzero(inside & places.offered & (counts == 0)).tolist()
     taken: list[int] = []
-    reach = float(np.min(np.abs(_ends(belief.t[[*there, *free]])))) if there or free else 0.0
+    reach = float(np.min(np.abs(_ends(places.t[[*there, *free]])))) if there or free else 0.0
     for place in np.linspace(-reach, reach, MIN_SIZES):
-        known = [i for i in there if abs(belief.t[i] - place) < reach / MIN_SIZES]
+        known = [i for i in there if abs(places.t[i] - place) < reach / MIN_SIZES]
         if known or not free:
             continue
-        nearest = min(free, key=lambda i: abs(belief.t[i] - place))
+        nearest = min(free, key=lambda i: abs(places.t[i] - place))
         free.remove(nearest)
         taken.append(nearest)
     while free and len(there) + len(taken) < MIN_SIZES:
-        nearest = min(free, key=lambda i: abs(belief.t[i]))
+        nearest = min(free, key=lambda i: abs(places.t[i]))
         free.remove(nearest)
         taken.append(nearest)
     grown = counts.copy()
     np.add.at(grown, taken, 1.0)
-    return tuple(taken) if taken and _is_row(belief, grown, budget) else ()
+    return tuple(taken) if taken and _is_row(places, grown, budget) else ()
 
 
 def _ends(t: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from jaxscale.fit.cells import Cells
 from jaxscale.fit.result import Fit, without_nan
 from jaxscale.fit.summary import percentile_interval
 from jaxscale.format import format_count, format_flops, format_interval, format_loss
-from jaxscale.nextcells.belief import Belief, Places, form_belief
+from jaxscale.nextcells.belief import Places, form_belief, noise_of
 from jaxscale.nextcells.choose import MIN_ARM, MIN_SIZES, Chosen, choose_cells
 from jaxscale.tables import render_table
 
@@ -125,22 +125,23 @@ def propose_cells(
     say: fewer than three budgets, no noise estimate, a declared fit without an answer.
     """
     _check(cells, target_C, count, spend_flops)
-    places, counts, offer = lay_places(cells, candidates)
+    places, counts, offer = lay_places(cells, candidates, fits[0])
     beliefs, notes = [form_belief(fits[0], places, target_C)], [RULE]
     for other in fits[1:]:
         try:
             beliefs.append(form_belief(other, places, target_C))
         except (MisuseError, VerdictError) as error:
             notes.append(f"not weighed: {error}")
-    chosen = choose_cells(beliefs, counts, count, spend_flops=spend_flops)
+    chosen = choose_cells(beliefs, places, counts, count, spend_flops=spend_flops)
     if count < MIN_SIZES:
         notes.append(f"{count} cells make no row: new budgets begin at --next {MIN_SIZES}")
-    notes.append(f"noise of a run {np.sqrt(beliefs[0].noise):.3g} of the loss, taken equal at every budget")
-    best, ends = _forecast(beliefs[0], target_C)
+    noise = noise_of(fits[0])
+    notes.append(f"noise of a run {noise:.3g} of the loss, taken equal at every budget")
+    best, ends = _forecast(fits[0], target_C)
     before = {"loss": best, "low": ends[0], "high": ends[1], "width": float(np.log(ends[1] / ends[0]))}
-    rows = _describe(beliefs[0], chosen, counts, offer, candidates, before)
-    return NextCells(float(target_C), fits[0].method, tuple(b.fit.method for b in beliefs), fits[0].confidence,
-                     float(np.sqrt(beliefs[0].noise)), before, rows, tuple(notes))  # fmt: skip
+    rows = _describe(places, chosen, beliefs[0].variance(beliefs[0].start(counts)), counts, offer, candidates, before)
+    return NextCells(float(target_C), fits[0].method, tuple(b.method for b in beliefs), fits[0].confidence,
+                     noise, before, rows, tuple(notes))  # fmt: skip
 
 
 def _check(cells: Cells, target_C: float, count: int, spend_flops: float | None) -> None:
@@ -157,7 +158,7 @@ def _check(cells: Cells, target_C: float, count: int, spend_flops: float | None)
                           f"{format_flops(largest)}; ask for a larger one")  # fmt: skip
 
 
-def lay_places(cells: Cells, candidates: Sequence[Candidate]) -> tuple[Places, np.ndarray, np.ndarray]:
+def lay_places(cells: Cells, candidates: Sequence[Candidate], fit: Fit) -> tuple[Places, np.ndarray, np.ndarray]:
     """Measured cells and candidates as places, the runs at each, and the candidate's number (-1: not offered)."""
     budgets = [float(C) for C in cells.budget_C]
     for C in sorted({c.budget for c in candidates}):
@@ -177,11 +178,11 @@ def lay_places(cells: Cells, candidates: Sequence[Candidate]) -> tuple[Places, n
         row[:2], row[3] = [one.D, one.C], i
     budget, N = (np.array(part) for part in zip(*rows, strict=True))
     D, cost, runs, offer = (np.array(part) for part in zip(*rows.values(), strict=True))
-    return Places(budget, N, D, cost, offer >= 0, budget_C), runs, offer
+    t = np.log(N) - np.log(fit.predict_optimum(budget_C).N)[budget]
+    return Places(budget, N, D, cost, offer >= 0, budget_C, t), runs, offer
 
 
-def _forecast(belief: Belief, target_C: float) -> tuple[float, tuple[float, float]]:
-    fit = belief.fit
+def _forecast(fit: Fit, target_C: float) -> tuple[float, tuple[float, float]]:
     low, high = percentile_interval(np.asarray(fit.sample_optimum(target_C).loss), fit.confidence)
     if low is None or high is None:
         raise VerdictError(f"{fit.method} fit: its forecast has no interval; use --bootstrap 1000")
@@ -189,18 +190,18 @@ def _forecast(belief: Belief, target_C: float) -> tuple[float, tuple[float, floa
 
 
 def _describe(
-    belief: Belief, chosen: Sequence[Chosen], counts: np.ndarray, offer: np.ndarray,
+    places: Places, chosen: Sequence[Chosen], first: float, counts: np.ndarray, offer: np.ndarray,
     candidates: Sequence[Candidate], before: dict[str, Any],
 ) -> tuple[dict[str, Any], ...]:  # fmt: skip
     rows: list[dict[str, Any]] = []
-    made, width, first = counts.copy(), before["width"], belief.S[0, 0]
+    made, width = counts.copy(), before["width"]
     for step, move in enumerate(chosen, 1):
         ratio = float(np.sqrt(move.variances[0] / first))
         low, high = (before["loss"] * (before[end] / before["loss"]) ** ratio for end in ("low", "high"))
         after = {"low": low, "high": high, "width": before["width"] * ratio,
                  "gain_per_flop": (width - before["width"] * ratio) / move.cost}  # fmt: skip
         width = after["width"]
-        for place in sorted(move.places, key=lambda i: belief.places.N[i]):
+        for place in sorted(move.places, key=lambda i: places.N[i]):
             one = candidates[int(offer[place])]
             rows.append({"step": step, "candidate": int(offer[place]), "budget": one.budget, "N": one.N, "D": one.D,
                          "C": one.C, "seed": int(made[place]), "repeat": bool(made[place]), **after})  # fmt: skip
