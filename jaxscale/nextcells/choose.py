@@ -82,19 +82,35 @@ def choose_cells(
 
 
 def _greedy(beliefs: Sequence[Belief], places: Places, design: _Design, cells: int, room: float) -> _Design:
+    """The best move again and again. Between two rows gains only fall, nearly, so that a move's last gain is its bound
+    and few moves are weighed anew at each step (Minoux 1978); a row renews them all."""
+    bounds: dict[Move, float] = {}
     while True:
-        offers = [
-            move
-            for move in _moves(places, design.counts)
+        if not design.moves or len(design.moves[-1].places) > 1 or not bounds:
+            bounds = dict.fromkeys(_moves(places, design.counts), np.inf)
+        offers = {
+            move: bound
+            for move, bound in bounds.items()
             if len(move) + design.cells <= cells and _cost(places, move) + design.cost <= room
-        ]
-        if not offers:
+        }
+        best = _best_move(beliefs, places, design, offers)
+        if best is None:
             return design
-        taken = [_take(beliefs, places, design, move) for move in offers]
-        gains = [(design.score - one.score) / one.moves[-1].cost for one in taken]
-        if max(gains) <= 0:
-            return design
-        design = taken[int(np.argmax(gains))]
+        bounds |= offers
+        design = best
+
+
+def _best_move(beliefs: Sequence[Belief], places: Places, design: _Design, bounds: dict[Move, float]) -> _Design | None:
+    """The design after the move of largest gain per FLOP, None where none gains; `bounds` is brought up to date."""
+    best, most = None, 0.0
+    for move in sorted(bounds, key=lambda move: -bounds[move]):
+        if bounds[move] <= most:
+            break
+        taken = _take(beliefs, places, design, move)
+        bounds[move] = (design.score - taken.score) / taken.moves[-1].cost
+        if bounds[move] > most:
+            best, most = taken, bounds[move]
+    return best
 
 
 def _take(beliefs: Sequence[Belief], places: Places, design: _Design, move: Move) -> _Design:
