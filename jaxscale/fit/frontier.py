@@ -125,9 +125,9 @@ def average_loss_laws(
 
 
 def spread_forecast(C: np.ndarray, loss: np.ndarray, variance: np.ndarray, target: float) -> float:
-    """Variance of log L_opt(target) over the draws of `average_loss_laws`, without drawing: within E and between them.
+    """Variance of log L_opt(target) over the draws of `average_loss_laws`, without drawing: within E and between.
 
-    `loss` (budgets,) with known `variance` (budgets,) of its log, at C (budgets,); L = E + exp(y), y the line at target.
+    `loss` (budgets,) with known `variance` (budgets,) of its log, at C (budgets,); L = E + exp(line at the target).
     """
     line = _line_above(C, loss, variance, SHARES)
     weight = _softmax(_odds(line, len(C)) - line.ss / 2)

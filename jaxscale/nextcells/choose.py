@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxscale.nextcells.belief import Belief, Places
 
-__all__ = ["MIN_ARM", "MIN_SIZES", "Chosen", "choose_cells", "row_move"]
+__all__ = ["MIN_ARM", "MIN_SIZES", "Chosen", "choose_cells", "is_row", "row_move"]
 
 MIN_SIZES, MIN_ARM = 5, 2
 """Sizes that a budget needs in all, and on each side of the fitted optimum."""
@@ -128,17 +128,18 @@ def _cost(places: Places, move: Move) -> float:
 def _moves(places: Places, counts: np.ndarray) -> list[Move]:
     """Single runs in budgets that are a row, and whole rows elsewhere."""
     singles: list[Move] = [
-        (int(i),) for i in np.flatnonzero(places.offered) if _is_row(places, counts, int(places.budget[i]))
+        (int(i),) for i in np.flatnonzero(places.offered) if is_row(places, counts, int(places.budget[i]))
     ]
     return singles + _rows(places, counts)
 
 
 def _rows(places: Places, counts: np.ndarray) -> list[Move]:
-    closed = [b for b in range(len(places.budget_C)) if not _is_row(places, counts, b)]
+    closed = [b for b in range(len(places.budget_C)) if not is_row(places, counts, b)]
     return [move for b in closed if (move := row_move(places, counts, b))]
 
 
-def _is_row(places: Places, counts: np.ndarray, budget: int) -> bool:
+def is_row(places: Places, counts: np.ndarray, budget: int) -> bool:
+    """Whether a budget's runs are a row: sizes enough, on both sides."""
     t = places.t[(places.budget == budget) & (counts > 0)]
     return len(t) >= MIN_SIZES and min((t < 0).sum(), (t > 0).sum()) >= MIN_ARM
 
@@ -163,7 +164,7 @@ def row_move(places: Places, counts: np.ndarray, budget: int) -> Move:
         taken.append(nearest)
     grown = counts.copy()
     np.add.at(grown, taken, 1.0)
-    return tuple(taken) if taken and _is_row(places, grown, budget) else ()
+    return tuple(taken) if taken and is_row(places, grown, budget) else ()
 
 
 def _ends(t: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from jaxscale.fit.result import Fit, without_nan
 from jaxscale.fit.summary import percentile_interval
 from jaxscale.format import format_count, format_flops, format_interval, format_loss
 from jaxscale.nextcells.belief import Places, form_belief, noise_of
-from jaxscale.nextcells.choose import MIN_ARM, MIN_SIZES, Chosen, choose_cells
+from jaxscale.nextcells.choose import MIN_ARM, MIN_SIZES, Chosen, choose_cells, is_row, row_move
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
@@ -39,12 +39,16 @@ RULE = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run that could be made: N parameters, D tokens, C its exact training FLOPs, budget its nominal ones."""
+    """A run that could be made: N parameters, D tokens, C its exact training FLOPs, budget its nominal ones.
+
+    `seed`: the first that no run of it has yet; chosen again it counts up.
+    """
 
     budget: float
     N: float
     D: float
     C: float
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,12 @@ def propose_cells(
         except (MisuseError, VerdictError) as error:
             notes.append(f"not weighed: {error}")
     chosen = choose_cells(beliefs, places, counts, count, spend_flops=spend_flops)
+    notes += [
+        f"{format_flops(C)} FLOPs: the sizes offered make no row, which takes {MIN_SIZES}, {MIN_ARM} on each side of "
+        f"the fitted optimum; add grid.widths"
+        for b, C in enumerate(places.budget_C)
+        if not is_row(places, counts, b) and not row_move(places, counts, b)
+    ]
     if count < MIN_SIZES:
         notes.append(f"{count} cells make no row: new budgets begin at --next {MIN_SIZES}")
     noise = noise_of(fits[0])
@@ -194,7 +204,7 @@ def _describe(
     candidates: Sequence[Candidate], before: dict[str, Any],
 ) -> tuple[dict[str, Any], ...]:  # fmt: skip
     rows: list[dict[str, Any]] = []
-    made, width = counts.copy(), before["width"]
+    made, width = np.zeros_like(counts), before["width"]
     for step, move in enumerate(chosen, 1):
         ratio = float(np.sqrt(move.variances[0] / first))
         low, high = (before["loss"] * (before[end] / before["loss"]) ** ratio for end in ("low", "high"))
@@ -203,7 +213,15 @@ def _describe(
         width = after["width"]
         for place in sorted(move.places, key=lambda i: places.N[i]):
             one = candidates[int(offer[place])]
-            rows.append({"step": step, "candidate": int(offer[place]), "budget": one.budget, "N": one.N, "D": one.D,
-                         "C": one.C, "seed": int(made[place]), "repeat": bool(made[place]), **after})  # fmt: skip
+            row = {
+                "step": step,
+                "candidate": int(offer[place]),
+                "budget": one.budget,
+                "N": one.N,
+                "D": one.D,
+                "C": one.C,
+            }
+            repeat = bool(counts[place] + made[place])
+            rows.append({**row, "seed": one.seed + int(made[place]), "repeat": repeat, **after})
             made[place] += 1
     return tuple(rows)
