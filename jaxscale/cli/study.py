@@ -293,9 +293,10 @@ def _keep_added(old: Plan, new: Plan) -> Plan:
 
 def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Dotted names of the fields of two plain studies that differ, but for those of their execution."""
+    filled = [to_plain(from_plain(config, Study)) for config in (old, new)]  # a field of later has its default
     return [
         name
-        for name, _, _ in _differences(old, new)
+        for name, _, _ in _differences(*filled)
         if name.split(".")[0] not in EXECUTION_FIELDS and name != "data.cache"
     ]
 
