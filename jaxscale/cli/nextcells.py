@@ -77,7 +77,7 @@ def _choose(options: PlanOptions, planned: Plan, folder: Path) -> tuple[NextCell
     target = options.next_target or next(iter(study.forecast_flops), FAR * largest)
     limit = options.next_max_flops or target * SHARE
     measured = sorted({c.spec.budget_flops for c in planned.cells if c.role == "grid"})
-    budgets = [C for C in next_budgets(measured, limit) if limit * 1.01 >= C]
+    budgets = [C for C in next_budgets(measured, limit) if limit * 1.01 >= C and not _is_held(C, study)]
     if not budgets:
         raise MisuseError(f"--next-max-flops: {format_flops(limit)} is below the smallest budget, "
                           f"{format_flops(min(measured))}; give that or more")  # fmt: skip
@@ -95,6 +95,11 @@ def _choose(options: PlanOptions, planned: Plan, folder: Path) -> tuple[NextCell
     notes = [f"budgets of cells up to {format_flops(limit)} FLOPs (--next-max-flops)"]
     notes += [f"{waiting} planned cells are no evidence yet, and not counted"] if waiting else []
     return replace(chosen, notes=(*chosen.notes, *notes)), offers
+
+
+def _is_held(C: float, study: Study) -> bool:
+    """Whether a budget is one that the study predicts: no evidence is bought there."""
+    return any(abs(C / held - 1) < 0.05 for held in study.grid.holdout)
 
 
 def _offer(study: Study, planned: Plan, budgets: list[float]) -> list[Cell]:
