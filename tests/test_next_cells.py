@@ -8,6 +8,7 @@ import pytest
 from planted import LAW, draw_grid
 
 from jaxscale.cli import dispatch
+from jaxscale.cli.study import keep_added
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit import fit_isoflop
@@ -17,7 +18,8 @@ from jaxscale.nextcells import MIN_ARM, MIN_SIZES, Candidate, Places, choose_cel
 from jaxscale.nextcells.belief import SurfaceBelief, form_belief
 from jaxscale.nextcells.propose import lay_places
 from jaxscale.plan import grow_plan, plan_isoflop
-from jaxscale.runs import Plan
+from jaxscale.runs import Plan, RunResult, to_plain, write_json
+from jaxscale.sweep import read_plan, read_status
 
 FRAME = draw_grid(budgets=4, noise=0.005, seed=3)
 BUDGETS = 1e18 * 3.0 ** np.arange(4)
@@ -211,3 +213,41 @@ def test_the_verb_refuses_options_that_only_next_reads_and_folders_without_it(tm
     assert dispatch(["plan", str(tmp_path), "--next", "3", "--declared", "envelope"]) == 2
     assert dispatch(["plan", str(tmp_path), "--next", "3", "--recipe.lr", "0.5"]) == 2
     assert "recipe.lr: differs" in capsys.readouterr().err
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A folder whose planned cells of four budgets ended as a law and .5% of noise have it; and its study."""
+    grid = replace(Study().grid, budgets=(3e10, 1e11, 3e11, 1e12), widths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192))
+    study = replace(Study(), grid=grid, bootstrap=200)
+    plan, rng = plan_isoflop(study, train_tokens=1e9, data_sha256="5e" * 32), np.random.default_rng(0)
+    law = replace(LAW, E=1.2, A=20.5, B=31.5, alpha=0.40, beta=0.34)
+    for cell in plan.cells:
+        tokens = cell.spec.tokens
+        loss = float(law.loss(cell.n_params, tokens) * np.exp(0.005 * rng.standard_normal()))
+        result = RunResult(cell.run_id, "done", "", loss, 0.001, 1.0, loss, cell.n_params, cell.n_params_non_embedding,
+                           tokens, cell.flops, cell.spec.steps, 1.0, 1.0, 1.0, 0)  # fmt: skip
+        write_json(tmp_path / cell.run_id / "result.json", json.dumps(to_plain(result)))
+    write_json(tmp_path / "plan.json", plan.to_json())
+    return tmp_path, study
+
+
+def test_added_cells_join_the_plan_and_a_new_plan_of_the_study_keeps_them(measured, tmp_path):
+    folder, study = measured
+    before = read_plan(folder)
+    out = tmp_path / "next.json"
+    assert dispatch(["plan", str(folder), "--next", "7", "--out", str(out), "--add"]) == 0
+    rows, grown = json.loads(out.read_text())["rows"], read_plan(folder)
+    added = grown.cells[len(before) :]
+    assert grown.cells[: len(before)] == before.cells
+    assert [(c.spec.budget_flops, c.n_params, c.spec.tokens, c.spec.seed, c.flops) for c in added] == [
+        (row["budget"], row["N"], row["D"], row["seed"], row["C"]) for row in rows
+    ]
+    assert all(cell.role == "grid" for cell in added)
+    assert all(status.state == "planned" for status in read_status(folder, added))
+    anew = plan_isoflop(study, train_tokens=1e9, data_sha256="5e" * 32)
+    assert keep_added(grown, anew) == replace(grown, assumptions=anew.assumptions)
+    other = plan_isoflop(replace(study, seed=1), train_tokens=1e9, data_sha256="5e" * 32)
+    assert keep_added(grown, other) == other
+    assert dispatch(["plan", str(folder), "--next", "7", "--add"]) == 0  # further seeds, no cell twice
+    assert len({cell.run_id for cell in read_plan(folder).cells}) == len(before) + 14

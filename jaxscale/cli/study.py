@@ -236,7 +236,7 @@ def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
     planned = _make_plan(study, console)
     if (folder / "plan.json").exists():
         old = read_plan(folder)
-        planned = _keep_added(old, planned)
+        planned = keep_added(old, planned)
         _check_unchanged(old, planned, folder)
     write_json(folder / "plan.json", planned.to_json())
     return planned
@@ -280,7 +280,7 @@ def _identity(planned: Plan) -> tuple[Any, ...]:
     return runs, planned.data_sha256, study.grid.exclude_spike, study.declared
 
 
-def _keep_added(old: Plan, new: Plan) -> Plan:
+def keep_added(old: Plan, new: Plan) -> Plan:
     """The new plan with the cells that `plan --next K --add` put into the old one, where both are of one study."""
     known = {cell.run_id for cell in new.cells}
     added = tuple(cell for cell in old.cells if cell.run_id not in known)
