@@ -13,8 +13,8 @@ isoflop     A cell alone shows nothing of its law. It reads the minimum of each 
 
             (a parabola's minimum by the delta method; two powers differ from it in the third order of t), and through
             the minima goes the loss law averaged over E. Its variance at the target is computed for the minima as they
-            were found, and on the fitted law at budgets not yet measured. Linear Bayes over its rounds was tried
-            and expected intervals half as wide as those then found: its draws are no linear function of the minima.
+            were found, and on the fitted law at budgets not yet measured. Its rounds mix values of E and are no
+            linear function of the minima, so that linear Bayes over them is not used.
 """
 
 from __future__ import annotations
