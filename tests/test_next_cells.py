@@ -86,7 +86,7 @@ def test_the_spread_without_draws_is_that_of_the_draws():
 
 
 def test_the_expected_spread_is_what_brute_force_refits_find():
-    """40 studies: the fit's own spread after a further row, and after more seeds, against the expectation before it."""
+    """20 studies: the fit's own spread after a further row, and after more seeds, against the expectation before it."""
     expected, found = [], []
     for number in range(20):
         rng = np.random.default_rng([7, number])
