@@ -15,7 +15,7 @@ recipe.lr_from a sweep's optimum moved to the cell's own D and B (jaxscale/rates
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jaxscale.config import Grid, ModelConfig, Recipe, Study
@@ -27,7 +27,16 @@ from jaxscale.limits import check_limits
 from jaxscale.rates import RateLaw, read_rates, tell_rates
 from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec, to_plain
 
-__all__ = ["BUDGET_TOLERANCE", "MIN_SIZES", "describe_run", "nearest_size", "plan_isoflop", "plan_run"]
+__all__ = [
+    "BUDGET_TOLERANCE",
+    "MIN_SIZES",
+    "describe_run",
+    "grow_plan",
+    "nearest_size",
+    "offer_cells",
+    "plan_isoflop",
+    "plan_run",
+]
 
 BUDGET_TOLERANCE = 0.01
 """Largest relative distance of a cell's exact FLOPs from its budget."""
@@ -257,6 +266,24 @@ def nearest_size(study: Study, budget: float, n_params: float) -> Cell:
     """The run of the study's ladder nearest in log N to `n_params`, with the tokens that `budget` FLOPs buy it."""
     near = min(_candidates(study, budget), key=lambda c: abs(math.log(c.n_params / n_params)))
     return describe_run(_resolve(study, near, study.seed))
+
+
+def offer_cells(study: Study, budget: float, *, train_tokens: float | None = None, data_sha256: str = "") -> list[Cell]:
+    """Every size of the ladder that the study's rules allow at one budget, as grid cells of its first seed."""
+    check_limits(study)
+    available = train_tokens or study.data.declared_train_tokens
+    rates = read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
+    return [_cell(study, c, "grid", available, 0, rates) for c in _usable(study, budget, available, [])]
+
+
+def grow_plan(plan: Plan, cells: Sequence[Cell]) -> Plan:
+    """The plan with more cells at its end, so that the places of the others stay; a cell it has already is misuse."""
+    known = {cell.run_id for cell in plan.cells}
+    twice = [cell.run_id for cell in cells if cell.run_id in known]
+    if twice:
+        raise MisuseError(f"plan of {plan.study}: run {twice[0]} is in it already; add runs of another seed or size")
+    more = (plan.total_flops + sum(c.flops for c in cells), plan.total_seconds + sum(c.seconds for c in cells))
+    return replace(plan, cells=(*plan.cells, *cells), total_flops=more[0], total_seconds=more[1])
 
 
 def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:

@@ -24,7 +24,7 @@ ORDER = [
     {"fitted"},
     {"forecast", "flatness", "budget", "curves", "critical", "transfer"},
     {"constrain", "composition"},
-    {"backtest", "simulate"},
+    {"backtest", "simulate", "nextcells"},
     {"register"},
     {"train", "report"},
     {"mup"},

@@ -13,7 +13,7 @@ from jaxscale.config import Study
 from jaxscale.errors import MisuseError
 from jaxscale.study import load_study
 
-__all__ = ["StudyOptions", "parse", "parse_study"]
+__all__ = ["PlanOptions", "StudyOptions", "check_alone", "parse", "parse_study"]
 
 T = TypeVar("T")
 
@@ -32,6 +32,40 @@ class StudyOptions:
     def folder(self) -> Path:
         """Where the study lives."""
         return self.out or Path("runs") / self.study.name
+
+
+@dataclass(frozen=True)
+class PlanOptions(StudyOptions):
+    """Options of `plan`."""
+
+    next: int | None = None
+    """Instead of the grid: up to this many next cells, by what narrows the forecast most per FLOP. STUDY.py's folder
+    is runs/<name>; give the study folder itself for another. --out FILE.json: where the choice goes."""
+    next_target: float | None = None
+    """FLOPs whose forecast is to narrow; default the first of forecast_flops, else 10x the largest budget measured."""
+    next_max_flops: float | None = None
+    """Largest budget that a next cell may have; default a third of the target."""
+    next_flops: float | None = None
+    """Training FLOPs that the next cells may cost together; default no limit."""
+    add: bool = False
+    """With --next: put the cells into the study's plan, for `jaxscale train DIR --all`."""
+    directory: Annotated[Path | None, tyro.conf.Suppress] = None
+    """The study folder, where one was given in place of STUDY.py."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the study lives."""
+        json_out = self.next is not None and self.out is not None and self.out.suffix == ".json"
+        return self.directory or (None if json_out else self.out) or Path("runs") / self.study.name
+
+
+def check_alone(options: PlanOptions) -> None:
+    """MisuseError for an option that only --next reads."""
+    for name in ("next_target", "next_max_flops", "next_flops"):
+        if getattr(options, name) is not None:
+            raise MisuseError(f"--{name.replace('_', '-')}: is read only with --next K; give both")
+    if options.add:
+        raise MisuseError("--add: is read only with --next K; give both")
 
 
 def parse(kind: type[T], argv: list[str], verb: str, about: str, default: Any = tyro.MISSING_NONPROP) -> T:

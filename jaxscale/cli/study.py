@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,19 +17,29 @@ import tyro
 from rich.console import Console
 
 from jaxscale.cli.answer import analyse
-from jaxscale.cli.options import StudyOptions, parse, parse_study
+from jaxscale.cli.options import PlanOptions, StudyOptions, check_alone, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
 from jaxscale.cli.tables import make_console, print_plan
 from jaxscale.config import DataConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.limits import check_limits
-from jaxscale.plan import plan_isoflop
+from jaxscale.plan import grow_plan, plan_isoflop
 from jaxscale.rates import find_sweep
 from jaxscale.runs import TUNING_ROLES, Cell, Plan, from_plain, to_plain, write_json
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, train_cells
 
-__all__ = ["build_data", "data", "hold_folder", "plan", "run", "say_preempted", "train", "train_pending"]
+__all__ = [
+    "build_data",
+    "data",
+    "differing_fields",
+    "hold_folder",
+    "plan",
+    "run",
+    "say_preempted",
+    "train",
+    "train_pending",
+]
 
 EXECUTION_FIELDS = ("mesh", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
@@ -52,9 +62,16 @@ def run(argv: list[str]) -> int:
 
 def plan(argv: list[str]) -> int:
     """Print and write every cell with every derived number, before any cost."""
-    options = parse_study(StudyOptions, argv, "plan", "Every cell of the grid with every derived number.\n\n"
-                          "example: jaxscale plan configs/isoflop_c4.py --hardware v5p:512")  # fmt: skip
+    about = ("Every cell of the grid with every derived number; --next: which cells to train next.\n\n"
+             "example: jaxscale plan configs/isoflop_c4.py --hardware v5p:512\n\n"
+             "example: jaxscale plan runs/quickstart --next 8 --next-target 1e13")  # fmt: skip
+    options = _parse_plan(argv, about)
     console = make_console()
+    if options.next is not None:
+        from jaxscale.cli.nextcells import propose_next
+
+        return propose_next(options, console)
+    check_alone(options)
     if options.out is not None and options.out.suffix == ".json":
         planned, file = _make_plan(options.study, console), options.out
         write_json(file, planned.to_json())
@@ -63,6 +80,17 @@ def plan(argv: list[str]) -> int:
     print_plan(planned, console)
     console.print(f"written: {file}", soft_wrap=True)
     return 0
+
+
+def _parse_plan(argv: list[str], about: str) -> PlanOptions:
+    """STUDY.py and overrides, or a study folder, whose own study is meant then."""
+    if not argv or not (folder := Path(argv[0])).is_dir():
+        return parse_study(PlanOptions, argv, "plan", about)
+    study = from_plain(read_plan(folder).config, Study)
+    options = parse(PlanOptions, argv[1:], f"plan {argv[0]}", about, PlanOptions(study=study))
+    if options.next is None:
+        raise MisuseError(f"{folder}: is planned already; give its STUDY.py to plan anew, or --next K for more cells")
+    return replace(options, directory=folder)
 
 
 @dataclass(frozen=True)
@@ -208,7 +236,9 @@ def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
         return kept
     planned = _make_plan(study, console)
     if (folder / "plan.json").exists():
-        _check_unchanged(read_plan(folder), planned, folder)
+        old = read_plan(folder)
+        planned = keep_added(old, planned)
+        _check_unchanged(old, planned, folder)
     write_json(folder / "plan.json", planned.to_json())
     return planned
 
@@ -231,10 +261,11 @@ def _check_unchanged(old: Plan, new: Plan, folder: Path) -> None:
     """Refuse a plan that differs from the one whose runs have begun, naming the difference."""
     if _identity(old) == _identity(new) or not _has_begun(old, folder):
         return
+    names = set(differing_fields(old.config, new.config))
     changed = [
         f"{name} was {before!r}, now {after!r}"
         for name, before, after in _differences(old.config, new.config)
-        if name.split(".")[0] not in EXECUTION_FIELDS and name != "data.cache"
+        if name in names
     ]
     if old.data_sha256 and new.data_sha256 and old.data_sha256 != new.data_sha256:
         changed.insert(0, f"the training text was {old.data_sha256[:12]}, now {new.data_sha256[:12]}")
@@ -248,6 +279,27 @@ def _identity(planned: Plan) -> tuple[Any, ...]:
     runs = frozenset((cell.run_id, cell.role) for cell in planned.cells)
     study = from_plain(planned.config, Study)  # a plan of before a field was there has its default
     return runs, planned.data_sha256, study.grid.exclude_spike, study.declared
+
+
+def keep_added(old: Plan, new: Plan) -> Plan:
+    """The new plan with the cells that `plan --next K --add` put into the old one, where both are of one study."""
+    known = {cell.run_id for cell in new.cells}
+    added = tuple(cell for cell in old.cells if cell.run_id not in known)
+    changed = differing_fields(old.config, new.config)
+    whole = known <= {cell.run_id for cell in old.cells}
+    if changed or not added or not whole or any(cell.role != "grid" for cell in added):
+        return new
+    return grow_plan(new, added)
+
+
+def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted names of the fields of two plain studies that differ, but for those of their execution."""
+    filled = [to_plain(from_plain(config, Study)) for config in (old, new)]  # a field of later has its default
+    return [
+        name
+        for name, _, _ in _differences(*filled)
+        if name.split(".")[0] not in EXECUTION_FIELDS and name != "data.cache"
+    ]
 
 
 def _has_begun(planned: Plan, folder: Path) -> bool:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["LossLaws", "average_loss_laws", "extra_scatter", "fit_lines", "fit_loss_laws"]
+__all__ = ["LossLaws", "average_loss_laws", "extra_scatter", "fit_lines", "fit_loss_laws",
+           "spread_forecast"]  # fmt: skip
 
 ALPHAS = (1e-3, 2.0)
 """Exponents searched; loss exponents of compute in the literature lie between .03 and .3."""
@@ -109,11 +110,8 @@ def average_loss_laws(
 
     `loss` (budgets,) with `variance` (budgets,) of its log, known to `dof` degrees of freedom.
     """
-    prior = np.log(np.concatenate([[NO_FLOOR], np.full(len(SHARES) - 1, (1 - NO_FLOOR) / (len(SHARES) - 1))]))
     line = _line_above(C, loss, variance, SHARES)
-    odds = prior - 1e9 * (line.slope >= 0)
-    if len(C) > 2:  # integrated over height and slope; two losses say nothing of E, and this would speak for them
-        odds = odds - np.log(line.precision * line.spread) / 2
+    odds = _odds(line, len(C))
     weight = _softmax(odds - line.ss / 2)
     point = _law_of(_line_above(C, loss, variance, (weight @ SHARES)[None]), C, loss)
     scale = dof / rng.chisquare(dof, rounds) if dof >= 1 else np.ones(rounds)
@@ -124,6 +122,29 @@ def average_loss_laws(
     slope = picked.slope + slope / np.sqrt(picked.spread)
     height = picked.height + height / np.sqrt(picked.precision)
     return point, _law_of(picked._replace(slope=slope, height=height), C, loss), float(weight[0])
+
+
+def spread_forecast(C: np.ndarray, loss: np.ndarray, variance: np.ndarray, target: float) -> float:
+    """Variance of log L_opt(target) over the draws of `average_loss_laws`, without drawing: within E and between.
+
+    `loss` (budgets,) with known `variance` (budgets,) of its log, at C (budgets,); L = E + exp(line at the target).
+    """
+    line = _line_above(C, loss, variance, SHARES)
+    weight = _softmax(_odds(line, len(C)) - line.ss / 2)
+    offset = np.log(target) - line.middle
+    above, floor = np.exp(line.height + line.slope * offset), line.share * loss.min()
+    within = (above / (floor + above)) ** 2 * (1 / line.precision + offset**2 / line.spread)
+    log_loss = np.log(floor + above)
+    return float(weight @ (within + (log_loss - weight @ log_loss) ** 2))
+
+
+def _odds(line: _Line, budgets: int) -> np.ndarray:
+    """Log odds of each share of E before the fit's chi^2."""
+    prior = np.log(np.concatenate([[NO_FLOOR], np.full(len(SHARES) - 1, (1 - NO_FLOOR) / (len(SHARES) - 1))]))
+    odds = prior - 1e9 * (line.slope >= 0)
+    if budgets > 2:  # integrated over height and slope; two losses say nothing of E, and this would speak for them
+        odds = odds - np.log(line.precision * line.spread) / 2
+    return np.asarray(odds)
 
 
 class _Line(NamedTuple):
