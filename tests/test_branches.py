@@ -1,0 +1,230 @@
+"""Cooldown branches: one trunk, many horizons, the same bits as runs of their own, paid once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import make_study
+
+from jaxscale.collect import collect_runs
+from jaxscale.config import MeshConfig, Study
+from jaxscale.errors import MisuseError
+from jaxscale.plan import describe_run, plan_isoflop
+from jaxscale.runs import Plan, RunSpec, write_json
+from jaxscale.sweep import read_plan, read_status
+from jaxscale.train.loop import Preempted, train_run
+from jaxscale.train.pool import train_cells
+from jaxscale.trunks import branch_off, kept_dir
+
+OFTEN = MeshConfig(checkpoint_every_s=0.0)
+
+
+def make_branches(root: Path, **grid: object) -> Study:
+    study = make_study(root, schedule="wsd-branches", **grid)
+    return replace(study, recipe=replace(study.recipe, schedule="wsd"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("branches")
+
+
+@pytest.fixture(scope="module")
+def planned(root: Path) -> Plan:
+    return plan_isoflop(make_branches(root), train_tokens=1e5)
+
+
+@pytest.fixture(scope="module")
+def trunk(planned: Plan) -> RunSpec:
+    return next(c.spec for c in planned.cells if c.role == "trunk" and len(c.spec.keeps) == 2)
+
+
+@pytest.fixture(scope="module")
+def branches(planned: Plan, trunk: RunSpec) -> list[RunSpec]:
+    return [cell.spec for cell in planned.cells if cell.spec.parent == trunk.run_id]
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, trunk: RunSpec, branches: list[RunSpec]) -> Path:
+    """A study folder in which a trunk and its two branches were trained undisturbed."""
+    for spec in (trunk, *branches):
+        train_run(spec, root / "quiet")
+    return root / "quiet"
+
+
+def lines(folder: Path, run_id: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / run_id / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_branch_is_to_the_bit_the_uninterrupted_run(root: Path, finished: Path, branches: list[RunSpec]) -> None:
+    """Validation loss, and rate and gradient norm wherever both logged; intervals begin elsewhere, so means differ."""
+    for branch in branches:
+        whole = train_run(replace(branch, parent="", parent_step=0), root / "whole")
+        own = train_run(branch, finished)
+        assert (own.loss, own.tokens, own.flops) == (whole.loss, whole.tokens, whole.flops)
+        assert (own.begun_step, whole.begun_step) == (branch.parent_step, 0)
+        ends = {row["step"]: row for row in lines(root / "whole", whole.run_id)}
+        both = [(row, ends[row["step"]]) for row in lines(finished, own.run_id) if row["step"] in ends]
+        assert len(both) > 1 and both[-1][0]["step"] == branch.steps
+        assert all(row[name] == alone[name] for row, alone in both for name in ("lr", "grad_norm", "flops"))
+
+
+def test_branches_share_the_trunks_curve(finished: Path, trunk: RunSpec, branches: list[RunSpec]) -> None:
+    shared = lines(finished, trunk.run_id)
+    for branch in branches:
+        inherited = [row for row in lines(finished, branch.run_id) if row["step"] <= branch.parent_step]
+        assert inherited == [row for row in shared if row["step"] <= branch.parent_step]
+        assert inherited[-1]["step"] == branch.parent_step and inherited[-1]["lr"] == pytest.approx(branch.lr)
+
+
+@pytest.mark.parametrize("which", ["trunk", "branch"])
+def test_resumed_is_undisturbed(
+    root: Path, finished: Path, trunk: RunSpec, branches: list[RunSpec], which: str
+) -> None:
+    """Stopped after every logging interval in turn, trunk or branch; then killed after the last save."""
+    out, stops = root / f"stopped_{which}", 0
+    for spec in (trunk, *branches):
+        stopping = (spec is trunk) == (which == "trunk")
+        for _ in range(3 if stopping else 0):
+            calls = iter(range(100))
+            with pytest.raises(Preempted):
+                train_run(spec, out, should_stop=lambda calls=calls: next(calls) >= 1)
+            stops += 1
+        result = train_run(spec, out)
+        assert result.restarts == (3 if stopping else 0)
+        assert (result.loss, lines(out, spec.run_id)) == (train_run(spec, finished).loss, lines(finished, spec.run_id))
+    assert stops
+
+
+def test_paid_flops_counted_are_those_planned(planned: Plan, finished: Path, trunk: RunSpec) -> None:
+    cells = [c for c in planned.cells if trunk.run_id in (c.run_id, c.spec.parent)]
+    results = [status.result for status in read_status(finished, cells)]
+    assert sum(r.paid_flops for r in results if r) == pytest.approx(sum(c.paid_flops for c in cells), rel=1e-12)
+    steps = trunk.steps + sum(c.spec.decay_steps for c in cells)
+    per_step = cells[0].flops / trunk.steps
+    assert sum(c.paid_flops for c in cells) == pytest.approx(steps * per_step, rel=1e-12)
+    assert planned.total_flops == pytest.approx(sum(c.paid_flops for c in planned.cells))
+
+
+def test_seconds_of_a_branch_are_its_own(finished: Path, trunk: RunSpec, branches: list[RunSpec]) -> None:
+    last = json.loads((finished / branches[1].run_id / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    kept = (kept_dir(finished, trunk.run_id, branches[1].parent_step) / "metrics.jsonl").read_text().splitlines()
+    before = json.loads(kept[-1])["seconds"]
+    assert train_run(branches[1], finished).seconds == pytest.approx(last - before, abs=1.0)
+
+
+def test_trunk_is_no_evidence_and_branches_name_their_parent(
+    finished: Path, trunk: RunSpec, branches: list[RunSpec]
+) -> None:
+    observations = collect_runs(finished)
+    assert set(observations.frame.run_id) == {branch.run_id for branch in branches}
+    assert set(observations.frame.parent) == {trunk.run_id} and set(observations.frame.family) == {"wsd-branch"}
+    (refused,) = observations.refused
+    assert refused["run_id"] == trunk.run_id and "its branches are the evidence" in refused["reason"]
+
+
+def test_every_size_and_seed_has_one_trunk_and_one_batch(root: Path) -> None:
+    planned = plan_isoflop(make_branches(root, seeds=(2, 1)), train_tokens=1e5)
+    for size in {c.spec.model for c in planned.cells}:
+        own = [c for c in planned.cells if c.spec.model == size]
+        assert len({(c.spec.batch_seqs, c.spec.lr, c.spec.weight_decay, c.spec.warmup_steps) for c in own}) == 1
+        trunks = {c.spec.seed: c for c in own if c.role == "trunk"}
+        assert sorted(trunks) == [0, 1]
+        for c in own:
+            if c.role != "trunk":
+                assert c.spec.parent == trunks[c.spec.seed].run_id
+                assert c.spec.parent_step in trunks[c.spec.seed].spec.keeps
+                assert c.spec.parent_step + c.spec.decay_steps == c.spec.steps
+                assert abs(c.flops / c.spec.budget_flops - 1) < 0.01
+    assert Plan.from_json(planned.to_json()) == planned
+
+
+def test_held_out_cells_are_runs_of_their_own(root: Path) -> None:
+    planned = plan_isoflop(make_branches(root, holdout=(4e9,)), train_tokens=1e6)
+    held = [c.spec for c in planned.cells if c.role == "holdout"]
+    assert held and all((spec.parent, spec.keeps, spec.schedule) == ("", (), "wsd") for spec in held)
+
+
+def test_run_ids_know_parent_and_step_and_nothing_new_where_there_is_none(branches: list[RunSpec]) -> None:
+    spec = branches[0]
+    alone = replace(spec, parent="", parent_step=0)
+    ids = {spec.run_id, alone.run_id, replace(spec, parent="0" * 12).run_id, replace(spec, parent_step=3).run_id}
+    assert len(ids) == 4
+
+
+def test_a_run_that_decays_within_the_warmup_has_no_trunk(branches: list[RunSpec]) -> None:
+    spec = replace(branches[0], parent="", parent_step=0)
+    with pytest.raises(MisuseError, match=r"too short for a branch at step"):
+        branch_off([replace(spec, decay_steps=spec.steps - spec.warmup_steps)])
+    with pytest.raises(MisuseError, match="differ in more than"):
+        branch_off([spec, replace(spec, lr=1.0)])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"schedule": "cosine"}, r"grid.schedule: wsd-branches .*--recipe.schedule wsd"),
+        ({"schedule": "wsd", "decay_fraction": 0.0}, r"recipe.decay_fraction: 0 leaves a branch nothing"),
+        ({"schedule": "wsd", "decay_fraction": 0.1, "warmup_fraction": 0.9}, r"inside its trunk's warmup"),
+    ],
+)
+def test_studies_that_cannot_branch_are_refused(root: Path, recipe: dict[str, object], said: str) -> None:
+    study = make_branches(root)
+    with pytest.raises(MisuseError, match=said):
+        plan_isoflop(replace(study, recipe=replace(study.recipe, **recipe)), train_tokens=1e5)
+
+
+def test_branch_before_its_trunk_says_what_to_train_first(root: Path, branches: list[RunSpec]) -> None:
+    with pytest.raises(MisuseError, match=r"has not kept its state at step \d+ yet; train the trunk first"):
+        train_run(branches[0], root / "early")
+
+
+def test_branch_beyond_its_trunk_is_refused(finished: Path, trunk: RunSpec, branches: list[RunSpec]) -> None:
+    beyond = replace(branches[1], parent_step=trunk.steps + 1)
+    with pytest.raises(MisuseError, match=rf"has {trunk.steps} steps and keeps no state at {trunk.steps + 1}"):
+        train_run(beyond, finished)
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_lost_or_damaged_parent_state_is_one_sentence_with_the_next_step(
+    root: Path, trunk: RunSpec, branches: list[RunSpec], damage: str
+) -> None:
+    import shutil
+
+    out = root / damage
+    train_run(trunk, out)
+    state = kept_dir(out, trunk.run_id, branches[0].parent_step) / "state"
+    if damage == "lost":
+        shutil.rmtree(state)
+    for file in state.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(MisuseError, match=rf"(is gone|cannot be read).*jaxscale reset DIR {trunk.run_id}"):
+        train_run(branches[0], out)
+    assert train_run(branches[1], out).state == "done"  # the other state is untouched
+
+
+def test_diverged_trunk_ends_its_later_branches_and_not_its_earlier_ones(
+    root: Path, planned: Plan, trunk: RunSpec, branches: list[RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trunk is stopped between its two kept steps and said to have diverged there."""
+    out = root / "diverged"
+    early, late = sorted(branches, key=lambda spec: spec.parent_step)
+    cells = [replace(describe_run(spec), seconds=1.0) for spec in (trunk, late, early)]
+    write_json(out / "plan.json", replace(planned, cells=tuple(cells)).to_json())
+    passed = kept_dir(out, trunk.run_id, early.parent_step) / "state"
+    with pytest.raises(Preempted):
+        train_run(trunk, out, should_stop=passed.exists)
+    from jaxscale.sweep import fail_cell
+
+    ended = fail_cell(out, cells[0], "training loss nan at step 99")
+    write_json(out / trunk.run_id / "result.json", json.dumps({**vars(ended), "state": "diverged"}))
+    events: list[dict[str, object]] = []
+    train_cells(out, cells[1:], make_study(root).mesh, events.append)
+    _, late_status, early_status = read_status(out, read_plan(out).cells)
+    assert early_status.state == "done"
+    assert late_status.state == "failed"
+    assert late_status.reason == f"its trunk {trunk.run_id} diverged: training loss nan at step 99"
+    assert sum(event["event"] == "ended" for event in events) == 2
