@@ -180,6 +180,8 @@ def collect_curves(study_dir: str | Path, observations: Observations) -> Observa
     if not frames:
         raise VerdictError(f"{study_dir}: none of {len(observations)} runs has a training curve in metrics.jsonl")
     frame = pd.concat(frames, ignore_index=True)
+    if "parent" in frame:  # the part that branches share is told once, by the last of them
+        frame = frame.drop_duplicates(["parent", "N", "D", "loss"], keep="last", ignore_index=True)
     source = {**observations.source, "rows_total": len(frame), "rows_used": len(frame), "rows_refused": refused,
               "curves": "metrics.jsonl"}  # fmt: skip
     return Observations(frame, tuple(refused), source, observations.rule)

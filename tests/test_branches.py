@@ -1,19 +1,27 @@
 """Cooldown branches: one trunk, many horizons, the same bits as runs of their own, paid once."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
-from tiny import make_study
+from tiny import make_study, write_study
 
-from jaxscale.collect import collect_runs
+from jaxscale.collect import collect_curves, collect_runs
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import MisuseError
+from jaxscale.fit import fit_isoflop
+from jaxscale.mup.arms import retune
 from jaxscale.plan import describe_run, plan_isoflop
 from jaxscale.runs import Plan, RunSpec, write_json
-from jaxscale.sweep import read_plan, read_status
-from jaxscale.train.loop import Preempted, train_run
+from jaxscale.sweep import group_cells, read_plan, read_status
+from jaxscale.train.loop import Preempted, train_pack, train_run
 from jaxscale.train.pool import train_cells
 from jaxscale.trunks import branch_off, kept_dir
 
@@ -83,19 +91,16 @@ def test_branches_share_the_trunks_curve(finished: Path, trunk: RunSpec, branche
 def test_resumed_is_undisturbed(
     root: Path, finished: Path, trunk: RunSpec, branches: list[RunSpec], which: str
 ) -> None:
-    """Stopped after every logging interval in turn, trunk or branch; then killed after the last save."""
-    out, stops = root / f"stopped_{which}", 0
+    """Trunk or branches stopped three times, after a logging interval each."""
+    out = root / f"stopped_{which}"
     for spec in (trunk, *branches):
         stopping = (spec is trunk) == (which == "trunk")
         for _ in range(3 if stopping else 0):
-            calls = iter(range(100))
             with pytest.raises(Preempted):
-                train_run(spec, out, should_stop=lambda calls=calls: next(calls) >= 1)
-            stops += 1
+                train_run(spec, out, should_stop=lambda: True)
         result = train_run(spec, out)
         assert result.restarts == (3 if stopping else 0)
         assert (result.loss, lines(out, spec.run_id)) == (train_run(spec, finished).loss, lines(finished, spec.run_id))
-    assert stops
 
 
 def test_paid_flops_counted_are_those_planned(planned: Plan, finished: Path, trunk: RunSpec) -> None:
@@ -228,3 +233,94 @@ def test_diverged_trunk_ends_its_later_branches_and_not_its_earlier_ones(
     assert late_status.state == "failed"
     assert late_status.reason == f"its trunk {trunk.run_id} diverged: training loss nan at step 99"
     assert sum(event["event"] == "ended" for event in events) == 2
+
+
+def jaxscale(*words: str, cwd: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxscale", *words], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill_all(process: "subprocess.Popen[str]", out: Path) -> None:
+    """kill -9 of the parent and of its workers."""
+    process.kill()
+    subprocess.run(["pkill", "-9", "-f", f"jaxscale.train.worker {out}"], check=False)
+    process.communicate()
+
+
+BRANCHED = (
+    "study = replace(study, grid=replace(study.grid, schedule='wsd-branches'), "
+    "recipe=replace(study.recipe, schedule='wsd'), mesh=replace(study.mesh, checkpoint_every_s=0.2))"
+)
+
+
+def test_the_command_line_plans_trains_through_kills_and_collects(
+    root: Path, planned: Plan, finished: Path, branches: list[RunSpec]
+) -> None:
+    """kill -9 while trunks train, and while branches do; then the same bits, one refusal a trunk, and reset."""
+    write_study(root, BRANCHED)
+    out = root / "runs" / "tiny"
+    plan = jaxscale("plan", "tiny.py", cwd=root)
+    said, err = plan.communicate()
+    assert plan.returncode == 0 and "2 branches" in said and "5 trunks counted once and 10 runs" in said, err
+    assert {c.run_id for c in read_plan(out).cells} == {c.run_id for c in planned.cells}
+    for enough in (lambda: any(out.glob("*/kept/*/state")), lambda: len(list(out.glob("*/result.json"))) >= 6):
+        process = jaxscale("train", str(out), "--all", cwd=root)
+        while not enough() and process.poll() is None:
+            time.sleep(0.05)
+        kill_all(process, out)
+    process = jaxscale("train", str(out), "--all", cwd=root)
+    said, err = process.communicate()
+    assert process.returncode == 0, err
+    statuses = read_status(out, read_plan(out).cells)
+    assert {status.state for status in statuses} == {"done"}
+    own = {status.cell.run_id: status.loss for status in statuses}
+    assert all(own[spec.run_id] == pytest.approx(train_run(spec, finished).loss, rel=1e-5) for spec in branches)
+    frame = collect_runs(out).frame
+    assert len(frame) == 10 and frame.parent.nunique() == 5
+    curves = collect_curves(out, collect_runs(out)).frame
+    assert not curves.duplicated(["parent", "D", "loss"]).any()
+    for reset in (branches[0].parent,):
+        write_json(out / branches[0].run_id / "result.json", json.dumps(
+            {**json.loads((out / branches[0].run_id / "result.json").read_text()), "state": "failed"}))  # fmt: skip
+        said, _ = jaxscale("reset", str(out), reset, cwd=root).communicate()
+        assert f"{branches[0].run_id}: planned, a branch of {reset}" in said and branches[1].run_id not in said
+
+
+def test_fits_know_the_family_and_tell_a_mixture(finished: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [{"N": N, "D": C / 6 / N, "C": C, "budget": C, "parent": f"trunk {N:g}", "family": "wsd-branch",
+             "run_id": f"{C:g} {N:g}", "loss": 1.7 + 400 / N**0.34 + 410 / (C / 6 / N) ** 0.28 + 1e-3 * rng.random()}
+            for C in (1e18, 3e18, 1e19) for N in np.sqrt(C / 120) * np.geomspace(1 / 4, 4, 7)]  # fmt: skip
+    table = pd.DataFrame(rows)
+    fit = fit_isoflop(table, bootstrap=20)
+    assert fit.diagnostics["family"] == {"wsd-branch": 21}
+    assert any("21 points are decayed branches of 21 trunks" in note for note in fit.notes)
+    assert not any("mixes" in note for note in fit.notes)
+    mixed = fit_isoflop(table.assign(family=["cosine"] * 7 + ["wsd-branch"] * 14), bootstrap=20)
+    assert any("mixes runs of different schedules (14 wsd-branch, 7 cosine)" in note for note in mixed.notes)
+    assert "family" not in fit_isoflop(table.drop(columns="family"), bootstrap=20).diagnostics
+
+
+def test_pool_without_the_trunk_says_so_instead_of_waiting(
+    root: Path, planned: Plan, trunk: RunSpec, branches: list[RunSpec]
+) -> None:
+    out = root / "orphan"
+    cells = (replace(describe_run(branches[0]), seconds=1.0),)
+    write_json(out / "plan.json", replace(planned, cells=cells).to_json())
+    with pytest.raises(MisuseError, match="train the trunk first"):
+        train_cells(out, cells, make_study(root).mesh)
+
+
+def test_packs_take_no_trunks_or_branches(root: Path, trunk: RunSpec, planned: Plan) -> None:
+    with pytest.raises(MisuseError, match="trunks and branches train by themselves"):
+        train_pack([trunk], root / "packed", "pack")
+    assert {job.way for job in group_cells(planned.cells, 2, "auto")} == {"process"}
+    assert len(group_cells(planned.cells, 2, "auto")) == len(planned)
+
+
+def test_audit_of_a_branch_is_a_run_of_its_own(branches: list[RunSpec]) -> None:
+    rerun = retune(branches[0], 2.0, "constant")
+    assert (rerun.parent, rerun.parent_step, rerun.lr, rerun.family) == ("", 0, 2 * branches[0].lr, "wsd")
