@@ -109,7 +109,9 @@ def _branch_cells(
                 spec = _resolve(study, c, study.seed + seed, rates, means[c.model])
                 runs.setdefault((c.model, seed), []).append(spec)
     grown = [branch_off(several) for several in runs.values()]
-    branches = sorted((b for _, several in grown for b in several), key=lambda b: (b.budget_flops, b.seed, b.model.d_model))
+    branches = sorted(
+        (b for _, several in grown for b in several), key=lambda b: (b.budget_flops, b.seed, b.model.d_model)
+    )
     return [_price(study, trunk, "trunk", available) for trunk, _ in grown] + [
         _price(study, branch, "grid", available) for branch in branches
     ]
@@ -376,9 +378,8 @@ def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[
     branched = (
         "one trunk a size and seed: batch, rate, decay and warmup are those of the geometric mean of the size's "
         "horizons, not of each cell's own",
-        f"a branch decays over the last {recipe.decay_fraction:g} of its own steps and stands for a run of its own of "
-        f"as many tokens (2405.18392); its C counts the trunk's part, which is paid once; held-out cells branch off "
-        f"no trunk",
+        f"a branch decays over the last {recipe.decay_fraction:g} of its own steps and is the run of its own that "
+        f"these settings give; its C counts the trunk's part, which is paid once; held-out cells branch off no trunk",
     )
     return (
         f"optimum expected at D/N = {grid.tokens_per_param:g}{drift} (a guess); sizes within {grid.spread:g}x of it",

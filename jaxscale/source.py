@@ -2,8 +2,9 @@
 
 A source is a study folder (its observations.csv), a CSV (also .gz, .xz, .zst), Parquet, or a DataFrame.
 Canonical columns: N (parameters), D (tokens), C (training FLOPs), loss (nats per token); optional budget,
-U, run_id (or `run`), seed, weight, group, parent, role, family (how the learning rate came down). A given C always wins; 6 N D is computed only where the
-column is absent. The filter `where` is applied first, on the file's own names, then rows are refused.
+U, run_id (or `run`), seed, weight, group, parent, role, family (how the learning rate came down). A given C always
+wins; 6 N D is computed only where the column is absent. The filter `where` is applied first, on the file's own names,
+then rows are refused.
 
 Conventions are switched here, so that every method sees the same numbers: `count` says which column N is,
 `flops_rule` "6ND" recomputes C from it (budgets stay the groups they were), `loss_unit` "bits" turns bits per

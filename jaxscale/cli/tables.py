@@ -44,8 +44,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     if trunks:
         alone = sum(cell.flops for cell in plan.cells if cell.role != "trunk")
         console.print(
-            f"  from S: a branch, the decay of its size's trunk from step S on; {trunks} trunks counted once and {len(plan) - trunks} runs that are evidence; these as runs of their "
-            f"own: {format_flops(alone)} FLOPs, so {plan.total_flops / alone:.0%} is paid"
+            f"  {trunks} trunks, counted once, and {len(plan) - trunks} runs that are evidence; these as runs of their "
+            f"own: {format_flops(alone)} FLOPs, so {plan.total_flops / alone:.0%} is paid\n"
+            f"  from S: a branch, the decay of its size's trunk from step S on"
         )
 
 
@@ -53,8 +54,9 @@ def plan_table(plan: Plan) -> Table:
     """One row a cell; repeated seeds of a cell are one row."""
     table = Table(title=f"plan of {plan.study}", title_justify="left")
     for name in ("budget C", "L", "d", "heads", "N total", "N non-emb", "tokens D", "D/N", "steps", "batch",
-                 "lr", "exact FLOPs", "off", "6ND", "epochs", "seeds", "time", ""):  # fmt: skip
+                 "lr", "exact FLOPs", "off", "6ND", "epochs", "seeds", "time"):  # fmt: skip
         table.add_column(name, justify="right")
+    table.add_column("", justify="right", no_wrap=True)
     for _, group in groupby(plan.cells, key=_section):
         cells = list(group)
         counted = Counter(_shape(cell) for cell in cells)

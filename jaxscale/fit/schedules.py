@@ -46,4 +46,3 @@ def annotate_family(fit: Fit, frame: pd.DataFrame) -> Fit:
         found["notes"] = [*fit.notes, f"{len(branches)} points are decayed branches{trunks}: points of one trunk share "
                           f"its luck and are resampled together; a branch stands for a run of its own"]  # fmt: skip
     return replace(fit, diagnostics=found)
-

@@ -66,7 +66,7 @@ def find_suspicions(obs: Observations) -> list[str]:
 
 
 def annotate_fit(fit: Fit, obs: Observations) -> Fit:
-    """The fit with the suspicions among its notes, or behind its verdict, each said once, with its families and a tuning audit."""
+    """The fit with the suspicions among its notes, or behind its verdict, each said once, families, tuning audit."""
     fit = annotate_family(annotate_tuning(fit, obs), obs.frame[grid_rows(obs.frame)])
     words = [word for word in find_suspicions(obs) if word not in fit.notes and word not in (fit.verdict or "")]
     if not words:

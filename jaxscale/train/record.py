@@ -155,7 +155,9 @@ class RunFolder:
         spec, study_dir = self.spec, self.path.parent
         state, reason = find_parent(study_dir, spec)
         if state != "kept":
-            way = {"coming": "train the trunk first"}.get(state, f"train it anew after `jaxscale reset DIR {spec.parent}`")
+            way = {"coming": "train the trunk first"}.get(
+                state, f"train it anew after `jaxscale reset DIR {spec.parent}`"
+            )
             raise MisuseError(f"run {spec.run_id}: {self._short_trunk() or f'{reason}; {way}'}")
         kept = kept_dir(study_dir, spec.parent, spec.parent_step)
         own = read_lines(self.path / "attempts.jsonl", ATTEMPT_FIELDS)
