@@ -75,7 +75,7 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
 
 _COLUMNS = (
     "run_id", "role", "budget", "N", "N_non_embedding", "D", "C", "loss", "loss_std_error", "bits_per_byte",
-    "train_loss", "seed", "U", "d_model", "n_layers", "flops_6nd", "steps", "seconds", "parent",
+    "train_loss", "seed", "U", "d_model", "n_layers", "flops_6nd", "steps", "seconds", "parent", "family",
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def _row(status: CellStatus) -> dict[str, Any]:
         float(result.n_params_non_embedding), float(result.tokens), result.flops, result.loss,
         result.loss_std_error, result.bits_per_byte, result.train_loss, cell.spec.seed, float(unique),
         cell.spec.model.d_model, cell.spec.model.n_layers, cell.flops_6nd, cell.spec.steps, result.seconds,
-        cell.run_id,
+        cell.spec.parent or cell.run_id, cell.spec.family,
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
 
@@ -107,6 +107,9 @@ def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:
     result = status.result
     if status.cell.role in TUNING_ROLES:
         return f"{status.cell.role}: trained at a learning rate that was tried, not at the study's own"
+    if status.cell.role == "trunk":
+        said = f" ({status.state}: {status.reason})" if status.reason else ""
+        return f"trunk: its learning rate never decays, its branches are the evidence{said}"
     if status.state != "done" or result is None:
         return f"{status.state}: {status.reason}" if status.reason else status.state
     if result.run_id != status.cell.run_id:
@@ -177,6 +180,8 @@ def collect_curves(study_dir: str | Path, observations: Observations) -> Observa
     if not frames:
         raise VerdictError(f"{study_dir}: none of {len(observations)} runs has a training curve in metrics.jsonl")
     frame = pd.concat(frames, ignore_index=True)
+    if "parent" in frame:  # the part that branches share is told once, by the last of them
+        frame = frame.drop_duplicates(["parent", "N", "D", "loss"], keep="last", ignore_index=True)
     source = {**observations.source, "rows_total": len(frame), "rows_used": len(frame), "rows_refused": refused,
               "curves": "metrics.jsonl"}  # fmt: skip
     return Observations(frame, tuple(refused), source, observations.rule)

@@ -218,6 +218,9 @@ class Grid:
     """Sizes at each held-out budget, closest to the expected optimum."""
     min_steps: int = 100
     """A cell with fewer optimizer steps is dropped: its schedule would not be a schedule."""
+    schedule: Literal["runs", "wsd-branches"] = "runs"
+    """runs: every cell is a run of its own. wsd-branches: one run a size and seed at a constant rate (the trunk), and
+    decays that begin from its states, one a budget; recipe.schedule must be wsd (docs/branches.md)."""
     exclude_spike: float | None = None
     """A run whose final training loss ends this many nats above its own best is refused as evidence."""
 

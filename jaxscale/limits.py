@@ -45,6 +45,7 @@ BETWEEN = {
 ONE_OF = {
     "recipe.optimizer": ("adamw", "sgd", "muon"),
     "model.parameterization": ("mup", "completep", "standard"),
+    "grid.schedule": ("runs", "wsd-branches"),
 }
 """Names that have rules; a study file is not checked by the command line's types."""
 NOT_EMPTY = ("grid.budgets", "grid.widths", "grid.seeds")
@@ -78,6 +79,7 @@ def _check_together(study: Study) -> None:
     if recipe.schedule == "wsd" and recipe.warmup_fraction + recipe.decay_fraction > 1:
         raise MisuseError(f"recipe.decay_fraction: {recipe.decay_fraction:g} and recipe.warmup_fraction "
                           f"{recipe.warmup_fraction:g} are more than the whole run; lower one")  # fmt: skip
+    _check_branches(study)
     for name in ("lr_horizon_exponent", "lr_batch_exponent"):
         if getattr(recipe, name) is not None and not recipe.lr_from:
             raise MisuseError(f"recipe.{name}: is read only with a sweep; give its file by --recipe.lr-from")
@@ -87,6 +89,19 @@ def _check_together(study: Study) -> None:
         twice = [budget for budget in budgets if budgets.count(budget) > 1]
         if twice:
             raise MisuseError(f"{name}: {twice[0]:g} is there twice; name it once and repeat it with grid.seeds")
+
+
+def _check_branches(study: Study) -> None:
+    recipe, mesh = study.recipe, study.mesh
+    if study.grid.schedule != "wsd-branches":
+        return
+    if recipe.schedule != "wsd":
+        raise MisuseError(f"grid.schedule: wsd-branches decays from a constant rate and recipe.schedule is "
+                          f"{recipe.schedule!r}; use --recipe.schedule wsd")  # fmt: skip
+    if not recipe.decay_fraction:
+        raise MisuseError("recipe.decay_fraction: 0 leaves a branch nothing to decay; use .1 to .3")
+    if mesh.packs in ("pack", "turn"):
+        raise MisuseError(f"mesh.packs: {mesh.packs} trains no trunks and branches; use process")
 
 
 def _values(study: Study, names: Any) -> Iterator[tuple[str, float]]:

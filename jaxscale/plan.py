@@ -9,7 +9,9 @@ the distance in log N from the expected optimum (at fixed C, D/N falls as N^-2).
 are kept; a budget without five of them, two on each side, is refused, since its parabola would be a guess.
 The tokens are a whole number of batches; batch = coefficient * D^exponent; the learning-rate horizon is the
 cell's own D (Hoffmann et al. 2022: curves cut short of their horizon mislead). The peak rate is recipe.lr, or with
-recipe.lr_from a sweep's optimum moved to the cell's own D and B (jaxscale/rates).
+recipe.lr_from a sweep's optimum moved to the cell's own D and B (jaxscale/rates). With grid.schedule
+"wsd-branches" the cells of one size and seed share a trunk, and what is set by D is set by the geometric mean of
+their horizons (jaxscale/trunks.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
 from jaxscale.rates import RateLaw, read_rates, tell_rates
 from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec, to_plain
+from jaxscale.trunks import branch_off, mean_horizon
 
 __all__ = [
     "BUDGET_TOLERANCE",
@@ -67,11 +70,12 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
     available = train_tokens or study.data.declared_train_tokens
     rates = read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
     dropped: list[Dropped] = []
-    cells: list[Cell] = []
-    for rank, budget in enumerate(sorted(study.grid.budgets)):
-        kept = _choose_sizes(study, budget, available, dropped)
-        seeds = study.grid.seeds[min(rank, len(study.grid.seeds) - 1)]
-        cells += [_cell(study, c, "grid", available, i, rates) for i in range(seeds) for c in kept]
+    chosen = {budget: _choose_sizes(study, budget, available, dropped) for budget in sorted(study.grid.budgets)}
+    if study.grid.schedule == "wsd-branches":
+        cells = _branch_cells(study, chosen, available, rates, dropped)
+    else:
+        cells = [_cell(study, c, "grid", available, i, rates) for kept in chosen.values()
+                 for i in range(_count_seeds(study, kept[0].budget)) for c in kept]  # fmt: skip
     for budget in sorted(study.grid.holdout):
         kept = _choose_holdout(study, budget, available, dropped)
         cells += [_cell(study, c, "holdout", available, 0, rates) for c in kept]
@@ -81,13 +85,55 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
         cells=tuple(cells),
         dropped=tuple(dropped),
         assumptions=_assumptions(study, available, hardware.describe())
-        + (tell_rates(rates, [cell.spec for cell in cells]) if rates else ()),
+        + (tell_rates(rates, [cell.spec for cell in cells if cell.role != "trunk"]) if rates else ()),
         config=to_plain(study),
         hardware=study.hardware,
-        total_flops=sum(cell.flops for cell in cells),
+        total_flops=sum(cell.paid_flops for cell in cells),
         total_seconds=sum(cell.seconds for cell in cells),
         data_sha256=data_sha256,
     )
+
+
+def _count_seeds(study: Study, budget: float) -> int:
+    """How often each cell of this budget is trained."""
+    rank = sorted(study.grid.budgets).index(budget)
+    return study.grid.seeds[min(rank, len(study.grid.seeds) - 1)]
+
+
+def _branch_cells(
+    study: Study, chosen: dict[float, list[_Candidate]], available: float | None, rates: RateLaw | None,
+    dropped: list[Dropped],
+) -> list[Cell]:  # fmt: skip
+    """A trunk for every size and seed, then the branches by budget as cells of role "grid"."""
+    models = dict.fromkeys(c.model for kept in chosen.values() for c in kept)
+    means = {m: mean_horizon([c.tokens for kept in chosen.values() for c in kept if c.model == m]) for m in models}
+    runs: dict[tuple[ModelConfig, int], list[RunSpec]] = {}
+    for budget, kept in chosen.items():
+        reasons = {c: _refuse_branch(study, c, means[c.model], rates) for c in kept}
+        dropped += [_drop(c, reason) for c, reason in reasons.items() if reason]
+        usable = [c for c in kept if not reasons[c]]
+        _check_bracket(study, budget, usable, dropped)
+        for seed in range(_count_seeds(study, budget)):
+            for c in usable:
+                spec = _resolve(study, c, study.seed + seed, rates, means[c.model])
+                runs.setdefault((c.model, seed), []).append(spec)
+    grown = [branch_off(several) for several in runs.values()]
+    branches = sorted(
+        (b for _, several in grown for b in several), key=lambda b: (b.budget_flops, b.seed, b.model.d_model)
+    )
+    return [_price(study, trunk, "trunk", available) for trunk, _ in grown] + [
+        _price(study, branch, "grid", available) for branch in branches
+    ]
+
+
+def _refuse_branch(study: Study, c: _Candidate, mean: float, rates: RateLaw | None) -> str:
+    """Why this size cannot branch off at this budget, at its trunk's batch; empty if it can."""
+    spec = _resolve(study, c, study.seed, rates, mean)
+    reason = _refuse_steps(study, c, spec.batch_seqs)
+    start = spec.steps - spec.decay_steps
+    if not reason and start <= spec.warmup_steps:
+        reason = f"would branch at step {start}, inside its trunk's warmup of {spec.warmup_steps}"
+    return f"{reason} (batch and warmup of its trunk)" if reason else ""
 
 
 def _check_study(study: Study) -> None:
@@ -151,14 +197,19 @@ def _candidates(study: Study, budget: float) -> list[_Candidate]:
 
 def _choose_sizes(study: Study, budget: float, available: float | None, dropped: list[Dropped]) -> list[_Candidate]:
     usable = _usable(study, budget, available, dropped)
-    below, above = sum(c.x < 0 for c in usable), sum(c.x > 0 for c in usable)
-    if len(usable) < MIN_SIZES or min(below, above) < MIN_ARM:
-        raise MisuseError(_cannot_bracket(study, budget, usable, below, above, dropped))
+    _check_bracket(study, budget, usable, dropped)
     kept = _thin(usable, study.grid.sizes_per_budget)
     dropped += [
         _drop(c, f"beyond grid.sizes_per_budget = {study.grid.sizes_per_budget}") for c in usable if c not in kept
     ]
     return kept
+
+
+def _check_bracket(study: Study, budget: float, usable: list[_Candidate], dropped: list[Dropped]) -> None:
+    """MisuseError where these sizes make no parabola, with the reasons and the way out."""
+    below, above = sum(c.x < 0 for c in usable), sum(c.x > 0 for c in usable)
+    if len(usable) < MIN_SIZES or min(below, above) < MIN_ARM:
+        raise MisuseError(_cannot_bracket(study, budget, usable, below, above, dropped))
 
 
 def _choose_holdout(study: Study, budget: float, available: float | None, dropped: list[Dropped]) -> list[_Candidate]:
@@ -192,13 +243,17 @@ def _refuse(study: Study, c: _Candidate, available: float | None) -> str:
     if abs(c.x) > math.log(grid.spread):
         side = "above" if c.x > 0 else "below"
         return f"{math.exp(abs(c.x)):.1f}x {side} the expected optimum (spread {grid.spread:g})"
-    batch_seqs = _batch_seqs(study.recipe, c.model, c.tokens)
-    steps = round(c.tokens / (batch_seqs * c.model.seq_len))
-    if steps < grid.min_steps:
-        return f"{steps} steps, fewer than grid.min_steps = {grid.min_steps}"
     epochs = c.tokens / available if available else 0.0
     if epochs > limit * (1 + BUDGET_TOLERANCE):
         return f"{epochs:.2f} epochs of the text, more than data.max_epochs = {limit:g}"
+    return _refuse_steps(study, c, _batch_seqs(study.recipe, c.model, c.tokens))
+
+
+def _refuse_steps(study: Study, c: _Candidate, batch_seqs: int) -> str:
+    """Why the tokens do not make a run of such batches; empty if they do."""
+    steps = round(c.tokens / (batch_seqs * c.model.seq_len))
+    if steps < study.grid.min_steps:
+        return f"{steps} steps, fewer than grid.min_steps = {study.grid.min_steps}"
     miss = abs(steps * batch_seqs * c.model.seq_len / c.tokens - 1)
     return f"misses its budget by {miss:.1%}" if miss > BUDGET_TOLERANCE else ""
 
@@ -247,12 +302,17 @@ def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
 
 
 def _cell(study: Study, c: _Candidate, role: Role, available: float | None, repeat: int, rates: RateLaw | None) -> Cell:
-    spec = _resolve(study, c, study.seed + repeat, rates)
-    rate = parse_hardware(study.hardware).flops_per_s(c.model.d_model)
-    evaluation = flops_per_token(c.model) * study.data.val_tokens / 3
+    return _price(study, _resolve(study, c, study.seed + repeat, rates), role, available)
+
+
+def _price(study: Study, spec: RunSpec, role: Role, available: float | None) -> Cell:
+    """A run with its epochs of the text, and the seconds of what it makes itself."""
+    model = spec.model
+    rate = parse_hardware(study.hardware).flops_per_s(model.d_model)
+    evaluation = flops_per_token(model) * study.data.val_tokens / 3
     cell = describe_run(spec, role)
     epochs = spec.tokens / available if available else None
-    return replace(cell, epochs=epochs, seconds=(cell.flops + evaluation) / rate)
+    return replace(cell, epochs=epochs, seconds=(cell.paid_flops + evaluation) / rate)
 
 
 def plan_run(study: Study, model: ModelConfig, tokens: float, seed: int, role: Role, available: float | None) -> Cell:
@@ -271,6 +331,9 @@ def nearest_size(study: Study, budget: float, n_params: float) -> Cell:
 def offer_cells(study: Study, budget: float, *, train_tokens: float | None = None, data_sha256: str = "") -> list[Cell]:
     """Every size of the ladder that the study's rules allow at one budget, as grid cells of its first seed."""
     check_limits(study)
+    if study.grid.schedule != "runs":
+        raise MisuseError(f"grid.schedule: {study.grid.schedule} has branches of one trunk a size, to which no single "
+                          f"runs can be added yet; plan the next budgets as a study of their own")  # fmt: skip
     available = train_tokens or study.data.declared_train_tokens
     rates = read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
     return [_cell(study, c, "grid", available, 0, rates) for c in _usable(study, budget, available, [])]
@@ -291,7 +354,7 @@ def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:
     counts = count_params(spec.model)
     return Cell(
         spec=spec,
-        role=role,
+        role="trunk" if spec.keeps else role,
         n_params=counts["total"],
         n_params_non_embedding=counts["non_embedding"],
         flops=float(flops_per_token(spec.model) * spec.tokens),
@@ -301,16 +364,23 @@ def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:
     )
 
 
-def _resolve(study: Study, c: _Candidate, seed: int, rates: RateLaw | None = None) -> RunSpec:
-    """Every number of a run, from the study's rules and a sweep's rates."""
+def _resolve(
+    study: Study, c: _Candidate, seed: int, rates: RateLaw | None = None, horizon: float | None = None
+) -> RunSpec:
+    """Every number of a run, from the study's rules and a sweep's rates.
+
+    `horizon`: tokens at which batch, rate, decay and warmup are set, where they are not the run's own.
+    """
     recipe, model = study.recipe, c.model
-    batch_seqs = _batch_seqs(recipe, model, c.tokens)
-    steps = round(c.tokens / (batch_seqs * model.seq_len))
+    batch_seqs = _batch_seqs(recipe, model, horizon or c.tokens)
+    batch_tokens = batch_seqs * model.seq_len
+    steps = round(c.tokens / batch_tokens)
     if steps < 1:
-        raise MisuseError(f"tokens: {c.tokens:g} are less than half a batch of {batch_seqs * model.seq_len}; use more")
-    tokens = steps * batch_seqs * model.seq_len
-    lr = rates.rate(tokens, batch_seqs * model.seq_len) if rates else recipe.lr
-    horizon = recipe.decay_rule == "horizon"
+        raise MisuseError(f"tokens: {c.tokens:g} are less than half a batch of {batch_tokens}; use more")
+    tokens = steps * batch_tokens
+    set_steps = steps if horizon is None else round(horizon / batch_tokens)
+    lr = rates.rate(set_steps * batch_tokens, batch_tokens) if rates else recipe.lr
+    by_horizon = recipe.decay_rule == "horizon"
     return RunSpec(
         model=model,
         data=study.data,
@@ -326,11 +396,11 @@ def _resolve(study: Study, c: _Candidate, seed: int, rates: RateLaw | None = Non
         b1=recipe.b1,
         b2=recipe.b2,
         eps=recipe.eps,
-        weight_decay=recipe.weight_decay / (lr * steps) if horizon else recipe.weight_decay,
+        weight_decay=recipe.weight_decay / (lr * set_steps) if by_horizon else recipe.weight_decay,
         clip_norm=recipe.clip_norm,
         z_loss=recipe.z_loss,
         schedule=recipe.schedule,
-        warmup_steps=max(1, round(recipe.warmup_fraction * steps)),
+        warmup_steps=max(1, round(recipe.warmup_fraction * set_steps)),
         decay_steps=max(1, round(recipe.decay_fraction * steps)),
         final_fraction=recipe.final_fraction,
         seed=seed,
@@ -343,6 +413,12 @@ def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[
     grid, recipe = study.grid, study.recipe
     drift = f" * (C/{min(grid.budgets):g})^{grid.tokens_per_param_exponent:g}" * bool(grid.tokens_per_param_exponent)
     text = f"{format_count(available)} training tokens" if available else "unknown training tokens: epochs unchecked"
+    branched = (
+        "one trunk a size and seed: batch, rate, decay and warmup are those of the geometric mean of the size's "
+        "horizons, not of each cell's own",
+        f"a branch decays over the last {recipe.decay_fraction:g} of its own steps and is the run of its own that "
+        f"these settings give; its C counts the trunk's part, which is paid once; held-out cells branch off no trunk",
+    )
     return (
         f"optimum expected at D/N = {grid.tokens_per_param:g}{drift} (a guess); sizes within {grid.spread:g}x of it",
         f"batch = {recipe.batch_coefficient:g} * D^{recipe.batch_exponent:g} tokens, in whole microbatches of "
@@ -351,4 +427,5 @@ def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[
         f"{study.model.base_d_model}",
         f"time: {hardware}; compiling not counted",
         f"text: {text}",
+        *(branched if grid.schedule == "wsd-branches" else ()),
     )

@@ -49,8 +49,8 @@ State = Literal["planned", "running", "done", "diverged", "failed", "censored"]
 STATES: tuple[State, ...] = ("planned", "running", "done", "diverged", "failed", "censored")
 """A run is in exactly one of these; only `done` becomes evidence."""
 
-Role = Literal["grid", "holdout", "sweep", "audit"]
-"""What a cell is for: to be fitted, to be predicted, or to ask what the best learning rate is."""
+Role = Literal["grid", "holdout", "sweep", "audit", "trunk"]
+"""What a cell is for: to be fitted, to be predicted, to ask what the best learning rate is, or to be branched from."""
 TUNING_ROLES: tuple[Role, ...] = ("sweep", "audit")
 """Runs that ask what the best learning rate is: never evidence for a law."""
 
@@ -94,6 +94,17 @@ class RunSpec:
     seed: int
     adam_lr: float = 1.0
     momentum: float = 0.95
+    keeps: tuple[int, ...] = ()
+    """A trunk: the steps whose states it keeps for its branches, rising, the last one its end."""
+    parent: str = ""
+    """A branch: run id of the trunk whose state it begins from."""
+    parent_step: int = 0
+    """A branch: steps done in that state; the run makes the steps from there to `steps`."""
+
+    @property
+    def family(self) -> str:
+        """How the learning rate came down: a schedule's name, and whether the run branched off a trunk."""
+        return f"{self.schedule}-branch" if self.parent else self.schedule
 
     @cached_property
     def run_id(self) -> str:
@@ -115,6 +126,9 @@ def _drop_silent(plain: dict[str, Any]) -> None:
             plain["model"].pop(name)
     if plain["model"]["init_scale"] == 1:
         plain["model"].pop("init_scale")
+    for name in ("keeps", "parent", "parent_step"):
+        if not plain[name]:
+            plain.pop(name)
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,11 @@ class Cell:
     def run_id(self) -> str:
         """Identity of the run."""
         return self.spec.run_id
+
+    @property
+    def paid_flops(self) -> float:
+        """FLOPs that this run itself makes: a branch's first steps are its trunk's, and counted there."""
+        return self.flops * (1 - self.spec.parent_step / self.spec.steps)
 
 
 @dataclass(frozen=True)
@@ -224,6 +243,13 @@ class RunResult:
     restarts: int
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: str = "jaxscale.result/1"
+    begun_step: int = 0
+    """Steps that a branch took over from its trunk; `seconds` and the rates leave them out, tokens and flops do not."""
+
+    @property
+    def paid_flops(self) -> float:
+        """FLOPs that this run itself made."""
+        return self.flops * (1 - self.begun_step / self.steps_done) if self.steps_done else 0.0
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 A source is a study folder (its observations.csv), a CSV (also .gz, .xz, .zst), Parquet, or a DataFrame.
 Canonical columns: N (parameters), D (tokens), C (training FLOPs), loss (nats per token); optional budget,
-U, run_id (or `run`), seed, weight, group, parent, role. A given C always wins; 6 N D is computed only where the
-column is absent. The filter `where` is applied first, on the file's own names, then rows are refused.
+U, run_id (or `run`), seed, weight, group, parent, role, family (how the learning rate came down). A given C always
+wins; 6 N D is computed only where the column is absent. The filter `where` is applied first, on the file's own names,
+then rows are refused.
 
 Conventions are switched here, so that every method sees the same numbers: `count` says which column N is,
 `flops_rule` "6ND" recomputes C from it (budgets stay the groups they were), `loss_unit` "bits" turns bits per
@@ -31,7 +32,7 @@ __all__ = ["BUDGET_WIDTH", "CANONICAL", "COUNTS", "as_observations", "label_budg
 
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
-             "N_non_embedding", "N_total", "loss_std_error", "train_loss")  # fmt: skip
+             "N_non_embedding", "N_total", "loss_std_error", "train_loss", "family")  # fmt: skip
 LOSSES = ("loss", "loss_std_error", "train_loss")
 COUNTS = ("N", "N_non_embedding", "N_total")
 """Columns that can be the N of a law."""

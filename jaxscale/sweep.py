@@ -29,12 +29,14 @@ from jaxscale.runs import (
     to_plain,
     write_json,
 )
+from jaxscale.trunks import has_kept
 
 __all__ = [
     "CellStatus",
     "Job",
     "Way",
     "fail_cell",
+    "find_parent",
     "group_cells",
     "next_job",
     "pack_key",
@@ -143,13 +145,17 @@ def pack_key(spec: RunSpec) -> str:
 
 
 def group_cells(cells: Sequence[Cell], workers: int, way: Way) -> list[Job]:
-    """Cells as jobs: each its own under `process`, else a group of one `pack_key` split evenly over the workers."""
-    if way == "process":
-        return [Job((cell,)) for cell in cells]
+    """Cells as jobs: each its own under `process`, else a group of one `pack_key` split evenly over the workers.
+
+    Trunks and branches are trained by themselves.
+    """
+    alone = [cell for cell in cells if way == "process" or cell.spec.keeps or cell.spec.parent]
+    jobs = [Job((cell,)) for cell in alone]
     groups: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in cells if len(alone) < len(cells) else ():
+        if cell.spec.keeps or cell.spec.parent:
+            continue
         groups.setdefault(pack_key(cell.spec), []).append(cell)
-    jobs = []
     for group in groups.values():
         parts = max(workers, -(-len(group) // MAX_MEMBERS))
         jobs += [Job(tuple(group[i::parts]), way) for i in range(min(parts, len(group)))]
@@ -157,7 +163,8 @@ def group_cells(cells: Sequence[Cell], workers: int, way: Way) -> list[Job]:
 
 
 def next_job(waiting: Sequence[Job], compiled: Set[Hashable]) -> Job:
-    """The longest job; among those nearly as long, one whose shape this worker has compiled already."""
+    """The longest job, trunks first; among those nearly as long, one whose shape this worker has compiled already."""
+    waiting = [job for job in waiting if job.cells[0].spec.keeps] or waiting
     longest = max(waiting, key=lambda job: job.seconds)
     known = [job for job in waiting if shape(job.cells[0]) in compiled and job.seconds > 0.7 * longest.seconds]
     return max(known, key=lambda job: job.seconds, default=longest)
@@ -167,6 +174,22 @@ def shape(cell: Cell) -> Hashable:
     """What a compiled program depends on within a study."""
     model = cell.spec.model
     return model.d_model, model.n_layers, model.parameterization
+
+
+def find_parent(study_dir: Path, spec: RunSpec) -> tuple[Literal["kept", "coming", "lost", "ended"], str]:
+    """Whether a branch can begin: its trunk's state is kept, coming, lost, or will never be, with the reason.
+
+    A trunk that diverged or failed beyond a state that it keeps does not touch the branch there.
+    """
+    if not spec.parent or has_kept(study_dir, spec.parent, spec.parent_step):
+        return "kept", ""
+    file = run_dir(study_dir, spec.parent) / "result.json"
+    if not file.exists():
+        return "coming", f"trunk {spec.parent} has not kept its state at step {spec.parent_step} yet"
+    result = read_result(file)
+    if result.state == "done":
+        return "lost", f"the state of trunk {spec.parent} at step {spec.parent_step} is gone"
+    return "ended", f"its trunk {spec.parent} {result.state}: {result.reason}"
 
 
 def fail_cell(study_dir: Path, cell: Cell, reason: str) -> RunResult:

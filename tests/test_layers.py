@@ -15,7 +15,7 @@ ORDER = [
     {"params", "format", "limits", "checkout"},
     {"flops", "hardware"},
     {"runs", "laws", "study"},
-    {"rates"},
+    {"rates", "trunks"},
     {"plan", "sweep", "data", "model", "allocate"},
     {"tuning"},
     {"tables", "where", "collect"},

@@ -17,7 +17,7 @@ from jaxscale.fit.frontier import average_loss_laws, spread_forecast
 from jaxscale.nextcells import MIN_ARM, MIN_SIZES, Candidate, Places, choose_cells, next_budgets, propose_cells
 from jaxscale.nextcells.belief import SurfaceBelief, form_belief
 from jaxscale.nextcells.propose import lay_places
-from jaxscale.plan import grow_plan, plan_isoflop
+from jaxscale.plan import grow_plan, offer_cells, plan_isoflop
 from jaxscale.runs import Plan, RunResult, to_plain, write_json
 from jaxscale.sweep import read_plan, read_status
 
@@ -251,3 +251,9 @@ def test_added_cells_join_the_plan_and_a_new_plan_of_the_study_keeps_them(measur
     assert keep_added(grown, other) == other
     assert dispatch(["plan", str(folder), "--next", "7", "--add"]) == 0  # further seeds, no cell twice
     assert len({cell.run_id for cell in read_plan(folder).cells}) == len(before) + 14
+
+
+def test_a_study_of_branches_is_offered_no_single_runs():
+    study = Study()
+    with pytest.raises(MisuseError, match="grid.schedule: wsd-branches has branches"):
+        offer_cells(replace(study, grid=replace(study.grid, schedule="wsd-branches")), 1e11)

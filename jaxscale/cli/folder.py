@@ -92,6 +92,8 @@ def _status_rows(statuses: Sequence[CellStatus], watches: Mapping[str, Watch]) -
             "N": status.cell.n_params,
             "D": status.cell.spec.tokens,
             "seed": status.cell.spec.seed,
+            "parent": status.cell.spec.parent or None,
+            "paid_flops": status.result.paid_flops if status.result else None,
             "state": status.state,
             "reason": status.reason,
             "step": status.step,
@@ -142,13 +144,17 @@ class ResetOptions:
 
 
 def reset(argv: list[str]) -> int:
-    """Put cells back to planned; their folders are removed."""
+    """Put cells back to planned; their folders are removed. A trunk takes the branches along that failed with it."""
     options = parse(ResetOptions, argv, "reset", "Put ended cells back to planned: their folders are removed.\n\n"
                     "example: jaxscale reset runs/quickstart 3f2a91")  # fmt: skip
     planned = read_plan(options.directory)
     if not options.runs:
         raise MisuseError("name at least one run to put back; `jaxscale status DIR` lists the ids")
-    for cell in [planned.find_cell(run_id) for run_id in options.runs]:
+    asked = [planned.find_cell(run_id) for run_id in options.runs]
+    trunks = {cell.run_id for cell in asked if cell.role == "trunk"}
+    branches = [cell for cell in planned.cells if cell.spec.parent in trunks and cell not in asked]
+    orphans = [status.cell for status in read_status(options.directory, branches) if status.state == "failed"]
+    for cell in [*asked, *orphans]:
         reset_cell(options.directory, cell)
-        print(f"{cell.run_id}: planned")
+        print(f"{cell.run_id}: planned{f', a branch of {cell.spec.parent}' if cell in orphans else ''}")
     return 0

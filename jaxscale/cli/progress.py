@@ -68,7 +68,9 @@ class StudyProgress:
                            soft_wrap=True, markup=False, style="dim")  # fmt: skip
 
     def _on_progress(self, event: dict[str, Any]) -> None:
-        done = event["step"] / event["steps"]
+        cell = self.cells.get(event["run_id"])
+        begun = cell.spec.parent_step if cell else 0
+        done = (event["step"] - begun) / (event["steps"] - begun)
         if event["run_id"] in self.share:
             self.share[event["run_id"]] = done
         info = (f"loss {format_loss(event['loss'])}  {format_count(event['tokens_per_s'])} tok/s  "
@@ -118,7 +120,8 @@ def _name(cell: Cell) -> str:
     spec = cell.spec
     if cell.role in TUNING_ROLES:
         return f"{_shape(cell)} lr {spec.lr:.4g} seed {spec.seed}"
-    return f"C {format_flops(spec.budget_flops)} d {spec.model.d_model} seed {spec.seed}"
+    kind = "trunk, " if spec.keeps else ""
+    return f"{kind}C {format_flops(spec.budget_flops)} d {spec.model.d_model} seed {spec.seed}"
 
 
 def data_progress(console: Console) -> Progress:

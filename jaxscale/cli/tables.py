@@ -40,21 +40,36 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{plan.total_flops / PF_DAY_FLOPS:.3g} PF-days, {format_seconds(plan.total_seconds)} on "
         f"{plan.hardware} ({chip_hours:.3g} {'core' if hardware.name == 'cpu' else 'chip'}-hours)"
     )
+    trunks = sum(cell.role == "trunk" for cell in plan.cells)
+    if trunks:
+        alone = sum(cell.flops for cell in plan.cells if cell.role != "trunk")
+        console.print(
+            f"  {trunks} trunks, counted once, and {len(plan) - trunks} runs that are evidence; these as runs of their "
+            f"own: {format_flops(alone)} FLOPs, so {plan.total_flops / alone:.0%} is paid\n"
+            f"  from S: a branch, the decay of its size's trunk from step S on"
+        )
 
 
 def plan_table(plan: Plan) -> Table:
     """One row a cell; repeated seeds of a cell are one row."""
     table = Table(title=f"plan of {plan.study}", title_justify="left")
     for name in ("budget C", "L", "d", "heads", "N total", "N non-emb", "tokens D", "D/N", "steps", "batch",
-                 "lr", "exact FLOPs", "off", "6ND", "epochs", "seeds", "time", ""):  # fmt: skip
+                 "lr", "exact FLOPs", "off", "6ND", "epochs", "seeds", "time"):  # fmt: skip
         table.add_column(name, justify="right")
-    for budget, cells in groupby(plan.cells, key=lambda cell: cell.spec.budget_flops):
+    table.add_column("", justify="right", no_wrap=True)
+    for _, group in groupby(plan.cells, key=_section):
+        cells = list(group)
         counted = Counter(_shape(cell) for cell in cells)
-        firsts = {_shape(cell): cell for cell in reversed(plan.cells) if cell.spec.budget_flops == budget}
+        firsts = {_shape(cell): cell for cell in reversed(cells)}
         for shape in sorted(counted):
             table.add_row(*_plan_row(firsts[shape], counted[shape]))
         table.add_section()
     return table
+
+
+def _section(cell: Cell) -> float | str:
+    """Cells that stand together: those of a budget, or all trunks."""
+    return "trunk" if cell.role == "trunk" else cell.spec.budget_flops
 
 
 def _shape(cell: Cell) -> tuple[int, int]:
@@ -62,9 +77,9 @@ def _shape(cell: Cell) -> tuple[int, int]:
 
 
 def _plan_row(cell: Cell, seeds: int) -> list[str]:
-    spec, model = cell.spec, cell.spec.model
+    spec, model, trunk = cell.spec, cell.spec.model, cell.role == "trunk"
     return [
-        format_flops(spec.budget_flops),
+        "trunk" if trunk else format_flops(spec.budget_flops),
         str(model.n_layers),
         str(model.d_model),
         str(model.n_heads) if model.kv_groups == 1 else f"{model.n_heads}/{model.n_kv_heads}",
@@ -76,13 +91,23 @@ def _plan_row(cell: Cell, seeds: int) -> list[str]:
         f"{spec.batch_seqs}x{model.seq_len}",
         f"{spec.lr:g}",
         format_flops(cell.flops, 4),
-        f"{cell.flops / spec.budget_flops - 1:+.2%}",
+        "" if trunk else f"{cell.flops / spec.budget_flops - 1:+.2%}",
         format_flops(cell.flops_6nd),
         "" if cell.epochs is None else f"{cell.epochs:.2f}",
         str(seeds),
         format_seconds(cell.seconds * seeds),
-        "held out" if cell.role == "holdout" else "",
+        _remark(cell),
     ]
+
+
+def _remark(cell: Cell) -> str:
+    """What else a reader should know of a cell."""
+    spec = cell.spec
+    if spec.keeps:
+        return f"{len(spec.keeps)} branches"
+    if spec.parent:
+        return f"from {spec.parent_step:,}"
+    return "held out" if cell.role == "holdout" else ""
 
 
 def _dropped_table(plan: Plan) -> Table:
@@ -108,7 +133,17 @@ def status_table(statuses: list[CellStatus], title: str) -> Table:
     table.add_column("")
     for status in statuses:
         table.add_row(*_status_row(status))
+    if any(status.cell.role == "trunk" for status in statuses):
+        paid = sum(status.result.paid_flops for status in statuses if status.result)
+        planned = sum(status.cell.paid_flops for status in statuses)
+        table.caption = f"{format_flops(paid)} of {format_flops(planned)} FLOPs are paid; trunks are counted once"
     return table
+
+
+def _kind(cell: Cell) -> str:
+    if cell.spec.parent:
+        return f"branch of {cell.spec.parent}"
+    return {"holdout": "held out", "trunk": "trunk"}.get(cell.role, "")
 
 
 def _status_row(status: CellStatus) -> list[str]:
@@ -124,5 +159,5 @@ def _status_row(status: CellStatus) -> list[str]:
         f"{status.step / spec.steps:.0%}",
         format_loss(status.loss),
         format_seconds(status.result.seconds if status.result else cell.seconds),
-        "held out" if cell.role == "holdout" and not status.reason else escape(status.reason),
+        escape(status.reason) or _kind(cell),
     ]

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxscale.fit.cells import Cells, assign_budgets, grid_rows, merge_repeats
 from jaxscale.fit.result import Fit
+from jaxscale.fit.schedules import annotate_family, suspect_families
 from jaxscale.fit.tuned import annotate_tuning
 from jaxscale.flops import PF_DAY_FLOPS
 from jaxscale.runs import Observations
@@ -53,7 +54,7 @@ def find_suspicions(obs: Observations) -> list[str]:
         return []
     unique, repeats = merge_repeats(frame)
     words = _suspect_units(*(unique[name].to_numpy(float) for name in ("N", "D", "C")))
-    words += _suspect_losses(obs, unique["loss"].to_numpy(float))
+    words += _suspect_losses(obs, unique["loss"].to_numpy(float)) + suspect_families(unique)
     if "budget" in unique and not recomputed_flops(obs):
         words += _suspect_labels(unique["budget"].to_numpy(), unique["C"].to_numpy(float))
         words += _suspect_mixture(unique)
@@ -65,8 +66,8 @@ def find_suspicions(obs: Observations) -> list[str]:
 
 
 def annotate_fit(fit: Fit, obs: Observations) -> Fit:
-    """The fit with the suspicions among its notes, or behind its verdict, each said once, and with a tuning audit."""
-    fit = annotate_tuning(fit, obs)
+    """The fit with the suspicions among its notes, or behind its verdict, each said once, families, tuning audit."""
+    fit = annotate_family(annotate_tuning(fit, obs), obs.frame[grid_rows(obs.frame)])
     words = [word for word in find_suspicions(obs) if word not in fit.notes and word not in (fit.verdict or "")]
     if not words:
         return fit

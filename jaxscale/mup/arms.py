@@ -86,9 +86,9 @@ def pick_budgets(known: Sequence[float], asked: Sequence[float]) -> list[float]:
 
 
 def retune(spec: RunSpec, times: float, decay_rule: str) -> RunSpec:
-    """The same run at `times` its learning rate; weight decay as the study's rule wants it."""
+    """The same run at `times` its learning rate, of its own where it was a branch; weight decay as the rule wants."""
     decay = spec.weight_decay / times if decay_rule == "horizon" else spec.weight_decay
-    return replace(spec, lr=spec.lr * times, weight_decay=decay)
+    return replace(spec, lr=spec.lr * times, weight_decay=decay, parent="", parent_step=0)
 
 
 def list_cells(arm: Arm, factor: float, decay_rule: str) -> tuple[Cell, Cell]:
@@ -114,6 +114,6 @@ def plan_audit(planned: Plan, arms: Sequence[Arm], factor: float) -> Plan:
         dropped=(),
         assumptions=(f"each cell at 1/{factor:g} and {factor:g} times its learning rate, same seed; {kept} that of "
                      f"the study",),
-        total_flops=sum(cell.flops for cell in cells),
+        total_flops=sum(cell.paid_flops for cell in cells),
         total_seconds=sum(cell.seconds for cell in cells),
     )  # fmt: skip

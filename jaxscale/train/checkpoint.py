@@ -7,6 +7,7 @@ back from the newest step until one can be read; a corrupt one is named in `skip
 from __future__ import annotations
 
 import logging
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from jaxscale.train.step import TrainState
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "keep_state", "read_state"]
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
 
@@ -70,6 +71,23 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for saves under way and release the folder."""
         self.manager.close()
+
+
+def keep_state(folder: Path, state: TrainState) -> None:
+    """Write one state to `folder`, which appears whole or not at all; one that is there already stays."""
+    if folder.exists():
+        return
+    for torn in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(torn)  # of a start that was killed
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), _by_name(state))
+
+
+def read_state(folder: Path, like: TrainState) -> TrainState:
+    """The state that `keep_state` wrote, laid out as `like`; raises what Orbax does where it cannot be read."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(folder.absolute(), _by_name(like))
+    return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in _by_name(like)])
 
 
 def _by_name(state: TrainState) -> dict[str, Any]:

@@ -5,6 +5,9 @@ of a logging interval are queued without waiting; their metrics are read at its 
 intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve agrees to the bit
 on the same devices and thread count.
 
+A trunk stops at the steps whose states it keeps for its branches; a branch begins from such a state and goes on in
+the trunk's order of the data, so that it is to the bit the run that the trunk would have become.
+
     runs/<study>/packs/<pack_id>/pack.json  checkpoints/     all members' states together, gone when all have ended
 """
 
@@ -29,7 +32,7 @@ from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.flops import flops_per_token
 from jaxscale.runs import RunResult, RunSpec
 from jaxscale.sweep import Way, pack_key
-from jaxscale.train.checkpoint import Checkpoints
+from jaxscale.train.checkpoint import Checkpoints, keep_state, read_state
 from jaxscale.train.engine import Engine, make_engine
 from jaxscale.train.member import Member, Progress
 from jaxscale.train.packs import Pack, PackFolder
@@ -92,7 +95,7 @@ def train_pack(
     resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights stay in
     each run's folder unless `keep_weights` is false.
     """
-    _check_alike(specs)
+    _check_alike(specs, way)
     folders = [RunFolder(Path(out), spec) for spec in specs]
     pack = PackFolder(Path(out), Pack(tuple(spec.run_id for spec in specs), way)) if way != "process" else None
     try:
@@ -115,7 +118,10 @@ def train_pack(
                            f"again, it goes on from the last checkpoint") from error  # fmt: skip
 
 
-def _check_alike(specs: Sequence[RunSpec]) -> None:
+def _check_alike(specs: Sequence[RunSpec], way: Way) -> None:
+    branching = [spec.run_id for spec in specs if spec.keeps or spec.parent]
+    if branching and way != "process":
+        raise MisuseError(f"run {branching[0]}: trunks and branches train by themselves; use the way process")
     if len({pack_key(spec) for spec in specs}) > 1:
         raise MisuseError(f"runs {', '.join(spec.run_id for spec in specs[:3])}: they differ in shape, text, batch or "
                           f"steps and cannot train in one program; group them by sweep.pack_key")  # fmt: skip
@@ -159,7 +165,7 @@ class _Trainer:
         self.engine.compile()  # before the clock starts
         try:
             saved = checkpoints.restore(self.engine.abstract_state())
-            state = self.engine.begin() if saved is None else self.engine.place(saved)
+            state = self._begin() if saved is None else self.engine.place(saved)
             step = int(np.max(np.asarray(state.step)))
             for member in self.members:
                 member.start(step, checkpoints.skipped)
@@ -173,6 +179,26 @@ class _Trainer:
             shutil.rmtree(folder, ignore_errors=True)
         return tuple(member.result for member in self.members if member.result is not None)
 
+    def _begin(self) -> TrainState:
+        """The state before the first step; a branch's is its trunk's."""
+        if not self.spec.parent:
+            return self.engine.begin()
+        kept = self.members[0].folder.inherit()
+        try:
+            return self.engine.place(read_state(kept / "state", self.engine.abstract_state()))
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise  # the machine's trouble, not the state's
+        except Exception as error:
+            words = (str(error).splitlines() or [""])[0][:200]
+            raise MisuseError(f"run {self.spec.run_id}: the state of its trunk at step {self.spec.parent_step} cannot "
+                              f"be read ({type(error).__name__}: {words}); train the trunk anew after "
+                              f"`jaxscale reset DIR {self.spec.parent}`") from error  # fmt: skip
+
+    def _keep(self, state: TrainState, step: int) -> None:
+        """Keep a trunk's state for a branch, before any later checkpoint: a kill cannot come between."""
+        if self.members[0].live:
+            keep_state(self.members[0].folder.keep_lines(step) / "state", state)
+
     def _run(self, state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:
         """Train to the last step, or until every member has ended; the final state."""
         saved_at = time.perf_counter()
@@ -182,6 +208,8 @@ class _Trainer:
             for state, step, losses, norms in self._intervals(state, step):  # noqa: B020 - the newest is wanted
                 for member, own_losses, own_norms in zip(self.members, losses, norms, strict=True):
                     member.take(step, own_losses, own_norms)
+                if step in self.spec.keeps:
+                    self._keep(state, step)
                 if step == self.spec.steps or not any(member.live for member in self.members):
                     break
                 stop = self.should_stop()
@@ -227,7 +255,7 @@ class _Trainer:
             waiting.append((metrics, count))
             step = first + count
             crossed = step // self.steps_per_line > first // self.steps_per_line  # other devices, other dispatches
-            if crossed or step == spec.steps:
+            if crossed or step == spec.steps or step in spec.keeps:
                 fetched = [self.engine.fetch(metrics, count) for metrics, count in waiting]
                 waiting = []
                 losses, norms = (np.concatenate(parts, axis=1) for parts in zip(*fetched, strict=True))
@@ -235,13 +263,19 @@ class _Trainer:
 
     def _dispatches(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first step, microbatches [members, n, b, t + 1]) of every dispatch from `step` on."""
+        for stop in sorted({*self.spec.keeps, self.spec.steps}):
+            yield from self._dispatches_to(stop, step)
+            step = max(step, stop)
+
+    def _dispatches_to(self, stop: int, step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The dispatches from `step` that end at step `stop`; none where it is past."""
         spec, seq_len = self.spec, self.spec.model.seq_len
         seeds = [member.spec.seed for member in self.members]
         streams = {
             seed: iterate_batches(
                 BatchSource(self.tokens.train, seq_len, spec.batch_seqs, seed, jax.process_index(),
                             jax.process_count()),
-                step, spec.steps, self.steps_per_dispatch,
+                step, stop, self.steps_per_dispatch,
             )
             for seed in dict.fromkeys(seeds)
         }  # fmt: skip

@@ -83,6 +83,7 @@ class Member:
         self.step, self.skipped = step, skipped
         self.restarts, self.kinds = self.folder.count_attempt(step, self._kinds())
         before_s, self.loss = self.folder.cut_metrics(step)
+        self.inherited_s = self.folder.inherited_seconds() if self.spec.parent else 0.0
         self.clock = _Clock(before_s, time.perf_counter(), step, self.pack["members"] if self.pack else 1)
 
     def _kinds(self) -> dict[str, str]:
@@ -146,8 +147,9 @@ class Member:
     def _end(self, failure: str, loss: float | None, std_error: float | None) -> None:
         spec, counts = self.spec, count_params(self.spec.model)
         tokens = self.step * spec.batch_seqs * spec.model.seq_len
-        seconds = self.clock.seconds()
-        rate = tokens / max(seconds, 1e-9)
+        seconds = self.clock.seconds() - self.inherited_s
+        begun = spec.parent_step
+        rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
         told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
                 "skipped_checkpoints": self.skipped} | ({"pack": self.pack} if self.pack else {})  # fmt: skip
         self.result = RunResult(
@@ -168,5 +170,6 @@ class Member:
             flops_per_s=rate * self.flops_per_token,
             restarts=self.restarts,
             provenance=describe_machine(self.dtype) | self.kinds | told,
+            begun_step=begun,
         )
         self.folder.write_result(self.result)

@@ -3,6 +3,7 @@
 The parent never imports JAX. It hands out jobs (a cell, or cells that train together) longest first, listens, shows
 progress, restarts a worker that died, and on Ctrl-C asks all workers to save before it leaves. A cell that kills its
 worker three times ends as failed, with the worker's last words; a pack that does is taken apart first.
+A branch is handed out when its trunk has kept the state it begins from, and ends as failed when that will never be.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, cast
 from jaxscale.config import MeshConfig
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.runs import Cell
-from jaxscale.sweep import Job, Way, fail_cell, group_cells, next_job, read_plan, shape
+from jaxscale.sweep import Job, Way, fail_cell, find_parent, group_cells, next_job, read_plan, shape
 from jaxscale.train.packs import Pack, PackFolder, open_packs
 
 __all__ = ["MAX_ATTEMPTS", "PREEMPTED", "Terminated", "count_workers", "train_cells"]
@@ -152,6 +153,7 @@ class _Pool:
         for index in range(count):
             self._start(index)
         while self.workers:
+            self._feed_idle()
             try:
                 worker, event = self.events.get(timeout=1.0)
             except Empty:
@@ -209,10 +211,12 @@ class _Pool:
     def _hand_out(self, worker: _Worker) -> None:
         assert worker.process.stdin is not None
         worker.ready, worker.job, worker.ended = True, None, set()
-        if not self.waiting:
-            worker.process.stdin.close()
-            return
-        job = worker.job = next_job(self.waiting, worker.compiled)
+        job = self._choose(worker)
+        if job is None:
+            if not self.waiting:
+                worker.process.stdin.close()
+            return  # else it idles until a trunk has come far enough
+        worker.job = job
         self.waiting.remove(job)
         self.listen({"worker": worker.index, "event": "start", "run_id": job.cells[0].run_id, "runs": len(job.cells)})
         order = {"runs": [cell.run_id for cell in job.cells], "way": job.way}
@@ -221,6 +225,35 @@ class _Pool:
             worker.process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died; its burial puts the cell back
+
+    def _feed_idle(self) -> None:
+        """Give work to the workers that waited for a trunk, or let them go when none is left."""
+        for worker in list(self.workers.values()):
+            if worker.ready and worker.job is None and not _closed(worker):
+                self._hand_out(worker)
+
+    def _choose(self, worker: _Worker) -> Job | None:
+        """The job to hand out next; None where there is none, or all that wait are branches whose trunk is coming."""
+        self._end_orphans()
+        states = {job: find_parent(self.study_dir, job.cells[0].spec)[0] for job in self.waiting}
+        ready = [job for job, state in states.items() if state != "coming"]  # a lost state is told by its worker
+        if not ready and not any(other.job for other in self.workers.values()):
+            ready = self.waiting  # nobody here trains the trunk
+        return next_job(ready, worker.compiled) if ready else None
+
+    def _end_orphans(self) -> None:
+        """End branches whose trunk ended before the step they begin from."""
+        for job in list(self.waiting):
+            state, reason = find_parent(self.study_dir, job.cells[0].spec)
+            if state == "ended":
+                self.waiting.remove(job)
+                self._fail(-1, job.cells[0], reason)
+
+    def _fail(self, index: int, cell: Cell, reason: str, shown: str | None = None) -> None:
+        fail_cell(self.study_dir, cell, reason)
+        self.open_ids.discard(cell.run_id)
+        self.listen({"worker": index, "event": "ended", "run_id": cell.run_id, "state": "failed", "loss": None,
+                     "reason": shown or reason})  # fmt: skip
 
     def _bury(self, worker: _Worker) -> None:
         """A worker has ended: put its cell back or give it up, and start another if cells wait."""
@@ -244,9 +277,7 @@ class _Pool:
             PackFolder(self.study_dir, Pack(tuple(each.run_id for each in job.cells), job.way)).remove()
             self.waiting += [Job((each,)) for each in job.cells if each.run_id in self.open_ids]
         else:
-            fail_cell(self.study_dir, cell, f"{how} ({MAX_ATTEMPTS} attempts)")
-            self.listen({"worker": worker.index, "event": "ended", "run_id": cell.run_id, "state": "failed",
-                         "loss": None, "reason": how})  # fmt: skip
+            self._fail(worker.index, cell, f"{how} ({MAX_ATTEMPTS} attempts)", how)
             return
         self.listen({"worker": worker.index, "event": "died", "run_id": cell.run_id, "reason": how})
 
@@ -272,6 +303,11 @@ def _environment(pinned: bool) -> dict[str, str]:
     flags = [flag for flag in given if "host_platform_device_count" not in flag]
     flags.append("--xla_cpu_multi_thread_eigen=false")
     return {**os.environ, **CPU_ENVIRONMENT, "XLA_FLAGS": " ".join(flags)}
+
+
+def _closed(worker: _Worker) -> bool:
+    """Whether the worker has been told that no work is left."""
+    return worker.process.stdin is None or worker.process.stdin.closed
 
 
 def _close(worker: _Worker) -> None:

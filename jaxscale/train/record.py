@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +34,8 @@ from jaxscale.runs import (
     to_plain,
     write_json,
 )
-from jaxscale.sweep import read_result
+from jaxscale.sweep import find_parent, read_result
+from jaxscale.trunks import kept_dir
 
 __all__ = ["RunFolder", "is_disk_full"]
 
@@ -45,6 +46,7 @@ STATE_BYTES = 12
 FIXED_KINDS = {"data_sha256": "training text", "precision": "compute precision (mesh.dtype)"}
 """What may not change between the starts of one run; other kinds may, and the result names all of them."""
 
+ATTEMPT_FIELDS = frozenset({"step", "kinds"})
 LOCK_PATIENCE_S = 60.0
 """Seconds to wait for another process to let go of a run."""
 
@@ -68,7 +70,8 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.path).free
-        needed = MIN_FREE_BYTES + STATE_BYTES * count_params(self.spec.model)["total"]
+        states = 1 + len(self.spec.keeps)
+        needed = MIN_FREE_BYTES + states * STATE_BYTES * count_params(self.spec.model)["total"]
         if free < needed:
             raise VerdictError(
                 f"{self.path}: {free >> 20} MiB of disk left, this run needs {needed >> 20}; "
@@ -125,7 +128,7 @@ class RunFolder:
         MisuseError when the state at `step` was trained on another text or in another precision.
         """
         file = self.path / "attempts.jsonl"
-        before = read_lines(file, frozenset({"step", "kinds"}))
+        before = read_lines(file, ATTEMPT_FIELDS)
         kept = [attempt["kinds"] for attempt in _lead_to(step, before)]
         for kind, name in FIXED_KINDS.items():
             other = [then[kind] for then in kept if then[kind] != kinds[kind]]
@@ -135,14 +138,57 @@ class RunFolder:
                     f"{kinds[kind][:12]}; restore that, or start it anew with `jaxscale reset DIR {self.spec.run_id}`"
                 )
         line = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "step": step, "kinds": kinds}
-        write_json(file, "".join(json.dumps(attempt) + "\n" for attempt in [*before, line]))
-        return len(before), {kind: _join(kind, [*kept, kinds]) for kind in kinds}
+        _write_lines(file, [*before, line])
+        own = [attempt for attempt in before if attempt["step"] >= self.spec.parent_step]
+        return len(own), {kind: _join(kind, [*kept, kinds]) for kind in kinds}
+
+    def keep_lines(self, step: int) -> Path:
+        """Copy what led a trunk to `step`, its curve and its starts, for the branches; the folder of that state."""
+        folder = kept_dir(self.path.parent, self.spec.run_id, step)
+        lines = [line for line in read_lines(self.path / "metrics.jsonl", METRIC_FIELDS) if line["step"] <= step]
+        attempts = read_lines(self.path / "attempts.jsonl", ATTEMPT_FIELDS)
+        _write_lines(folder / "metrics.jsonl", lines)
+        _write_lines(folder / "attempts.jsonl", [attempt for attempt in attempts if attempt["step"] < step])
+        return folder
+
+    def inherit(self) -> Path:
+        """Begin a branch with its trunk's curve and starts; the folder of its trunk's state.
+
+        MisuseError where the state is not there, with what brings it.
+        """
+        spec, study_dir = self.spec, self.path.parent
+        state, reason = find_parent(study_dir, spec)
+        if state != "kept":
+            way = {"coming": "train the trunk first"}.get(
+                state, f"train it anew after `jaxscale reset DIR {spec.parent}`"
+            )
+            raise MisuseError(f"run {spec.run_id}: {self._short_trunk() or f'{reason}; {way}'}")
+        kept = kept_dir(study_dir, spec.parent, spec.parent_step)
+        own = read_lines(self.path / "attempts.jsonl", ATTEMPT_FIELDS)
+        before = read_lines(kept / "attempts.jsonl", ATTEMPT_FIELDS)
+        _write_lines(self.path / "attempts.jsonl", before + [a for a in own if a["step"] >= spec.parent_step])
+        shutil.copyfile(kept / "metrics.jsonl", self.path / "metrics.jsonl")
+        return kept
+
+    def _short_trunk(self) -> str:
+        """What is wrong where the trunk never comes to this branch's step; empty if it does."""
+        file = run_dir(self.path.parent, self.spec.parent) / "spec.json"
+        trunk = from_plain(read_json(file), RunSpec) if file.exists() else None
+        if trunk is None or self.spec.parent_step in trunk.keeps:
+            return ""
+        return (f"its trunk {self.spec.parent} has {trunk.steps} steps and keeps no state at {self.spec.parent_step}; "
+                f"plan the study anew")  # fmt: skip
+
+    def inherited_seconds(self) -> float:
+        """Seconds of the trunk in this branch's curve; 0 for a run of its own."""
+        lines = read_lines(self.path / "metrics.jsonl", METRIC_FIELDS)
+        return max((float(line["seconds"]) for line in lines if line["step"] <= self.spec.parent_step), default=0.0)
 
     def cut_metrics(self, step: int) -> tuple[float, float]:
         """Drop metric lines past `step`: the seconds trained up to it, and the last line's loss (NaN: none)."""
         file = self.path / "metrics.jsonl"
         kept = [line for line in read_lines(file, METRIC_FIELDS) if line["step"] <= step]
-        write_json(file, "".join(json.dumps(line) + "\n" for line in kept))
+        _write_lines(file, kept)
         return (float(kept[-1]["seconds"]), float(kept[-1]["loss"])) if kept else (0.0, math.nan)
 
     @contextmanager
@@ -155,6 +201,10 @@ class RunFolder:
                 stream.flush()
 
             yield write
+
+
+def _write_lines(file: Path, records: Sequence[dict[str, Any]]) -> None:
+    write_json(file, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -90,7 +90,7 @@ def _train_cells(
     for part in [[spec] for spec in specs] if way == "process" else [specs]:
         results = train_pack(
             part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
-            data_sha256=plan.data_sha256, keep_weights=cells[0].role not in TUNING_ROLES,
+            data_sha256=plan.data_sha256, keep_weights=cells[0].role not in (*TUNING_ROLES, "trunk"),
         )  # fmt: skip
         for result in results:
             _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
