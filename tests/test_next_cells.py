@@ -255,5 +255,5 @@ def test_added_cells_join_the_plan_and_a_new_plan_of_the_study_keeps_them(measur
 
 def test_a_study_of_branches_is_offered_no_single_runs():
     study = Study()
-    with pytest.raises(MisuseError, match="grid.schedule: wsd-branches has branches"):
+    with pytest.raises(MisuseError, match=r"grid\.schedule: wsd-branches has branches"):
         offer_cells(replace(study, grid=replace(study.grid, schedule="wsd-branches")), 1e11)
