@@ -130,7 +130,6 @@ def test_rules_verb_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert plain["forward"]["logits"] == 0.25
 
 
-def test_what_is_not_there_yet_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert dispatch(["mup", "sweep", "x.py"]) == 2
-    assert "not there yet" in capsys.readouterr().err
-    assert dispatch(["mup", "rule"]) == 2
+def test_an_unknown_word_after_mup_is_answered_with_the_four_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["mup", "sweeps", "x.py"]) == 2
+    assert "'sweeps' is none of rules, check, sweep, audit" in capsys.readouterr().err

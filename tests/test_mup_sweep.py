@@ -142,7 +142,7 @@ def test_the_result_file_has_a_row_a_run_and_every_width_an_optimum(finished: Pa
 def test_its_runs_are_no_evidence_for_a_law(finished: Path) -> None:
     observations = collect_runs(finished)
     assert len(observations) == 0 and len(observations.refused) == 12
-    assert "best rate" in observations.refused[0]["reason"]
+    assert "a learning rate that was tried" in observations.refused[0]["reason"]
 
 
 def test_killed_sweep_goes_on_with_the_same_packs_to_the_same_losses(place: Path, finished: Path) -> None:

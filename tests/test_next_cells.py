@@ -9,7 +9,7 @@ from planted import LAW, draw_grid
 
 from jaxscale.cli import dispatch
 from jaxscale.cli.study import keep_added
-from jaxscale.config import Study
+from jaxscale.config import Grid, Recipe, Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit import fit_isoflop
 from jaxscale.fit.cells import gather_cells
@@ -254,6 +254,6 @@ def test_added_cells_join_the_plan_and_a_new_plan_of_the_study_keeps_them(measur
 
 
 def test_a_study_of_branches_is_offered_no_single_runs():
-    study = Study()
+    study = Study(recipe=Recipe(schedule="wsd"), grid=Grid(schedule="wsd-branches"))
     with pytest.raises(MisuseError, match=r"grid\.schedule: wsd-branches has branches"):
-        offer_cells(replace(study, grid=replace(study.grid, schedule="wsd-branches")), 1e11)
+        offer_cells(study, 1e11)
