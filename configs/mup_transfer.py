@@ -8,7 +8,7 @@ Command:  jaxscale mup sweep configs/mup_transfer.py --widths 16 32 64 128 --see
               --lrs .00125 .0025 .005 .00707 .01 .0141 .02 .04 .08 .16 --out runs/mup_transfer
           (--data.files 'corpus/**/*.txt' for your own text; without it the Python standard library's sources)
           Then over depth: --parameterizations completep mup --widths 32 --depths 2 4 8 16 --tokens 524288
-Cost:     about 50 minutes on 2 CPU cores, stopped and gone on with at will; models of 14 to 459 thousand parameters.
+Cost:     about an hour on 2 CPU cores, stopped and gone on with at will; models of 14 to 459 thousand parameters.
 Expected: docs/studies/mup_transfer.md has the figures of one such sweep, on English.
 """
 
