@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.plan import describe_run
+from jaxscale.resolve import describe_run
 from jaxscale.runs import (
     METRIC_FIELDS,
     TUNING_ROLES,

@@ -20,25 +20,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from jaxscale.config import Grid, ModelConfig, Recipe, Study
+from jaxscale.config import Grid, ModelConfig, Study
 from jaxscale.errors import MisuseError
-from jaxscale.flops import count_params, flops_6nd, flops_per_token
+from jaxscale.flops import count_params, flops_per_token
 from jaxscale.format import format_count, format_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
 from jaxscale.rates import RateLaw, read_rates, tell_rates
+from jaxscale.resolve import count_batch_seqs, describe_run, price_run, resolve_run
 from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec, to_plain
 from jaxscale.trunks import branch_off, mean_horizon
 
 __all__ = [
     "BUDGET_TOLERANCE",
     "MIN_SIZES",
-    "describe_run",
     "grow_plan",
     "nearest_size",
     "offer_cells",
     "plan_isoflop",
-    "plan_run",
 ]
 
 BUDGET_TOLERANCE = 0.01
@@ -68,7 +67,7 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
     """
     _check_study(study)
     available = train_tokens or study.data.declared_train_tokens
-    rates = read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
+    rates = _read_rates(study, data_sha256)
     dropped: list[Dropped] = []
     chosen = {budget: _choose_sizes(study, budget, available, dropped) for budget in sorted(study.grid.budgets)}
     if study.grid.schedule == "wsd-branches":
@@ -80,18 +79,20 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
         kept = _choose_holdout(study, budget, available, dropped)
         cells += [_cell(study, c, "holdout", available, 0, rates) for c in kept]
     hardware = parse_hardware(study.hardware)
-    return Plan(
+    return Plan.of_cells(
+        cells,
         study=study.name,
-        cells=tuple(cells),
         dropped=tuple(dropped),
         assumptions=_assumptions(study, available, hardware.describe())
         + (tell_rates(rates, [cell.spec for cell in cells if cell.role != "trunk"]) if rates else ()),
         config=to_plain(study),
         hardware=study.hardware,
-        total_flops=sum(cell.paid_flops for cell in cells),
-        total_seconds=sum(cell.seconds for cell in cells),
         data_sha256=data_sha256,
     )
+
+
+def _read_rates(study: Study, data_sha256: str) -> RateLaw | None:
+    return read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
 
 
 def _count_seeds(study: Study, budget: float) -> int:
@@ -121,8 +122,8 @@ def _branch_cells(
     branches = sorted(
         (b for _, several in grown for b in several), key=lambda b: (b.budget_flops, b.seed, b.model.d_model)
     )
-    return [_price(study, trunk, "trunk", available) for trunk, _ in grown] + [
-        _price(study, branch, "grid", available) for branch in branches
+    return [price_run(study, trunk, "trunk", available) for trunk, _ in grown] + [
+        price_run(study, branch, "grid", available) for branch in branches
     ]
 
 
@@ -246,7 +247,7 @@ def _refuse(study: Study, c: _Candidate, available: float | None) -> str:
     epochs = c.tokens / available if available else 0.0
     if epochs > limit * (1 + BUDGET_TOLERANCE):
         return f"{epochs:.2f} epochs of the text, more than data.max_epochs = {limit:g}"
-    return _refuse_steps(study, c, _batch_seqs(study.recipe, c.model, c.tokens))
+    return _refuse_steps(study, c, count_batch_seqs(study.recipe, c.model, c.tokens))
 
 
 def _refuse_steps(study: Study, c: _Candidate, batch_seqs: int) -> str:
@@ -293,33 +294,14 @@ def _cannot_bracket(
             f"parabola needs {MIN_SIZES}, {MIN_ARM} on each side; {' and '.join(way_out)}{dropped_text}")  # fmt: skip
 
 
-def _batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
-    """Sequences a step: the batch rule, rounded to whole microbatches."""
-    wanted = recipe.batch_coefficient * tokens**recipe.batch_exponent
-    bounded = min(max(wanted, recipe.batch_min_tokens), recipe.batch_max_tokens)
-    microbatches = max(1, round(bounded / (model.seq_len * recipe.microbatch_seqs)))
-    return microbatches * recipe.microbatch_seqs
-
-
 def _cell(study: Study, c: _Candidate, role: Role, available: float | None, repeat: int, rates: RateLaw | None) -> Cell:
-    return _price(study, _resolve(study, c, study.seed + repeat, rates), role, available)
+    return price_run(study, _resolve(study, c, study.seed + repeat, rates), role, available)
 
 
-def _price(study: Study, spec: RunSpec, role: Role, available: float | None) -> Cell:
-    """A run with its epochs of the text, and the seconds of what it makes itself."""
-    model = spec.model
-    rate = parse_hardware(study.hardware).flops_per_s(model.d_model)
-    evaluation = flops_per_token(model) * study.data.val_tokens / 3
-    cell = describe_run(spec, role)
-    epochs = spec.tokens / available if available else None
-    return replace(cell, epochs=epochs, seconds=(cell.paid_flops + evaluation) / rate)
-
-
-def plan_run(study: Study, model: ModelConfig, tokens: float, seed: int, role: Role, available: float | None) -> Cell:
-    """One run of a model of one's own on about `tokens` tokens, by the study's rules; its budget is what it costs."""
-    n_params = count_params(model)["total"]
-    candidate = _Candidate(model, tokens * flops_per_token(model), 0.0, n_params, tokens)
-    return _cell(study, candidate, role, available, seed - study.seed, None)
+def _resolve(
+    study: Study, c: _Candidate, seed: int, rates: RateLaw | None = None, horizon: float | None = None
+) -> RunSpec:
+    return resolve_run(study, c.model, c.budget, c.tokens, seed, rates, horizon)
 
 
 def nearest_size(study: Study, budget: float, n_params: float) -> Cell:
@@ -335,7 +317,7 @@ def offer_cells(study: Study, budget: float, *, train_tokens: float | None = Non
         raise MisuseError(f"grid.schedule: {study.grid.schedule} has branches of one trunk a size, to which no single "
                           f"runs can be added yet; plan the next budgets as a study of their own")  # fmt: skip
     available = train_tokens or study.data.declared_train_tokens
-    rates = read_rates(study.recipe.lr_from, study, data_sha256=data_sha256) if study.recipe.lr_from else None
+    rates = _read_rates(study, data_sha256)
     return [_cell(study, c, "grid", available, 0, rates) for c in _usable(study, budget, available, [])]
 
 
@@ -345,68 +327,7 @@ def grow_plan(plan: Plan, cells: Sequence[Cell]) -> Plan:
     twice = [cell.run_id for cell in cells if cell.run_id in known]
     if twice:
         raise MisuseError(f"plan of {plan.study}: run {twice[0]} is in it already; add runs of another seed or size")
-    more = (plan.total_flops + sum(c.flops for c in cells), plan.total_seconds + sum(c.seconds for c in cells))
-    return replace(plan, cells=(*plan.cells, *cells), total_flops=more[0], total_seconds=more[1])
-
-
-def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:
-    """A run with its counted numbers; epochs and seconds, which need a text and a machine, are left open."""
-    counts = count_params(spec.model)
-    return Cell(
-        spec=spec,
-        role="trunk" if spec.keeps else role,
-        n_params=counts["total"],
-        n_params_non_embedding=counts["non_embedding"],
-        flops=float(flops_per_token(spec.model) * spec.tokens),
-        flops_6nd=flops_6nd(counts["total"], spec.tokens),
-        epochs=None,
-        seconds=0.0,
-    )
-
-
-def _resolve(
-    study: Study, c: _Candidate, seed: int, rates: RateLaw | None = None, horizon: float | None = None
-) -> RunSpec:
-    """Every number of a run, from the study's rules and a sweep's rates.
-
-    `horizon`: tokens at which batch, rate, decay and warmup are set, where they are not the run's own.
-    """
-    recipe, model = study.recipe, c.model
-    batch_seqs = _batch_seqs(recipe, model, horizon or c.tokens)
-    batch_tokens = batch_seqs * model.seq_len
-    steps = round(c.tokens / batch_tokens)
-    if steps < 1:
-        raise MisuseError(f"tokens: {c.tokens:g} are less than half a batch of {batch_tokens}; use more")
-    tokens = steps * batch_tokens
-    set_steps = steps if horizon is None else round(horizon / batch_tokens)
-    lr = rates.rate(set_steps * batch_tokens, batch_tokens) if rates else recipe.lr
-    by_horizon = recipe.decay_rule == "horizon"
-    return RunSpec(
-        model=model,
-        data=study.data,
-        budget_flops=c.budget,
-        tokens=tokens,
-        steps=steps,
-        batch_seqs=batch_seqs,
-        microbatch_seqs=recipe.microbatch_seqs,
-        optimizer=recipe.optimizer,
-        lr=lr,
-        embed_lr=recipe.embed_lr,
-        head_lr=recipe.head_lr,
-        b1=recipe.b1,
-        b2=recipe.b2,
-        eps=recipe.eps,
-        weight_decay=recipe.weight_decay / (lr * set_steps) if by_horizon else recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        z_loss=recipe.z_loss,
-        schedule=recipe.schedule,
-        warmup_steps=max(1, round(recipe.warmup_fraction * set_steps)),
-        decay_steps=max(1, round(recipe.decay_fraction * steps)),
-        final_fraction=recipe.final_fraction,
-        seed=seed,
-        adam_lr=recipe.adam_lr,
-        momentum=recipe.momentum,
-    )
+    return plan.with_cells((*plan.cells, *cells))
 
 
 def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[str, ...]:

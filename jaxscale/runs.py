@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -183,6 +183,15 @@ class Plan:
     """Identity of the training text it was made for; empty where the text was not on the machine."""
     schema: str = "jaxscale.plan/1"
 
+    @classmethod
+    def of_cells(cls, cells: Iterable[Cell], **fields: Any) -> Plan:
+        """A plan of these cells with their totals; FLOPs that runs share are counted once."""
+        return cls(**_with_totals(cells), **fields)
+
+    def with_cells(self, cells: Iterable[Cell]) -> Plan:
+        """The same plan of other cells."""
+        return replace(self, **_with_totals(cells))
+
     def __iter__(self) -> Iterator[RunSpec]:
         return (cell.spec for cell in self.cells)
 
@@ -219,6 +228,12 @@ class Plan:
                 raise MisuseError(f"plan.json: cell {run_id} hashes to {cell.run_id}; the file was edited or "
                                   f"written by another version; plan the study anew")  # fmt: skip
         return plan
+
+
+def _with_totals(cells: Iterable[Cell]) -> dict[str, Any]:
+    cells = tuple(cells)
+    flops, seconds = sum(cell.paid_flops for cell in cells), sum(cell.seconds for cell in cells)
+    return {"cells": cells, "total_flops": flops, "total_seconds": seconds}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ ORDER = [
     {"flops", "hardware"},
     {"runs", "laws", "study"},
     {"rates", "trunks"},
+    {"resolve"},
     {"plan", "sweep", "data", "model", "allocate"},
     {"tuning"},
     {"tables", "where", "collect"},

@@ -11,7 +11,8 @@ import pytest
 from tiny import make_study
 
 from jaxscale.errors import MisuseError
-from jaxscale.plan import describe_run, plan_isoflop
+from jaxscale.plan import plan_isoflop
+from jaxscale.resolve import describe_run
 from jaxscale.runs import RunResult, RunSpec, write_json
 from jaxscale.sweep import Way, group_cells, pack_key, reset_cell
 from jaxscale.train.engine import Packed

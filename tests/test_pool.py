@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from tiny import make_study
 
-from jaxscale.plan import describe_run, plan_isoflop
+from jaxscale.plan import plan_isoflop
+from jaxscale.resolve import describe_run
 from jaxscale.runs import write_json
 from jaxscale.sweep import Job, read_plan, read_status
 from jaxscale.train.packs import Pack, PackFolder, open_packs

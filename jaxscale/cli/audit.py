@@ -6,7 +6,7 @@ Resumable as `run` is: what has ended is kept, a killed rerun goes on from its c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -138,9 +138,7 @@ def _keep_begun(whole: Plan, wanted: Plan, folder: Path) -> Plan:
     """The plan of the audit's folder: what is asked for now, and what earlier calls have begun."""
     ids = {cell.run_id for cell in wanted.cells}
     begun = {s.cell.run_id for s in read_status(folder, whole.cells) if s.step or s.state != "planned"}
-    cells = tuple(cell for cell in whole.cells if cell.run_id in ids | begun)
-    flops, seconds = sum(cell.flops for cell in cells), sum(cell.seconds for cell in cells)
-    return replace(whole, cells=cells, total_flops=flops, total_seconds=seconds)
+    return whole.with_cells(cell for cell in whole.cells if cell.run_id in ids | begun)
 
 
 def _print_cost(wanted: Plan, folder: Path, console: Console) -> None:

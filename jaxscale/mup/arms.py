@@ -105,15 +105,12 @@ def plan_audit(planned: Plan, arms: Sequence[Arm], factor: float) -> Plan:
     if not (math.isfinite(factor) and factor > 1):
         raise MisuseError(f"--factor: {factor:g} asks for no other rate; use a number above 1, as in 2")
     rule = from_plain(planned.config, Study).recipe.decay_rule
-    cells = tuple(cell for arm in arms for cell in list_cells(arm, factor, rule))
+    cells = (cell for arm in arms for cell in list_cells(arm, factor, rule))
     kept = "lr * weight_decay * steps is" if rule == "horizon" else "weight_decay is"
     return replace(
-        planned,
+        planned.with_cells(cells),
         study=f"{planned.study}, tuning audit",
-        cells=cells,
         dropped=(),
         assumptions=(f"each cell at 1/{factor:g} and {factor:g} times its learning rate, same seed; {kept} that of "
                      f"the study",),
-        total_flops=sum(cell.paid_flops for cell in cells),
-        total_seconds=sum(cell.seconds for cell in cells),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from jaxscale.flops import count_params, flops_per_token
 from jaxscale.format import format_count
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import MAX_SEED, check_limits
-from jaxscale.plan import plan_run
+from jaxscale.resolve import plan_run
 from jaxscale.runs import Cell, Plan, RunSpec, from_plain, to_plain
 from jaxscale.sweep import CellStatus
 
@@ -91,15 +91,13 @@ def _question(cell: Cell) -> RunSpec:
 
 
 def _total(study: Study, cells: Sequence[Cell]) -> Plan:
-    return Plan(
+    return Plan.of_cells(
+        cells,
         study=study.name,
-        cells=tuple(cells),
         dropped=(),
         assumptions=(f"time: {parse_hardware(study.hardware).describe()}; compiling not counted",),
         config=to_plain(study),
         hardware=study.hardware,
-        total_flops=sum(cell.flops for cell in cells),
-        total_seconds=sum(cell.seconds for cell in cells),
     )
 
 
