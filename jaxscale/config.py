@@ -144,6 +144,9 @@ class Recipe:
     """wsd only: the last fraction of the steps decays."""
     final_fraction: float = 0.1
     """Learning rate at the end over its peak."""
+    average_fraction: float = 0.0
+    """Validate, and keep, the mean of the weights over this last fraction of the steps (Izmailov et al. 2018,
+    1803.05407; Sandler et al. 2023, 2301.02312); 0: the last weights."""
     batch_coefficient: float = 1.0
     """Batch rule: batch in tokens = coefficient * D^exponent, D the cell's training tokens."""
     batch_exponent: float = 0.5

@@ -39,6 +39,7 @@ BETWEEN = {
     "recipe.warmup_fraction": (0.0, 1.0),
     "recipe.decay_fraction": (0.0, 1.0),
     "recipe.final_fraction": (0.0, 1.0),
+    "recipe.average_fraction": (0.0, 1.0),
     "model.depth_alpha": (0.5, 1.0),
 }
 """Least and largest value, both allowed."""

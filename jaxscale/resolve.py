@@ -69,6 +69,7 @@ def resolve_run(
         seed=seed,
         adam_lr=recipe.adam_lr,
         momentum=recipe.momentum,
+        average_steps=round(recipe.average_fraction * steps),
     )
 
 

@@ -94,6 +94,7 @@ class RunSpec:
     seed: int
     adam_lr: float = 1.0
     momentum: float = 0.95
+    average_steps: int = 0
     keeps: tuple[int, ...] = ()
     """A trunk: the steps whose states it keeps for its branches, rising, the last one its end."""
     parent: str = ""
@@ -126,7 +127,7 @@ def _drop_silent(plain: dict[str, Any]) -> None:
             plain["model"].pop(name)
     if plain["model"]["init_scale"] == 1:
         plain["model"].pop("init_scale")
-    for name in ("keeps", "parent", "parent_step"):
+    for name in ("keeps", "parent", "parent_step", "average_steps"):
         if not plain[name]:
             plain.pop(name)
 

@@ -47,6 +47,9 @@ def branch_off(runs: Sequence[RunSpec]) -> tuple[RunSpec, tuple[RunSpec, ...]]:
     if len(shared) != 1:
         raise MisuseError(f"{len(runs)} runs share no trunk: they differ in more than {', '.join(HORIZON)}")
     first = runs[0]
+    if first.average_steps:
+        raise MisuseError("recipe.average_fraction: branches of a trunk end in their last weights; use 0, or "
+                          "--grid.schedule runs")  # fmt: skip
     starts = [run.steps - run.decay_steps for run in runs]
     if first.schedule != "wsd" or min(starts) <= first.warmup_steps:
         raise MisuseError(f"a trunk of schedule {first.schedule!r} with {first.warmup_steps} steps of warmup is too "

@@ -140,3 +140,23 @@ def test_mesh_that_does_not_fit_the_devices_is_refused() -> None:
 def test_batch_that_does_not_divide_names_the_way_out() -> None:
     with pytest.raises(MisuseError, match="6 does not divide over 4 devices; use 4 or 8"):
         check_batch(6, make_mesh(MeshConfig(), jax.devices()[:4]))
+
+
+def test_the_average_is_the_mean_of_the_last_weights_and_changes_no_step() -> None:
+    """Of 16 steps the last 5, gathered one dispatch at a time without averaging."""
+    hyper = HYPER._replace(steps=jnp.float32(16), average_steps=jnp.float32(5))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    plain = make_program(MODEL, "cosine", SLOTS, mesh, jnp.float32)
+    averaging = make_program(MODEL, "cosine", SLOTS, mesh, jnp.float32, averages=True)
+    state, gathered = plain.init(jnp.uint32(0)), []
+    for i in range(16):
+        batch = plain.put_batch(pad(WINDOWS[i : i + 1]))
+        state, _ = plain.train(8)(state, batch, jnp.int32(1), jnp.int32(1), hyper)
+        gathered.append(jax.tree.map(np.asarray, state.params))
+    whole, _ = averaging.train(8)(
+        averaging.init(jnp.uint32(0)), averaging.put_batch(WINDOWS), jnp.int32(16), jnp.int32(1), hyper
+    )
+    mean = jax.tree.map(lambda *weights: np.mean(weights[-5:], axis=0), *gathered)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole.answer, mean)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole.params, state.params)
+    assert state.answer is state.params

@@ -176,8 +176,8 @@ def read_curve(folder: Path, status: CellStatus) -> Curve | None:
 
 
 def _alike(one: RunSpec, other: RunSpec) -> bool:
-    """Whether two runs anneal alike: schedule, optimizer, and warmup and decay as shares of their steps."""
+    """Whether two runs anneal alike: schedule, optimizer, and warmup, decay and averaging as shares of their steps."""
     shares = [abs(getattr(one, name) / one.steps - getattr(other, name) / other.steps) for name in
-              ("warmup_steps", "decay_steps")]  # fmt: skip
+              ("warmup_steps", "decay_steps", "average_steps")]  # fmt: skip
     same = all(getattr(one, name) == getattr(other, name) for name in ("schedule", "optimizer", "final_fraction"))
     return same and max(shares) <= SHARE

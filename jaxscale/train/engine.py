@@ -79,7 +79,7 @@ class Single:
 
     def __init__(self, spec: RunSpec, slots: int, mesh: Mesh, dtype: Any) -> None:
         self.spec, self.slots = spec, slots
-        self.program = make_program(strip_init(spec.model), spec.schedule, slots, mesh, dtype, spec.optimizer)
+        self.program = _program(spec, slots, mesh, dtype)
         self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]
         self.hyper = Hyper.from_spec(spec)
         self.accumulate = spec.batch_seqs // spec.microbatch_seqs
@@ -112,7 +112,7 @@ class Single:
 
     def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
         put = self.program.put_batch
-        return np.asarray(self.program.evaluate(state.params, put(windows), put(mask)))[None]
+        return np.asarray(self.program.evaluate(state.answer, put(windows), put(mask)))[None]
 
 
 class PackProgram:
@@ -174,7 +174,7 @@ class Packed:
         lanes = -(-len(specs) // len(self.devices)) * len(self.devices)
         self.fill = lanes - len(specs)
         alone = make_mesh(MeshConfig(), devices[:1])
-        program = make_program(strip_init(first.model), first.schedule, slots, alone, dtype, first.optimizer)
+        program = _program(first, slots, alone, dtype)
         self.program: PackProgram = make_pack(program, lanes, way, first.microbatch_seqs, self.devices)
         self.hyper = self._place(_stack([Hyper.from_spec(spec) for spec in specs]))
 
@@ -228,7 +228,12 @@ class Packed:
 
     def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
         put, same = jax.device_put, self.program.same
-        return np.asarray(self.program.sums(state.params, put(windows, same), put(mask, same)))[: len(self.specs)]
+        return np.asarray(self.program.sums(state.answer, put(windows, same), put(mask, same)))[: len(self.specs)]
+
+
+def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any) -> Program:
+    averages = spec.average_steps > 0
+    return make_program(strip_init(spec.model), spec.schedule, slots, mesh, dtype, spec.optimizer, averages)
 
 
 def _stack(trees: Sequence[Any]) -> Any:

@@ -49,6 +49,7 @@ class Hyper(NamedTuple):
     final_fraction: jax.Array
     adam_lr: jax.Array | np.float32 = np.float32(1)
     momentum: jax.Array | np.float32 = np.float32(0.95)
+    average_steps: jax.Array | np.float32 = np.float32(0)
 
     @classmethod
     def from_spec(cls, spec: RunSpec) -> Hyper:

@@ -26,11 +26,20 @@ __all__ = ["Program", "StepMetrics", "TrainState", "make_program", "strip_init",
 
 
 class TrainState(NamedTuple):
-    """Everything that a resumed run needs: parameters, optimizer moments, steps done."""
+    """Everything that a resumed run needs: parameters, optimizer moments, steps done, and the mean of the weights.
+
+    `average` is None where a run's result is its last weights.
+    """
 
     params: Any
     opt_state: Any
     step: jax.Array
+    average: Any = None
+
+    @property
+    def answer(self) -> Any:
+        """The weights that are validated."""
+        return self.params if self.average is None else self.average
 
 
 class StepMetrics(NamedTuple):
@@ -54,10 +63,11 @@ class Program:
     """
 
     def __init__(
-        self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw"
-    ) -> None:
+        self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
+        averages: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
-        self.optimizer = optimizer
+        self.optimizer, self.averages = optimizer, averages
         abstract = nnx.eval_shape(partial(make_decoder, model, 0, dtype))
         self.graphdef, self.abstract_params = nnx.split(abstract, nnx.Param)
         self.state_sharding = self._shard_state()
@@ -122,7 +132,8 @@ class Program:
         _, params = nnx.split(make_decoder(self.model, seed, self.dtype, stds), nnx.Param)
         zero = Hyper(*(jnp.float32(0) for _ in Hyper._fields))
         opt_state = make_optimizer(self.model, params, zero, self.optimizer).init(params)
-        return TrainState(params, opt_state, jnp.int32(0))
+        average = jax.tree.map(jnp.zeros_like, params) if self.averages else None
+        return TrainState(params, opt_state, jnp.int32(0), average)
 
     def apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         decoder: Decoder = nnx.merge(self.graphdef, params)
@@ -147,7 +158,7 @@ class Program:
             return jax.tree.map(jnp.add, total, grads), loss_sum + loss, params_start
 
         def one_step(i: jax.Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
-            (params, opt_state, step), metrics = carry
+            (params, opt_state, step, average), metrics = carry
             zeros = jax.tree.map(jnp.zeros_like, params)
             start = (params, i * accumulate)
             total, loss, _ = jax.lax.fori_loop(0, accumulate, add_microbatch, (zeros, jnp.float32(0), start))
@@ -155,10 +166,11 @@ class Program:
             updates, opt_state = optimizer.update(grads, opt_state, params)
             rate = learning_rate(step, hyper, self.schedule)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+            average = _take_in(average, params, step, hyper) if self.averages else None
             filled = StepMetrics(
                 metrics.loss.at[i].set(loss / accumulate), metrics.grad_norm.at[i].set(optax.tree.norm(grads))
             )
-            return TrainState(params, opt_state, step + 1), filled
+            return TrainState(params, opt_state, step + 1, average), filled
 
         empty = StepMetrics(jnp.zeros(self.slots), jnp.zeros(self.slots))
         return jax.lax.fori_loop(0, steps, one_step, (state, empty))
@@ -178,19 +190,27 @@ class Program:
         return jax.make_array_from_process_local_data(self.batch_sharding, windows)
 
 
+def _take_in(average: Any, params: Any, step: jax.Array, hyper: Hyper) -> Any:
+    """The mean over the last `average_steps` weights, after update number `step` (0-based) gave `params`."""
+    count = step + 1.0 - (hyper.steps - hyper.average_steps)
+    weight = jnp.where(count >= 1, 1 / jnp.maximum(count, 1), 0)
+    return jax.tree.map(lambda mean, p: mean + weight * (p - mean), average, params)
+
+
 def _contains(keys: tuple[str, ...], name: tuple[str, ...]) -> bool:
     return any(keys[i : i + len(name)] == name for i in range(len(keys) - len(name) + 1))
 
 
 @lru_cache(maxsize=64)
 def make_program(
-    model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw"
-) -> Program:
+    model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
+    averages: bool = False,
+) -> Program:  # fmt: skip
     """The program for these shapes and this optimizer, made once a process.
 
     Give `model` without its init scales (`strip_init`) where models of several are to share it.
     """
-    return Program(model, schedule, slots, mesh, dtype, optimizer)
+    return Program(model, schedule, slots, mesh, dtype, optimizer, averages)
 
 
 def strip_init(model: ModelConfig) -> ModelConfig:
