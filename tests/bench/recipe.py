@@ -23,12 +23,13 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "start": ("", ()),
     "micro2": ("start", (R + "microbatch-seqs", "2", R + "batch-min-tokens", "128")),
     "lr.014": ("micro2", (R + "lr", ".014")),
-    "lr.010": ("micro2", (R + "lr", ".010")),
-    "final0": ("micro2", (R + "final-fraction", "0")),
-    "warmup10": ("micro2", (R + "warmup-fraction", ".1")),
-    "half-batch": ("micro2", (R + "batch-coefficient", ".25")),
-    "b2.99": ("micro2", (R + "b2", ".99")),
-    "wsd30": ("micro2", (R + "schedule", "wsd", R + "decay-fraction", ".3", R + "final-fraction", "0")),
+    "final0": ("lr.014", (R + "final-fraction", "0")),
+    "average": ("final0", (R + "average-fraction", ".1")),
+    "half-batch": ("final0", (R + "batch-coefficient", ".25")),
+    "b2.99": ("final0", (R + "b2", ".99")),
+    "warmup10": ("final0", (R + "warmup-fraction", ".1")),
+    "wsd30": ("final0", (R + "schedule", "wsd", R + "decay-fraction", ".3")),
+    "wsd30-average": ("wsd30", (R + "final-fraction", ".3", R + "average-fraction", ".15")),
 }
 
 
