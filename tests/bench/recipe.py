@@ -18,7 +18,7 @@ from jaxscale.format import format_flops
 from jaxscale.source import read_observations
 
 STUDY = Path(__file__).parents[2] / "configs" / "studies" / "recipe.py"
-R = "--recipe."
+R, M = "--recipe.", "--model."
 STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "start": ("", ()),
     "micro2": ("start", (R + "microbatch-seqs", "2", R + "batch-min-tokens", "128")),
@@ -26,15 +26,27 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "final0": ("lr.014", (R + "final-fraction", "0")),
     "average": ("final0", (R + "average-fraction", ".1")),
     "half-batch": ("final0", (R + "batch-coefficient", ".25")),
+    "half-batch-lr.01": ("half-batch", (R + "lr", ".010")),
     "b2.99": ("final0", (R + "b2", ".99")),
     "warmup10": ("final0", (R + "warmup-fraction", ".1")),
     "wsd30": ("final0", (R + "schedule", "wsd", R + "decay-fraction", ".3")),
     "wsd30-average": ("wsd30", (R + "final-fraction", ".3", R + "average-fraction", ".15")),
+    "decay1": ("final0", (R + "weight-decay", "1")),
+    "decay4": ("final0", (R + "weight-decay", "4")),
+    "swiglu": ("final0", (M + "mlp", "swiglu", M + "mlp-ratio", "2.667", M + "mlp-multiple", "4")),
+    "relu2": ("final0", (M + "mlp", "relu2")),
+    "no-qk-norm": ("final0", (M + "no-qk-norm", "")),
+    "embed.5": ("final0", (M + "embed-std", ".5")),
+    "embed-lr1": ("final0", (R + "embed-lr", "1")),
+    "embed-lr4": ("final0", (R + "embed-lr", "4")),
+    "head-lr1.5": ("final0", (R + "head-lr", "1.5")),
+    "z-loss": ("final0", (R + "z-loss", "1e-4")),
+    "muon": ("final0", (R + "optimizer", "muon")),
 }
 
 
 def options_of(step: str) -> list[str]:
-    """All options of a step, those of the steps before it first; a later one of the same name wins."""
+    """All options of a step, those of the steps before it first; a later one of the same name wins; "" for a flag."""
     chain: list[tuple[str, ...]] = []
     while step:
         step, own = STEPS[step]
@@ -42,7 +54,7 @@ def options_of(step: str) -> list[str]:
     merged: dict[str, str] = {}
     for own in chain:
         merged |= dict(zip(own[::2], own[1::2], strict=True))
-    return [word for pair in merged.items() for word in pair]
+    return [word for pair in merged.items() for word in pair if word]
 
 
 def train_step(step: str, folder: Path, words: list[str]) -> None:
