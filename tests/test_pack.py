@@ -100,6 +100,20 @@ def test_preempted_pack_goes_on_to_the_same_bits(root: Path, specs: tuple[RunSpe
     assert not open_packs(out)
 
 
+def test_a_pack_that_averages_goes_on_to_the_same_mean(root: Path, specs: tuple[RunSpec, ...]) -> None:
+    """Preempted inside the averaging: the mean is part of the state; beside it each run alone, and without a mean."""
+    averaging = tuple(replace(spec, average_steps=60) for spec in specs[:3])
+    calls = iter(range(100))
+    with pytest.raises(Preempted, match="saved at step 64 of 100"):
+        train_pack(averaging, root / "mean", "turn", should_stop=lambda: next(calls) >= 1)
+    resumed = [result.loss for result in train_pack(averaging, root / "mean", "turn")]
+    whole = [result.loss for result in train_pack(averaging, root / "mean-whole", "turn")]
+    assert resumed == whole
+    assert whole == pytest.approx([train_run(spec, root / "mean-alone").loss for spec in averaging], rel=1e-5)
+    last = [train_run(spec, root / "alone").loss for spec in specs[:3]]
+    assert not any(a == pytest.approx(b, rel=1e-4) for a, b in zip(whole, last, strict=True))
+
+
 def test_a_member_that_was_reset_begins_anew(root: Path, specs: tuple[RunSpec, ...]) -> None:
     """Not from the state that the pack had saved, where it had diverged or trained for a while."""
     mixed, out, calls = with_diverging(specs), root / "reset", iter(range(100))
