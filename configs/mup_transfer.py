@@ -4,9 +4,10 @@ Purpose:  Under muP the best learning rate should not move with width, so that a
           ones. This sweep spans a factor of 8 in width, each run on the same 1M tokens, and says how far the best
           rate moves per doubling and what using the smallest width's rate costs at the largest, beside the same
           figures of the standard parameterization.
-Command:  jaxscale mup sweep configs/mup_transfer.py --widths 16 32 64 128 --seeds 3 --tokens 1048576 \
-              --lrs .00125 .0025 .005 .00707 .01 .0141 .02 .04 .08 .16 --out runs/mup_transfer
-          (--data.files 'corpus/**/*.txt' for your own text; without it the Python standard library's sources)
+Command:  jaxscale mup sweep configs/mup_transfer.py --widths 16 32 64 --seeds 3 --tokens 1048576 \
+              --lrs .00125 .0025 .005 .00707 .01 .0141 .02 .04 .08 --out runs/mup_transfer
+          and once more with --widths 128, where .08 is left out: the folder keeps both. docs/studies/mup_transfer.md
+          has the three commands of its study (--data.files 'corpus/**/*.txt' for your own text).
           Then over depth: --parameterizations completep mup --widths 32 --depths 2 4 8 16 --tokens 524288
 Cost:     about an hour on 2 CPU cores, stopped and gone on with at will; models of 14 to 459 thousand parameters.
 Expected: docs/studies/mup_transfer.md has the figures of one such sweep, on English.
