@@ -3,6 +3,7 @@
 Command: `python tests/bench/branches.py --out runs/branches_study`; it goes on where it was. Results: docs/branches.md.
 Three arms of one study file, each trained and fitted by `jaxscale run` in a folder of its own: branches of WSD trunks,
 the same cells as WSD runs, and as cosine runs. Further words go to every arm, as in --data.files 'corpus/*.txt'.
+Studies that are trained already: `--folders branches=DIR cosine=DIR`, nothing is trained.
 """
 
 import argparse
@@ -76,36 +77,45 @@ def tell_fits(folder: Path, C: float) -> dict[str, tuple[float, float, float]]:
     return found
 
 
+def find_arms(args: argparse.Namespace, words: list[str]) -> dict[str, Path]:
+    """The folder of each arm, trained."""
+    if args.folders:
+        return {name: Path(folder) for name, _, folder in (word.partition("=") for word in args.folders)}
+    for name, own in ARMS.items():
+        train_arm(args.study, args.out / name, [*own, "--name", name, *words])
+    return {name: args.out / name for name in ARMS}
+
+
+def compare_fits(fits: dict[str, dict[str, tuple[float, float, float]]], other: str) -> None:
+    for method in fits["branches"].keys() & fits[other].keys():
+        (a, low, high), (b, low_b, high_b) = fits["branches"][method], fits[other][method]
+        inside = low <= b <= high and low_b <= a <= high_b
+        half_width = math.hypot(high - low, high_b - low_b) / 2
+        print(f"  {method}: a differs by {a - b:+.3f}, combined 95% half-width {half_width:.3f}; each inside the "
+              f"other's interval: {'yes' if inside else 'no'}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=STUDY)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--compare-only", action="store_true", help="train nothing, read what is there")
+    parser.add_argument("--out", type=Path, default=Path("runs/branches_study"))
+    parser.add_argument("--folders", nargs="+", help="NAME=DIR of arms that are trained, branches among them")
     args, words = parser.parse_known_args()
-    for name, own in ARMS.items():
-        if not args.compare_only:
-            train_arm(args.study, args.out / name, [*own, "--name", name, *words])
+    arms = find_arms(args, words)
     costs, fits, losses = {}, {}, {}
-    for name in ARMS:
-        folder = args.out / name
+    for name, folder in arms.items():
         planned = read_plan(folder)
         costs[name], losses[name] = paid(folder, planned), grid_of(folder)
         print(f"{name}: {format_flops(costs[name][1])} FLOPs counted, {format_flops(costs[name][0])} planned, "
               f"{costs[name][2]:.0f} s")  # fmt: skip
         fits[name] = tell_fits(folder, 10 * max(planned.config["grid"]["budgets"]))
-    for other in ("wsd", "cosine"):
-        share = costs["branches"][1] / costs[other][1]
-        print(
-            f"branches against {other}: {share:.0%} of its FLOPs, "
-            f"{costs['branches'][2] / costs[other][2]:.0%} of its time"
-        )
+    for other in arms.keys() - {"branches"}:
+        shares = [
+            f"{costs['branches'][i] / costs[other][i]:.0%} of its {what}" for i, what in ((1, "FLOPs"), (2, "time"))
+        ]
+        print(f"branches against {other}: {', '.join(shares)}")
         print("\n".join(compare_losses(losses, other)))
-        for method in fits["branches"].keys() & fits[other].keys():
-            (a, low, high), (b, low_b, high_b) = fits["branches"][method], fits[other][method]
-            inside = low <= b <= high and low_b <= a <= high_b
-            widths = math.hypot(high - low, high_b - low_b) / 2
-            print(f"  {method}: a differs by {a - b:+.3f}, combined 95% half-width {widths:.3f}; each inside the "
-                  f"other's interval: {'yes' if inside else 'no'}")  # fmt: skip
+        compare_fits(fits, other)
 
 
 if __name__ == "__main__":
