@@ -1,7 +1,7 @@
 """The proof: a grid up to 1e12 FLOPs, from which runs at 10 and 30 times that are forecast before they are trained.
 
-Purpose:  Six budgets a factor 2 apart with repeated seeds, so that the minima stand above the seed noise and the curve of
-          the best loss has a shape to extrapolate. The recipe is the one of docs/studies/recipe.md. The runs that test
+Purpose:  Six budgets a factor 2 apart with repeated seeds, so that the minima stand above the seed noise and the curve
+          of the best loss has a shape to extrapolate. The recipe is that of docs/studies/recipe.md. The runs that test
           the forecast are another study, configs/studies/proof_targets.py.
 Command:  jaxscale run configs/studies/proof.py --data.files 'CORPUS/*.xz' --out runs/proof
           then fit, forecast and `jaxscale register add`, as docs/studies/proof.md tells.
