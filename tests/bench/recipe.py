@@ -30,6 +30,7 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "warmup10": ("final0", (R + "warmup-fraction", ".1")),
     "wsd30": ("final0", (R + "schedule", "wsd", R + "decay-fraction", ".3")),
     "half-batch-lr.01": ("warmup10", (R + "batch-coefficient", ".25", R + "lr", ".010")),
+    "batch.7": ("warmup10", (R + "batch-coefficient", ".0324", R + "batch-exponent", ".7")),
     "warmup20": ("warmup10", (R + "warmup-fraction", ".2")),
     "b2.99-warm": ("warmup10", (R + "b2", ".99")),
     "embed-lr1": ("warmup10", (R + "embed-lr", "1")),
