@@ -8,7 +8,8 @@ then rows are refused.
 
 Conventions are switched here, so that every method sees the same numbers: `count` says which column N is,
 `flops_rule` "6ND" recomputes C from it (budgets stay the groups they were), `loss_unit` "bits" turns bits per
-token into nats.
+token into nats. `near` keeps of each budget the sizes within a factor of its lowest cell's: a law that misses the far
+arms of the curves may hold around their minima, which are what it is to extrapolate.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ from jaxscale.where import column_of, select_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BUDGET_WIDTH", "CANONICAL", "COUNTS", "as_observations", "label_budgets", "read_observations", "recount"]
+__all__ = [
+    "BUDGET_WIDTH",
+    "CANONICAL",
+    "COUNTS",
+    "as_observations",
+    "keep_near",
+    "label_budgets",
+    "read_observations",
+    "recount",
+]
 
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
@@ -56,11 +66,13 @@ def read_observations(
     count: str = "N",
     flops_rule: str = "given",
     loss_unit: str = "nats",
+    near: float | None = None,
 ) -> Observations:
     """Read a study folder, CSV, Parquet or DataFrame; every row that is no evidence is listed.
 
     `columns` maps canonical names to the table's own; `count`, `flops_rule` (given or 6ND) and `loss_unit` (nats
-    or bits) switch conventions. MisuseError: no such file, column or expression; VerdictError: no row is left.
+    or bits) switch conventions, `near` is `keep_near`'s factor. MisuseError: no such file, column or expression;
+    VerdictError: no row is left.
 
     >>> import pandas as pd
     >>> obs = read_observations(pd.DataFrame({"N": [1e6, -1.0], "D": [2e7, 2e7], "loss": [3.1, 3.0]}))
@@ -77,7 +89,33 @@ def read_observations(
     if frame.empty:
         raise VerdictError(f"{record['path']}: none of {len(raw)} rows is usable: {_why_none(chosen, refused)}")
     obs = Observations(frame=frame, refused=tuple(refused), source=record, rule=rule)
-    return recount(obs, count=count, flops_rule=flops_rule, loss_unit=loss_unit)
+    obs = recount(obs, count=count, flops_rule=flops_rule, loss_unit=loss_unit)
+    return obs if near is None else keep_near(obs, near)
+
+
+def keep_near(obs: Observations, factor: float) -> Observations:
+    """The runs whose N lies within `factor` of their budget's lowest cell (mean over seeds); the others are refused.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"N": [1e6, 2e6, 9e6], "D": [9e7, 4.5e7, 1e7], "loss": [3.0, 2.9, 3.2]})
+    >>> keep_near(read_observations(table), 3).refused
+    ({'row': 2, 'reason': "N is 4.5 times that of its budget's lowest cell, more than near = 3"},)
+    """
+    if not (np.isfinite(factor) and factor > 1):
+        raise MisuseError(f"near: {factor:g} keeps no sizes around a minimum; use a factor above 1, as in 3")
+    frame = obs.frame
+    budget = frame["budget"] if "budget" in frame else label_budgets(frame["C"].to_numpy())
+    cells = frame.assign(_budget=budget).groupby(["_budget", "N"])["loss"].mean()
+    lowest = cells.groupby("_budget").idxmin().map(lambda cell: cell[1])
+    ratio = (frame["N"] / lowest.loc[budget].to_numpy()).to_numpy()
+    good = np.abs(np.log(ratio)) <= np.log(factor) * (1 + 1e-9)
+    rows = frame["row"] if "row" in frame else frame.index.to_series()
+    refused = [{"row": int(rows.iloc[i]), "reason": f"N is {ratio[i]:.3g} times that of its budget's lowest cell, "
+                f"{'more than' if ratio[i] > 1 else 'less than 1 /'} near = {factor:g}"}
+               for i in np.flatnonzero(~good)]  # fmt: skip
+    kept = frame[good].reset_index(drop=True)
+    record = {**obs.source, "near": factor, "rows_used": len(kept), "rows_refused": [*obs.refused, *refused]}
+    return Observations(frame=kept, refused=(*obs.refused, *refused), source=record, rule=obs.rule)
 
 
 def recount(obs: Observations, *, count: str = "N", flops_rule: str = "given", loss_unit: str = "nats") -> Observations:

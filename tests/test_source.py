@@ -8,7 +8,7 @@ import pytest
 
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit.cells import gather_cells
-from jaxscale.source import read_observations
+from jaxscale.source import keep_near, read_observations
 
 
 @pytest.fixture
@@ -183,3 +183,19 @@ def test_bits_turn_every_loss_of_the_table_into_nats(frame):
     obs = read_observations(frame.assign(loss_std_error=0.01, train_loss=2.0), loss_unit="bits")
     assert obs.frame["loss_std_error"].tolist() == pytest.approx([0.01 * np.log(2)] * 6)
     assert obs.frame["train_loss"].tolist() == pytest.approx([2 * np.log(2)] * 6)
+
+
+def test_near_keeps_sizes_around_each_budgets_lowest_cell_and_lists_the_others() -> None:
+    """Two budgets with minima at N = 2 and 4, seeds averaged first: one lucky run moves no minimum."""
+    rows = [(100, 1, 3.2), (100, 2, 3.0), (100, 4, 3.1), (100, 8, 3.4), (100, 4, 3.1), (100, 2, 3.0), (100, 8, 2.9),
+            (100, 8, 3.4), (400, 1, 3.3), (400, 2, 2.8), (400, 4, 2.7), (400, 16, 2.9)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["C", "N", "loss"]).assign(D=lambda t: t.C / (6 * t.N))
+    near = keep_near(read_observations(table), 2)
+    assert sorted(set(zip(near.frame.C, near.frame.N, strict=True))) == [
+        (100, 1), (100, 2), (100, 4), (400, 2), (400, 4),
+    ]  # fmt: skip
+    assert [row["row"] for row in near.refused] == [3, 6, 7, 8, 11]
+    assert near.refused[-1]["reason"] == "N is 4 times that of its budget's lowest cell, more than near = 2"
+    assert near.source["near"] == 2 and near.source["rows_used"] == 7
+    with pytest.raises(MisuseError, match="near: 1 keeps no sizes around a minimum; use a factor above 1"):
+        keep_near(read_observations(table), 1)

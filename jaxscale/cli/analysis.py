@@ -50,6 +50,8 @@ class FitOptions(TableOptions):
     as FITS.json."""
     law: str = "chinchilla"
     """The parametric law by name (docs/laws.md lists them): chinchilla is L = E + A/N^alpha + B/D^beta."""
+    near: float | None = None
+    """Only sizes within this factor of their budget's lowest cell, as in 4: for a law that misses the far arms."""
     objective: Literal["huber", "lad", "squares"] = "huber"
     """Loss on log residuals, summed."""
     delta: str = "auto"
@@ -208,6 +210,7 @@ def read_table(source: str, table: TableOptions) -> Observations:
     return read_observations(
         source, columns=_pairs("columns", table.columns), where=table.where, count=table.count_params,
         flops_rule=table.flops_rule, loss_unit=table.loss_unit,
+        near=table.near if isinstance(table, FitOptions) else None,
     )  # fmt: skip
 
 
