@@ -20,7 +20,7 @@ def get_study() -> Study:
         recipe=Recipe(),
         grid=Grid(
             budgets=(3e10, 6e10, 1.2e11, 2.5e11, 5e11, 1e12),
-            widths=(8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 112),
+            widths=(8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160),
             tokens_per_param=22.0,
             spread=4.0,
             sizes_per_budget=7,
