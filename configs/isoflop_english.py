@@ -17,7 +17,10 @@ def get_study() -> Study:
     return Study(
         name="isoflop_english",
         model=ModelConfig(n_layers=2, head_dim=8, seq_len=64, vocab_size=256, base_d_model=32, base_n_layers=2),
-        recipe=Recipe(lr=0.02, weight_decay=2.0, batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=256),
+        recipe=Recipe(
+            lr=0.014, embed_lr=3.0, head_lr=3.0, weight_decay=2.0, warmup_fraction=0.2, final_fraction=0.0,
+            batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
+        ),
         grid=Grid(
             budgets=(3e11, 1e12, 3e12, 1e13),
             widths=(16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256),
@@ -29,4 +32,4 @@ def get_study() -> Study:
             holdout_sizes=2,
         ),
         data=DataConfig(files=("corpus/**/*.txt",), tokenizer="bytes", val_tokens=262_144, max_epochs=1.0),
-    )
+    )  # fmt: skip

@@ -17,7 +17,10 @@ def get_study() -> Study:
     return Study(
         name="proof",
         model=ModelConfig(n_layers=2, head_dim=8, seq_len=64, vocab_size=256, base_d_model=32, base_n_layers=2),
-        recipe=Recipe(),
+        recipe=Recipe(
+            lr=0.014, embed_lr=3.0, head_lr=3.0, weight_decay=2.0, warmup_fraction=0.2, final_fraction=0.0,
+            batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
+        ),
         grid=Grid(
             budgets=(3e10, 6e10, 1.2e11, 2.5e11, 5e11, 1e12),
             widths=(8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160),
@@ -29,4 +32,4 @@ def get_study() -> Study:
         data=DataConfig(tokenizer="bytes", val_tokens=524_288, max_epochs=1.0),
         mesh=MeshConfig(packs="auto"),
         forecast_flops=(1e13, 3e13),
-    )
+    )  # fmt: skip

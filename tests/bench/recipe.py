@@ -39,6 +39,7 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "swiglu": ("warmup10", (M + "mlp", "swiglu", M + "mlp-ratio", "2.667", M + "mlp-multiple", "4")),
     "joint": ("batch.7", (R + "warmup-fraction", ".2", R + "embed-lr", "4")),
     "joint-lr.010": ("joint", (R + "lr", ".010")),
+    "chosen": ("warmup20", (R + "embed-lr", "3")),
     "no-qk-norm": ("warmup10", (M + "no-qk-norm", "")),
     "head-lr6": ("warmup10", (R + "head-lr", "6")),
     "embed.5": ("warmup10", (M + "embed-std", ".5")),
