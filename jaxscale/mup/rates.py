@@ -206,7 +206,9 @@ def judge_points(curve: Curve) -> tuple[Status, str]:
     if len(block) < MIN_RATES:
         told = f"{len(block)} neighbouring stable rates of {len(curve.x)} tried, at least {MIN_RATES} are needed"
         told += "; add lower ones, where no run diverges" if curve.diverged.any() else ""
-        return "too_few", told + ("; add rates next to the lowest, or reset the stopped" if curve.censored.any() else "")
+        return "too_few", told + (
+            "; add rates next to the lowest, or reset the stopped" if curve.censored.any() else ""
+        )
     lowest = int(block[np.argmin(curve.mean[block])])
     if lowest in (block[0], block[-1]):
         return "edge", edge_reason(curve, block, last=lowest == block[-1])
