@@ -38,6 +38,7 @@ __all__ = [
     "Stop",
     "Trace",
     "check_stoppable",
+    "is_beside",
     "judge_run",
     "keep_order",
     "list_contests",
@@ -160,14 +161,21 @@ class Contest:
         rates = sorted(cell.spec.lr for cell in self.cells)
         place = [rates.index(cell.spec.lr) for cell in self.cells]
         return {
-            cell.run_id: tuple(r.run_id for j, r in enumerate(self.cells[:i]) if not self._beside(place[i], place[j]))
+            cell.run_id: tuple(
+                r.run_id for j, r in enumerate(self.cells[:i]) if not is_beside(place[i], place[j], len(place))
+            )
             for i, cell in enumerate(self.cells)
         }
 
-    def _beside(self, place: int, rival: int) -> bool:
-        """Whether a place is among the NARROWEST next to the rival's."""
-        first = min(max(rival - NARROWEST // 2, 0), max(len(self.cells) - NARROWEST, 0))
-        return first <= place < first + NARROWEST
+
+def is_beside(place: int, rival: int, rates: int) -> bool:
+    """Whether a rate, by its place among them all, is one of the NARROWEST next to the rival's.
+
+    >>> [place for place in range(9) if is_beside(place, rival=1, rates=9)]
+    [0, 1, 2, 3, 4]
+    """
+    first = min(max(rival - NARROWEST // 2, 0), max(rates - NARROWEST, 0))
+    return first <= place < first + NARROWEST
 
 
 def list_contests(cells: Sequence[Cell], decay_rule: str, order: Sequence[str]) -> tuple[Contest, ...]:

@@ -151,8 +151,8 @@ def _tell_censored(statuses: Sequence[CellStatus], folder: Path, console: Consol
     whole = sum(status.cell.flops for status in statuses)
     saved = sum(status.cell.flops - status.result.flops for status in stopped if status.result)
     console.print(f"{len(stopped)} of {len(statuses)} runs were stopped as hopeless and are no evidence, which saved "
-                  f"{saved / whole:.1%} of the FLOPs. To train them from the start to their ends: `jaxscale reset {folder} "
-                  f"--censored`, then mup sweep without --stop-hopeless", soft_wrap=True, markup=False)  # fmt: skip
+                  f"{saved / whole:.1%} of the FLOPs. To train them from the start to their ends: `jaxscale reset "
+                  f"{folder} --censored`, then mup sweep without --stop-hopeless", soft_wrap=True, markup=False)  # fmt: skip
 
 
 def _print_plan(planned: Plan, console: Console) -> None:

@@ -25,12 +25,24 @@ import pandas as pd
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 from jaxscale import hopeless  # noqa: E402
-from jaxscale.hopeless import NARROWEST, NEAR, RUNGS, SMOOTH, Rung, Stop, Trace, judge_run, mean_loss  # noqa: E402
+from jaxscale.hopeless import (  # noqa: E402
+    NEAR,
+    RUNGS,
+    SMOOTH,
+    Rung,
+    Stop,
+    Trace,
+    is_beside,
+    judge_run,
+    mean_loss,
+    stop_margin,
+)
 from jaxscale.mup import analyse_sweep  # noqa: E402
 from jaxscale.mup.transfer import Transfer  # noqa: E402
 
 ALIKE = ["parameterization", "width", "depth", "tokens", "batch_tokens", "weight_decay", "init_scale", "seed"]
-Order = Callable[[int], Sequence[int]]
+Order = Callable[[int, int], Sequence[int]]
+"""Places of the rates in the order handed out, of their number and the contest's."""
 
 
 @dataclass(frozen=True)
@@ -56,41 +68,35 @@ class Sweep:
             yield rows.sort_values("lr", ignore_index=True)
 
 
-def center_out(n: int) -> list[int]:
+def center_out(n: int, k: int) -> list[int]:
     """The order of jaxscale.hopeless.keep_order."""
     return sorted(range(n), key=lambda i: abs(i - (n - 1) / 2))
 
 
 ORDERS: dict[str, Order] = {
     "from the middle out": center_out,
-    "rising rates": lambda n: list(range(n)),
-    "falling rates": lambda n: list(range(n))[::-1],
-    "drawn at random": lambda n: np.random.default_rng(n).permutation(n).tolist(),
+    "rising rates": lambda n, k: list(range(n)),
+    "falling rates": lambda n, k: list(range(n))[::-1],
+    "drawn at random for each contest": lambda n, k: np.random.default_rng(k).permutation(n).tolist(),
 }
 
 
-def beside(place: int, rival: int, n: int) -> bool:
-    """Whether a place is among the NARROWEST next to a rival's."""
-    first = min(max(rival - NARROWEST // 2, 0), max(n - NARROWEST, 0))
-    return first <= place < first + NARROWEST
-
-
 def replay(sweep: Sweep, order: Order | None, rungs: Sequence[Rung] = RUNGS) -> dict[str, Stop]:
-    """The runs stopped, by id: in an order, or (None) each beside all others. A stopped run ends where it is stopped."""
+    """The runs stopped, by id: in an order, or (None) each beside all others."""
     stopped: dict[str, Stop] = {}
-    for rows in sweep.contests():
+    for k, rows in enumerate(sweep.contests()):
         n, steps = len(rows), int(rows["steps"][0])
-        rank = np.argsort(order(n)) if order else None
+        rank = np.argsort(order(n, k)) if order else None
         for rung in rungs:
-            new = {}
+            new: dict[str, Stop] = {}
             for i, run in enumerate(rows["run_id"]):
                 rivals = [sweep.traces[other] for j, other in enumerate(rows["run_id"])
-                          if i != j and other not in stopped and not beside(i, j, n)
+                          if i != j and other not in stopped and not is_beside(i, j, n)
                           and (rank is None or rank[j] < rank[i])]  # fmt: skip
-                if run not in stopped and (
-                    stop := judge_run(steps, _until(sweep.traces[run], steps, rung), rivals, rung)
-                ):
-                    new[run] = stop
+                if run in stopped:
+                    continue
+                stop = judge_run(steps, _until(sweep.traces[run], steps, rung), rivals, rung)
+                new |= {run: stop} if stop else {}
             stopped |= new
     return stopped
 
@@ -108,17 +114,17 @@ def censor(sweep: Sweep, stopped: dict[str, Stop]) -> pd.DataFrame:
 
 
 def print_kept(sweeps: Sequence[Sweep]) -> None:
-    """What is left at the end of gaps of more than NEAR, rate below and above the rival's; noise of a run's gain."""
-    print(
-        "| rung | sweep | below: pairs | least kept | 5% of pairs | above: pairs | least kept | 5% of pairs | noise |"
-    )
-    print("|" + " --- |" * 9)
+    """What is left at the end of gaps of more than NEAR, the largest gap of a run that ended within NEAR; noise."""
+    print("| rung | sweep | rate below: pairs | least kept | largest gap that ended near | margin | rate above: pairs "
+          "| least kept | largest gap that ended near | margin | noise |\n|" + " --- |" * 11)  # fmt: skip
     for rung in RUNGS:
         for sweep in sweeps:
-            below, above = _gaps(sweep, rung)
-            told = [
-                f"{len(k)} | {min(k):.2f} | {np.quantile(k, 0.05):.2f}" if k else "0 | – | –" for k in (below, above)
-            ]
+            told = []
+            for side, (gaps, ends) in enumerate(_gaps(sweep, rung)):
+                large = gaps > math.log1p(NEAR)
+                least = f"{(ends / gaps)[large].min():.2f}" if large.any() else "–"
+                near = f"{gaps[ends <= math.log1p(NEAR)].max():.3f}"
+                told.append(f"{large.sum()} | {least} | {near} | {stop_margin(rung, bool(side)):.3f}")
             print(f"| {rung.share:g} | {sweep.name} | {told[0]} | {told[1]} | {_noise(sweep, rung):.4f} |")
     print(flush=True)
 
@@ -130,16 +136,18 @@ def _mean(sweep: Sweep, run: Any, rung: Rung) -> float:
     return math.log(mean)
 
 
-def _gaps(sweep: Sweep, rung: Rung) -> tuple[list[float], list[float]]:
-    kept: tuple[list[float], list[float]] = ([], [])
+def _gaps(sweep: Sweep, rung: Rung) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Log gaps at the rung and at the end of every two runs of a contest, from the one ahead at the rung: of those
+    whose rate is below that one's, and above it."""
+    found: list[list[tuple[float, float]]] = [[], []]
     for rows in sweep.contests():
         now = [_mean(sweep, run, rung) for run in rows.itertuples()]
         end = np.log(rows["loss"])
         for i in range(len(rows)):
             for j in range(len(rows)):
-                if now[i] - now[j] > math.log1p(NEAR):
-                    kept[i > j].append(float(end[i] - end[j]) / (now[i] - now[j]))
-    return kept
+                if now[i] > now[j]:
+                    found[i > j].append((now[i] - now[j], float(end[i] - end[j])))
+    return [(np.array(side)[:, 0], np.array(side)[:, 1]) for side in found]
 
 
 def _noise(sweep: Sweep, rung: Rung) -> float:
@@ -207,8 +215,9 @@ def _moved(whole: Transfer, some: Transfer) -> Iterator[str]:
         both = [abs(a.log2_lr - b.log2_lr) for a, b in pairs if a.log2_lr is not None and b.log2_lr is not None]
         lost = sum(a.status == "ok" and b.status != "ok" for a, b in pairs)
         name = f"{told.parameterization} over {told.against}s"
-        yield (f"{name} | {lost} | {max(both, default=math.nan):.3g} | {told.shift:+.4f} | {other.shift:+.4f} | "
-               f"{told.regret_relative_high or math.nan:.4%} | {other.regret_relative_high or math.nan:.4%}")  # fmt: skip
+        bounds = [f"{one.regret_relative_high or math.nan:.4%}" for one in (told, other)]
+        yield (f"{name} | {lost} | {max(both, default=math.nan):.3g} | {told.shift:+.4f} | {other.shift:+.4f} "
+               f"| {bounds[0]} | {bounds[1]}")  # fmt: skip
 
 
 def print_margins(sweeps: Sequence[Sweep]) -> None:
@@ -216,8 +225,9 @@ def print_margins(sweeps: Sequence[Sweep]) -> None:
     print("| near | kept | deviations | sweep | stopped | of them within 6% | in a window | least gap | ends hopeless "
           "| saved |\n|" + " --- |" * 10)  # fmt: skip
     near, certain = hopeless.NEAR, hopeless.CERTAIN
-    for share, keep, deviations in ((near, True, certain), (near, True, 0.0), (near, False, certain), (0.03, True, certain),
-                                    (0.03, False, 0.0), (0.01, False, 0.0)):  # fmt: skip
+    tried = ((near, True, certain), (near, True, 0.0), (near, False, certain), (near, False, 0.0),
+             (0.03, True, certain), (0.01, True, certain), (0.01, False, 0.0))  # fmt: skip
+    for share, keep, deviations in tried:
         hopeless.NEAR, hopeless.CERTAIN = share, deviations
         rungs = RUNGS if keep else [replace(rung, kept_below=1.0, kept_above=1.0) for rung in RUNGS]
         replays = [replay(sweep, None, rungs) for sweep in sweeps]
