@@ -3,17 +3,19 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from planted_sweep import plant_sweep
+from rich.console import Console
 from test_main_job import jaxscale
 from tiny import make_study, write_study
 
 from jaxscale.cli import dispatch
+from jaxscale.cli import sweep as cli_sweep
 from jaxscale.collect import collect_runs
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
@@ -196,6 +198,36 @@ def test_a_stop_is_unfounded_where_the_last_rival_came_to_no_loss() -> None:
                                        "e": "its rival gone has no result"}  # fmt: skip
 
 
+def test_runs_stopped_beside_one_that_diverged_later_are_put_back_and_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep's own loop over a trainer that writes planned results: a second call for the one run put back."""
+    plan = plan_sweep(Study(), SweepGrid(("mup",), (16,), RATES, 1, (60_000.0,)))
+    ids = [cell.run_id for cell in plan.cells]
+    calls: list[list[str]] = []
+
+    def train(folder: Path, *_: object, contests: Sequence[Contest], **__: object) -> bool:
+        calls.append(
+            [cell.run_id for cell in plan.cells if not (run_dir(folder, cell.run_id) / "result.json").exists()]
+        )
+        for run_id in calls[-1]:
+            stops = run_id == ids[0] and len(calls) == 1
+            result = (
+                ended(run_id, "censored", ids[1])
+                if stops
+                else ended(run_id, "diverged" if run_id == ids[1] else "done")
+            )
+            write_json(run_dir(folder, run_id) / "result.json", json.dumps(asdict(result)))
+        assert len(contests) == 1
+        return True
+
+    monkeypatch.setattr(cli_sweep, "train_pending", train)
+    options = cli_sweep.SweepOptions(Study(), stop_hopeless=True)
+    assert cli_sweep._train(options, tmp_path, plan, Console(quiet=True), [])
+    assert calls == [ids, ids[:1]]
+    assert [status.state for status in read_status(tmp_path, plan.cells)][:3] == ["done", "diverged", "done"]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hopeless")
@@ -206,7 +238,7 @@ def specs(root: Path) -> tuple[RunSpec, ...]:
     """A good run, a rate that learns nothing, another good run: 100 steps, a line at 32, 64, 96 and 100."""
     spec = plan_isoflop(make_study(root), train_tokens=1e5).cells[2].spec
     spec = replace(spec, steps=100, tokens=100 * spec.batch_seqs * spec.model.seq_len, warmup_steps=5, decay_steps=20)
-    return replace(spec, lr=0.01), replace(spec, lr=1e-7), replace(spec, lr=0.005)
+    return replace(spec, lr=0.01), replace(spec, lr=1e-7), replace(spec, lr=0.009)
 
 
 def name_rivals(specs: Sequence[RunSpec]) -> dict[str, list[str]]:
@@ -305,7 +337,7 @@ def test_a_stopped_run_is_no_evidence_and_is_put_back_by_a_reset(
 
 
 def test_the_analysis_reads_no_loss_of_a_censored_run() -> None:
-    rows, _ = plant_sweep(np.random.default_rng(3), rungs=(16, 32, 64), noise=0.002)
+    rows, _ = plant_sweep(np.random.default_rng(3), rungs=(16, 32, 64), noise=0.002, curvature=0.06)
     whole = analyse_sweep(rows)
     edge = rows["lr"].isin([rows["lr"].min()])
     rows.loc[edge, ["state", "loss"]] = ["censored", None]
@@ -319,12 +351,12 @@ def test_the_analysis_reads_no_loss_of_a_censored_run() -> None:
 
 
 def test_beside_a_censored_rate_the_lowest_is_bracketed_and_rates_between_are_asked_for() -> None:
-    rows, _ = plant_sweep(np.random.default_rng(3), rungs=(16,), noise=0.001, center=-8.6)
+    rows, _ = plant_sweep(np.random.default_rng(3), rungs=(16,), noise=0.001, center=-7.3)
     assert analyse_sweep(rows).optima[0].reason == ""
-    rows.loc[rows["lr"] == 2.0**-9, ["state", "loss"]] = ["censored", None]
+    rows.loc[rows["lr"] <= 2.0**-8, ["state", "loss"]] = ["censored", None]
     one = analyse_sweep(rows).optima[0]
     assert one.status == "edge"
-    assert "0.00195 was stopped as hopeless; add rates between, such as 0.00276" in one.reason
+    assert "0.00391 was stopped as hopeless; add rates between, such as 0.00552" in one.reason
 
 
 def test_a_rate_with_a_censored_seed_is_not_fitted_whatever_the_other_gave() -> None:

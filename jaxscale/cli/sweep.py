@@ -144,15 +144,17 @@ def _train(options: SweepOptions, folder: Path, planned: Plan, console: Console,
 
 
 def _tell_censored(statuses: Sequence[CellStatus], folder: Path, console: Console) -> None:
-    """How many runs were stopped, what that saved, and how they are trained after all."""
+    """How many runs were stopped, what that saved (nothing where a pack's lane goes on unread), and the way back."""
     stopped = [status for status in statuses if status.state == "censored" and status.result]
     if not stopped:
         return
     whole = sum(status.cell.flops for status in statuses)
-    saved = sum(status.cell.flops - status.result.flops for status in stopped if status.result)
+    saved = sum(status.cell.flops - status.result.flops for status in stopped
+                if status.result and (status.result.provenance.get("pack") or {}).get("way") != "pack")  # fmt: skip
     console.print(f"{len(stopped)} of {len(statuses)} runs were stopped as hopeless and are no evidence, which saved "
-                  f"{saved / whole:.1%} of the FLOPs. To train them from the start to their ends: `jaxscale reset "
-                  f"{folder} --censored`, then mup sweep without --stop-hopeless", soft_wrap=True, markup=False)  # fmt: skip
+                  f"{saved / whole:.1%} of the FLOPs. To train them from the start to their ends: "
+                  f"`jaxscale reset {folder} --censored`, then mup sweep without --stop-hopeless",
+                  soft_wrap=True, markup=False)  # fmt: skip
 
 
 def _print_plan(planned: Plan, console: Console) -> None:
