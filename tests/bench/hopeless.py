@@ -2,10 +2,10 @@
 
 python tests/bench/hopeless.py runs/width5 runs/depth > /tmp/hopeless.md        a minute on one core
 
-SWEEP folders have sweep.json and every run's metrics.jsonl. Four tables, as Markdown: what is left at the end of a gap
+SWEEP folders have sweep.json and every run's metrics.jsonl. Tables, as Markdown: what is left at the end of a gap
 that is there at a rung (from it come `kept` and `noise` of jaxscale.hopeless.RUNGS); what the rule stops and saves, in
-several orders of handing the runs out and with all rates side by side; how far optima, shift and regret move; the same
-for other margins.
+several orders of handing the runs out and with all rates side by side; how far optima, shift and regret move; margins
+taken from one sweep and replayed over another; other margins.
 """
 
 from __future__ import annotations
@@ -220,6 +220,26 @@ def _moved(whole: Transfer, some: Transfer) -> Iterator[str]:
                f"| {bounds[0]} | {bounds[1]}")  # fmt: skip
 
 
+def print_crossed(sweeps: Sequence[Sweep]) -> None:
+    """Margins from one sweep alone, kept a tenth below its least and at most 1, replayed over the others."""
+    print("| margins from | replayed over | stopped | of them within 6% | in a window | least gap | ends hopeless "
+          "| saved |")  # fmt: skip
+    print("|" + " --- |" * 8)
+    for source in sweeps:
+        rungs = [Rung(rung.share, _noise(source, rung), *(_least_kept(pairs) for pairs in _gaps(source, rung)))
+                 for rung in RUNGS]  # fmt: skip
+        for other in sweeps:
+            if other is not source:
+                told = _judge(other, replay(other, None, rungs), _read_by_fit(other))
+                print(f"| {source.name} | {other.name} | {told} |", flush=True)
+    print(flush=True)
+
+
+def _least_kept(pairs: tuple[np.ndarray, np.ndarray]) -> float:
+    gaps, ends = pairs
+    return min(1.0, float((ends / gaps)[gaps > math.log1p(NEAR)].min()) - 0.1)
+
+
 def print_margins(sweeps: Sequence[Sweep]) -> None:
     """The rule with its allowances scaled: what caution costs and what its lack does."""
     print("| near | kept | deviations | sweep | stopped | of them within 6% | in a window | least gap | ends hopeless "
@@ -245,6 +265,7 @@ def main() -> None:
     print_kept(sweeps)
     print_stopped(sweeps)
     print_moved(sweeps)
+    print_crossed(sweeps)
     print_margins(sweeps)
 
 
