@@ -11,8 +11,8 @@ still gains from s to its end beyond what its rate and seed explain; kept(s) is 
 end, at least: a rate above the rival's looks bad early, for a decaying schedule lets it catch up late, so it has its
 own column. Both were measured under the cosine schedule (docs/tuning.md has the replay, with its error rate).
 
-A rival must have reached s and not have ended otherwise than done or censored, and the NARROWEST rates next to a rival
-are not stopped by it: the analysis wants that many whatever their losses. Nothing here looks at a clock: a run's rivals
+A rival must have reached s and not have ended otherwise than done or censored, and the NARROWEST rates next to the best
+one are not stopped: the analysis wants that many whatever their losses. Nothing here looks at a clock: a run's rivals
 are those before it in an order that is written down once, so a resumed sweep stops the same runs.
 """
 
@@ -85,6 +85,8 @@ class Trace:
     run_id: str
     lr: float
     lines: Sequence[Mapping[str, Any]]
+    stops: bool = True
+    """Of a rival: whether it may stop the run; one beside it may not."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def mean_loss(lines: Sequence[Mapping[str, Any]], since: float, until: float) ->
 
 
 def judge_run(steps: int, run: Trace, rivals: Sequence[Trace], rung: Rung) -> Stop | None:
-    """Whether `run`, of `steps` steps in all, is to be stopped at this rung; None where no rival says so."""
+    """Whether `run`, of `steps` steps in all, is to be stopped at this rung; None where the best rival says no."""
     until = rung.share * steps
     since = until - SMOOTH * steps
     loss = mean_loss(run.lines, since, until)
@@ -142,6 +144,8 @@ def judge_run(steps: int, run: Trace, rivals: Sequence[Trace], rung: Rung) -> St
     if loss is None or not known:
         return None
     best, rival = min(known, key=lambda pair: pair[0])
+    if not rival.stops:
+        return None
     gap, margin = math.log(loss / best), stop_margin(rung, above=run.lr > rival.lr)
     if gap <= margin:
         return None
@@ -156,16 +160,13 @@ class Contest:
     cells: tuple[Cell, ...]
 
     @cached_property
-    def rivals(self) -> dict[str, tuple[str, ...]]:
-        """Of each run id, the runs before it that may stop it."""
+    def rivals(self) -> dict[str, dict[str, bool]]:
+        """Of each run id the runs before it, and whether they may stop it."""
         rates = sorted(cell.spec.lr for cell in self.cells)
-        place = [rates.index(cell.spec.lr) for cell in self.cells]
-        return {
-            cell.run_id: tuple(
-                r.run_id for j, r in enumerate(self.cells[:i]) if not is_beside(place[i], place[j], len(place))
-            )
-            for i, cell in enumerate(self.cells)
-        }
+        place = {cell.run_id: rates.index(cell.spec.lr) for cell in self.cells}
+        ids = [cell.run_id for cell in self.cells]
+        return {run: {rival: not is_beside(place[run], place[rival], len(ids)) for rival in ids[:i]}
+                for i, run in enumerate(ids)}  # fmt: skip
 
 
 def is_beside(place: int, rival: int, rates: int) -> bool:

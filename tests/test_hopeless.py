@@ -94,6 +94,13 @@ def test_the_best_rival_at_the_rung_is_named_and_one_that_has_not_come_so_far_is
     assert judge_run(STEPS, run, [], RUNGS[0]) is None
 
 
+def test_a_run_beside_the_best_is_spared_though_another_could_stop_it() -> None:
+    """So the rates next to the best are all left, whichever rivals a contest has."""
+    run, second = trace("run", 0.001, 3.0), trace("second", 0.04, 2.1)
+    assert judge_run(STEPS, run, [second], RUNGS[0]) is not None
+    assert judge_run(STEPS, run, [second, replace(trace("best", 0.02, 2.0), stops=False)], RUNGS[0]) is None
+
+
 def test_the_mean_over_a_window_is_that_of_its_steps_however_they_were_logged() -> None:
     losses = np.random.default_rng(0).random(200)
     for every in (1, 4, 20):
@@ -121,14 +128,18 @@ def test_a_contest_is_the_rates_of_one_model_and_seed_from_the_middle_out(tmp_pa
         assert len({(cell.spec.model.d_model, cell.spec.seed) for cell in contest.cells}) == 1
 
 
+def stoppers(contest: Contest, run_id: str) -> list[str]:
+    return [rival for rival, stops in contest.rivals[run_id].items() if stops]
+
+
 def test_rivals_come_before_a_run_and_spare_the_rates_beside_them(tmp_path: Path) -> None:
     for contest in contests_of(sweep_cells(), tmp_path / "hopeless.json"):
         place = {cell.run_id: sorted(RATES).index(cell.spec.lr) for cell in contest.cells}
         ids = [cell.run_id for cell in contest.cells]
-        assert contest.rivals[ids[0]] == ()
+        assert contest.rivals[ids[0]] == {}
         for i, run_id in enumerate(ids):
-            assert set(contest.rivals[run_id]) <= set(ids[:i])
-            assert all(abs(place[run_id] - place[rival]) > NARROWEST // 2 for rival in contest.rivals[run_id])
+            assert list(contest.rivals[run_id]) == ids[:i]
+            assert all(abs(place[run_id] - place[rival]) > NARROWEST // 2 for rival in stoppers(contest, run_id))
         assert {place[rival] for rival in contest.rivals[ids[-1]]} == set(
             range(6)
         )  # the highest rate: 6 and 7 spare it
@@ -179,7 +190,7 @@ def test_runs_that_are_no_sweeps_are_never_stopped(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match=r"measured under cosine and run .* has wsd"):
         check_stoppable(sweep_cells(study=wsd))
     with pytest.raises(MisuseError, match="is a trunk and is never stopped early"):
-        Stopper(tmp_path, replace(cell.spec, keeps=(10,)), ())
+        Stopper(tmp_path, replace(cell.spec, keeps=(10,)), {})
 
 
 def ended(run_id: str, state: State, rival: str = "") -> RunResult:
@@ -241,9 +252,9 @@ def specs(root: Path) -> tuple[RunSpec, ...]:
     return replace(spec, lr=0.01), replace(spec, lr=1e-7), replace(spec, lr=0.009)
 
 
-def name_rivals(specs: Sequence[RunSpec]) -> dict[str, list[str]]:
-    """Every run beside the first."""
-    return {spec.run_id: [specs[0].run_id] if spec is not specs[0] else [] for spec in specs}
+def name_rivals(specs: Sequence[RunSpec]) -> dict[str, dict[str, bool]]:
+    """Every run against the first."""
+    return {spec.run_id: {specs[0].run_id: True} if spec is not specs[0] else {} for spec in specs}
 
 
 def lines(folder: Path, spec: RunSpec) -> list[tuple[int, float]]:
@@ -309,11 +320,11 @@ def test_a_killed_pack_stops_the_same_run_and_a_stopped_one_is_not_begun_again(
 
 
 def test_a_rung_behind_a_restart_is_not_asked_again(root: Path, specs: tuple[RunSpec, ...]) -> None:
-    stopper = Stopper(root / "stopped", specs[1], [specs[0].run_id])
+    stopper = Stopper(root / "stopped", specs[1], {specs[0].run_id: True})
     stopper.start(75)
     assert stopper.judge(96) is None
-    assert Stopper(root / "stopped", specs[1], [specs[0].run_id]).judge(32) is not None
-    assert Stopper(root / "stopped", specs[1], []).judge(32) is None
+    assert Stopper(root / "stopped", specs[1], {specs[0].run_id: True}).judge(32) is not None
+    assert Stopper(root / "stopped", specs[1], {}).judge(32) is None
 
 
 def test_a_rival_that_diverged_stops_nobody(root: Path, specs: tuple[RunSpec, ...]) -> None:

@@ -63,9 +63,9 @@ def test_folder_of_a_pack_whose_runs_have_all_ended_is_cleared_away(tmp_path: Pa
 def test_a_job_stops_runs_only_where_no_rival_trains_in_another(tmp_path: Path) -> None:
     cells = plan_isoflop(make_study(tmp_path), train_tokens=1e5).cells[:3]
     one, two, three = (cell.run_id for cell in cells)
-    rivals: dict[str, tuple[str, ...]] = {one: (), two: (one,), three: (one, two)}
+    rivals = {one: {}, two: {one: True}, three: {one: True, two: False}}
     assert _allow_stops(Job(cells, "turn"), rivals, cells).stops
     assert not _allow_stops(Job(cells[1:], "turn"), rivals, cells).stops
     assert _allow_stops(Job(cells[1:], "turn"), rivals, cells[1:]).stops  # the first has ended
     assert not _allow_stops(Job(cells, "turn"), {}, cells).stops
-    assert not _allow_stops(Job(cells, "turn"), {one: ()}, cells).stops
+    assert not _allow_stops(Job(cells, "turn"), {one: {}}, cells).stops

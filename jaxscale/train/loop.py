@@ -89,14 +89,14 @@ def train_pack(
     should_stop: Callable[[], bool] = lambda: False,
     data_sha256: str = "",
     keep_weights: bool = True,
-    rivals: Mapping[str, Sequence[str]] | None = None,
+    rivals: Mapping[str, Mapping[str, bool]] | None = None,
 ) -> tuple[RunResult, ...]:
     """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
 
     As `train_run` for each member: a member that diverges ends alone, the others go on untouched. The pack
     resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights stay in
     each run's folder unless `keep_weights` is false. A run that `rivals` names is stopped early, as censored, where
-    jaxscale.hopeless finds it hopeless beside those runs.
+    jaxscale.hopeless finds it hopeless beside its rivals: their ids, and whether they may stop it.
     """
     _check_alike(specs, way)
     folders = [RunFolder(Path(out), spec) for spec in specs]
@@ -142,7 +142,7 @@ class _Trainer:
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool],
         data_sha256: str,
-        rivals: Mapping[str, Sequence[str]],
+        rivals: Mapping[str, Mapping[str, bool]],
     ) -> None:
         specs = [folder.spec for folder in folders]
         self.spec, self.config, self.should_stop = specs[0], mesh_config, should_stop

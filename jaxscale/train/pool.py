@@ -126,7 +126,7 @@ def _resume_packs(study_dir: Path, cells: Sequence[Cell]) -> list[Job]:
     return [Job(tuple(planned[run_id] for run_id in pack.run_ids), cast(Way, pack.way)) for pack in whole]
 
 
-def _allow_stops(job: Job, rivals: Mapping[str, Sequence[str]], cells: Sequence[Cell]) -> Job:
+def _allow_stops(job: Job, rivals: Mapping[str, Mapping[str, bool]], cells: Sequence[Cell]) -> Job:
     """The job, with its runs stopped where hopeless if no rival of theirs trains in another job."""
     elsewhere = {cell.run_id for cell in cells} - {cell.run_id for cell in job.cells}
     known = [rivals.get(cell.run_id) for cell in job.cells]
@@ -156,7 +156,7 @@ class _Pool:
 
     def __init__(
         self, study_dir: Path, waiting: list[Job], open_ids: set[str], listen: Listener, pinned: bool,
-        rivals: Mapping[str, Sequence[str]] | None = None,
+        rivals: Mapping[str, Mapping[str, bool]] | None = None,
     ) -> None:  # fmt: skip
         self.rivals = rivals or {}
         self.study_dir, self.waiting, self.listen, self.pinned = study_dir, waiting, listen, pinned

@@ -6,7 +6,7 @@ ended or train beside it in the same dispatches. A rung that was passed at an ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxscale.errors import MisuseError
@@ -18,13 +18,16 @@ __all__ = ["Stopper"]
 
 
 class Stopper:
-    """Watches one run against its rivals (run ids) in a study folder; MisuseError for a run that is never stopped."""
+    """Watches one run against its rivals in a study folder: run ids, and whether they may stop it.
 
-    def __init__(self, study_dir: Path, spec: RunSpec, rivals: Sequence[str]) -> None:
+    MisuseError for a run that is never stopped.
+    """
+
+    def __init__(self, study_dir: Path, spec: RunSpec, rivals: Mapping[str, bool]) -> None:
         if spec.keeps or spec.parent or spec.schedule != "cosine":
             kind = "trunk" if spec.keeps else "branch" if spec.parent else f"run of schedule {spec.schedule}"
             raise MisuseError(f"run {spec.run_id} is a {kind} and is never stopped early; train it without rivals")
-        self.study_dir, self.spec, self.rivals = study_dir, spec, tuple(rivals)
+        self.study_dir, self.spec, self.rivals = study_dir, spec, dict(rivals)
         self.passed = 0
 
     def start(self, step: int) -> None:
@@ -37,16 +40,15 @@ class Stopper:
         self.passed = step
         if not due or not self.rivals:
             return None
-        own = self._read(self.spec.run_id, self.spec.lr)
-        rivals = [self._read(run_id) for run_id in self.rivals if self._speaks(run_id)]
+        own = self._read(self.spec.run_id)
+        rivals = [self._read(run_id, stops) for run_id, stops in self.rivals.items() if self._speaks(run_id)]
         stops = (judge_run(self.spec.steps, own, rivals, rung) for rung in due)
         return next((stop for stop in stops if stop is not None), None)
 
-    def _read(self, run_id: str, lr: float | None = None) -> Trace:
+    def _read(self, run_id: str, stops: bool = True) -> Trace:
         folder = run_dir(self.study_dir, run_id)
-        if lr is None:
-            lr = from_plain(read_json(folder / "spec.json"), RunSpec).lr
-        return Trace(run_id, lr, read_lines(folder / "metrics.jsonl", METRIC_FIELDS))
+        lr = from_plain(read_json(folder / "spec.json"), RunSpec).lr
+        return Trace(run_id, lr, read_lines(folder / "metrics.jsonl", METRIC_FIELDS), stops)
 
     def _speaks(self, run_id: str) -> bool:
         """Whether a rival has begun, and not ended without a loss."""

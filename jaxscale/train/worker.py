@@ -1,6 +1,6 @@
 """A worker process: trains the cells its parent names, one line each way at a time.
 
-stdin: a job a line, {"runs": [run id, ..], "way": .., "rivals": {run id: [run id, ..]}}; its end (also a parent
+stdin: a job a line, {"runs": [run id, ..], "way": .., "rivals": {run id: {run id: bool}}}; its end (also a parent
 killed at once) asks to save and stop.
 stdout: a JSON object a line: ready, way, progress, ended, or error with the sentence a person should read.
 SIGTERM saves and exits with 75; SIGINT is left to the parent.
@@ -77,7 +77,7 @@ def _train(study_dir: Path, order: dict[str, Any], mesh: MeshConfig, stop: threa
 
 
 def _train_cells(
-    study_dir: Path, plan: Plan, cells: list[Cell], way: Way, rivals: dict[str, list[str]], mesh: MeshConfig,
+    study_dir: Path, plan: Plan, cells: list[Cell], way: Way, rivals: dict[str, dict[str, bool]], mesh: MeshConfig,
     stop: threading.Event,
 ) -> None:  # fmt: skip
     from jaxscale.train.loop import Progress, train_pack

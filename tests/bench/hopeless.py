@@ -90,9 +90,9 @@ def replay(sweep: Sweep, order: Order | None, rungs: Sequence[Rung] = RUNGS) -> 
         for rung in rungs:
             new: dict[str, Stop] = {}
             for i, run in enumerate(rows["run_id"]):
-                rivals = [sweep.traces[other] for j, other in enumerate(rows["run_id"])
-                          if i != j and other not in stopped and not is_beside(i, j, n)
-                          and (rank is None or rank[j] < rank[i])]  # fmt: skip
+                rivals = [replace(sweep.traces[other], stops=not is_beside(i, j, n))
+                          for j, other in enumerate(rows["run_id"])
+                          if i != j and other not in stopped and (rank is None or rank[j] < rank[i])]  # fmt: skip
                 if run in stopped:
                     continue
                 stop = judge_run(steps, _until(sweep.traces[run], steps, rung), rivals, rung)
