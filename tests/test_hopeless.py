@@ -37,7 +37,7 @@ from jaxscale.hopeless import (
 )
 from jaxscale.mup import analyse_sweep
 from jaxscale.mup.rates import read_ladders
-from jaxscale.mup.sweep import SweepGrid, plan_sweep, tabulate_runs
+from jaxscale.mup.sweep import SweepGrid, plan_sweep
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
 from jaxscale.runs import Cell, RunResult, RunSpec, State, read_json, run_dir, write_json
@@ -140,9 +140,7 @@ def test_rivals_come_before_a_run_and_spare_the_rates_beside_them(tmp_path: Path
         for i, run_id in enumerate(ids):
             assert list(contest.rivals[run_id]) == ids[:i]
             assert all(abs(place[run_id] - place[rival]) > NARROWEST // 2 for rival in stoppers(contest, run_id))
-        assert {place[rival] for rival in contest.rivals[ids[-1]]} == set(
-            range(6)
-        )  # the highest rate: 6 and 7 spare it
+        assert {place[one] for one in stoppers(contest, ids[-1])} == set(range(6))  # 6 and 7 spare the highest
 
 
 def test_every_rival_leaves_as_many_rates_as_the_analysis_reads_at_least() -> None:
@@ -387,22 +385,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 OPTIONS = ("--parameterizations", "mup", "--widths", "16", "--lrs", "1e-6", ".0025", ".005", ".01", ".02", ".04", ".08",
            "--seeds", "1", "--tokens", "20000", "--mesh.packs", "process")  # fmt: skip
-BEST = ("lr", "lr_interval", "loss", "loss_interval", "status", "window_lr")
+BEST = ("lr", "lr_interval", "loss", "loss_interval", "status", "lowest_lr", "lowest_loss")
 
 
 def test_a_sweep_with_stops_finds_the_same_optimum_and_is_finished_without_them(place: Path) -> None:
-    """Stopped, called again, reset, finished: the optimum's every number is the same with and without the stop."""
+    """Stopped, called again, reset, finished: what the analysis says is the same, and what was stopped ends far off."""
     code, out, err = jaxscale("mup", "sweep", "tiny.py", *OPTIONS, "--stop-hopeless", "--out", "runs", cwd=place)
     assert code in (0, 1), err
     cells = read_plan(place / "runs").cells
     states = {one.cell.spec.lr: one.state for one in read_status(place / "runs", cells)}
-    assert states == {1e-6: "censored"} | dict.fromkeys((0.0025, 0.005, 0.01, 0.02, 0.04, 0.08), "done")
-    assert "1 of 7 runs were stopped as hopeless" in out and "jaxscale reset runs --censored" in out
+    assert states == dict.fromkeys((1e-6, 0.0025), "censored") | dict.fromkeys((0.005, 0.01, 0.02, 0.04, 0.08), "done")
+    assert "2 of 7 runs were stopped as hopeless" in out and "jaxscale reset runs --censored" in out
     record = read_json(place / "runs" / "sweep.json")
-    (row,) = [row for row in record["rows"] if row["state"] == "censored"]
-    assert row["loss"] is None and "stopped at step" in row["reason"]
+    rows = [row for row in record["rows"] if row["state"] == "censored"]
+    assert all(row["loss"] is None and "stopped at step" in row["reason"] for row in rows)
     refused = {one["run_id"]: one["reason"] for one in collect_runs(place / "runs").refused}
-    assert "(censored: stopped at step" in refused[row["run_id"]]
+    assert all("(censored: stopped at step" in refused[row["run_id"]] for row in rows)
 
     code, out, _ = jaxscale("mup", "sweep", "tiny.py", *OPTIONS, "--stop-hopeless", "--out", "runs", cwd=place)
     assert "all 7 cells have ended" in out and read_json(place / "runs" / "sweep.json")["rows"] == record["rows"]
@@ -415,7 +413,8 @@ def test_a_sweep_with_stops_finds_the_same_optimum_and_is_finished_without_them(
     assert [one[name] for one in whole["optima"] for name in BEST] == [
         one[name] for one in record["optima"] for name in BEST
     ]
-    assert tabulate_runs(read_status(place / "runs", cells), Study())["loss"].notna().all()
+    ends = {row["lr"]: row["loss"] for row in whole["rows"]}
+    assert all(ends[row["lr"]] > (1 + NEAR) * min(ends.values()) for row in rows)
 
 
 def test_a_sweep_under_another_schedule_refuses_the_option(place: Path) -> None:
