@@ -124,7 +124,7 @@ def print_kept(sweeps: Sequence[Sweep]) -> None:
                 large = gaps > math.log1p(NEAR)
                 least = f"{(ends / gaps)[large].min():.2f}" if large.any() else "–"
                 near = f"{gaps[ends <= math.log1p(NEAR)].max():.3f}"
-                told.append(f"{large.sum()} | {least} | {near} | {stop_margin(rung, bool(side)):.3f}")
+                told.append(f"{large.sum()} | {least} | {near} | {stop_margin(rung):.3f}")
             print(f"| {rung.share:g} | {sweep.name} | {told[0]} | {told[1]} | {_noise(sweep, rung):.4f} |")
     print(flush=True)
 
@@ -226,7 +226,7 @@ def print_crossed(sweeps: Sequence[Sweep]) -> None:
           "| saved |")  # fmt: skip
     print("|" + " --- |" * 8)
     for source in sweeps:
-        rungs = [Rung(rung.share, _noise(source, rung), *(_least_kept(pairs) for pairs in _gaps(source, rung)))
+        rungs = [Rung(rung.share, _noise(source, rung), _least_kept(_gaps(source, rung)[0]))
                  for rung in RUNGS]  # fmt: skip
         for other in sweeps:
             if other is not source:
@@ -249,7 +249,7 @@ def print_margins(sweeps: Sequence[Sweep]) -> None:
              (0.03, True, certain), (0.01, True, certain), (0.01, False, 0.0))  # fmt: skip
     for share, keep, deviations in tried:
         hopeless.NEAR, hopeless.CERTAIN = share, deviations
-        rungs = RUNGS if keep else [replace(rung, kept_below=1.0, kept_above=1.0) for rung in RUNGS]
+        rungs = RUNGS if keep else [replace(rung, kept=1.0) for rung in RUNGS]
         replays = [replay(sweep, None, rungs) for sweep in sweeps]
         hopeless.NEAR, hopeless.CERTAIN = near, certain
         for sweep, stopped in zip(sweeps, replays, strict=True):
