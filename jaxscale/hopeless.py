@@ -4,12 +4,12 @@ Runs that differ in their rate alone, the seed among what is equal, read the sam
 each rung, a share s of the steps, a run c is compared with the runs r of its contest that were handed out before it:
 
     gap(s) = log mean L_c - log mean L_r          training loss over the last SMOOTH of the steps up to s
-    stop c if gap(s) > (log(1 + NEAR) + CERTAIN sqrt(2) noise(s)) / kept(s)        against the best r at s, if its rate is above c's
+    stop c if gap(s) > (log(1 + NEAR) + CERTAIN sqrt(2) noise(s)) / kept(s)        against the best r at s
 
 NEAR is how far above the lowest mean `jaxscale.mup.rates` still reads a rate. noise(s) is the deviation of what a run
 still gains from s to its end beyond what its rate and seed explain; kept(s) is the share of a gap that is left at the
-end, at least. A rate above its rival's is never stopped: it looks bad early and catches up when the schedule decays, by
-as much as all of its gap (docs/tuning.md). Both were measured under the cosine schedule (docs/tuning.md has the replay, with its error rate).
+end, at least. A rate above that of the best is never stopped: it looks bad early and catches up when the schedule
+decays, by as much as its whole gap. Both were measured under the cosine schedule (docs/tuning.md has the replay).
 
 A rival must have reached s and not have ended otherwise than done or censored, and the NARROWEST rates next to the best
 one are not stopped: the analysis wants that many whatever their losses. Nothing here looks at a clock: a run's rivals

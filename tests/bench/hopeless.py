@@ -116,16 +116,18 @@ def censor(sweep: Sweep, stopped: dict[str, Stop]) -> pd.DataFrame:
 def print_kept(sweeps: Sequence[Sweep]) -> None:
     """What is left at the end of gaps of more than NEAR, the largest gap of a run that ended within NEAR; noise."""
     print("| rung | sweep | rate below: pairs | least kept | largest gap that ended near | margin | rate above: pairs "
-          "| least kept | largest gap that ended near | margin | noise |\n|" + " --- |" * 11)  # fmt: skip
+          "| least kept | largest gap that ended near | noise |\n|" + " --- |" * 10)  # fmt: skip
     for rung in RUNGS:
         for sweep in sweeps:
             told = []
-            for side, (gaps, ends) in enumerate(_gaps(sweep, rung)):
+            for gaps, ends in _gaps(sweep, rung):
                 large = gaps > math.log1p(NEAR)
                 least = f"{(ends / gaps)[large].min():.2f}" if large.any() else "–"
                 near = f"{gaps[ends <= math.log1p(NEAR)].max():.3f}"
-                told.append(f"{large.sum()} | {least} | {near} | {stop_margin(rung):.3f}")
-            print(f"| {rung.share:g} | {sweep.name} | {told[0]} | {told[1]} | {_noise(sweep, rung):.4f} |")
+                told.append(f"{large.sum()} | {least} | {near}")
+            print(
+                f"| {rung.share:g} | {sweep.name} | {told[0]} | {stop_margin(rung):.3f} | {told[1]} | {_noise(sweep, rung):.4f} |"
+            )
     print(flush=True)
 
 
@@ -210,6 +212,8 @@ def print_moved(sweeps: Sequence[Sweep]) -> None:
 
 def _moved(whole: Transfer, some: Transfer) -> Iterator[str]:
     for told, other in zip(whole.transfers, some.transfers, strict=True):
+        if told.shift is None or other.shift is None:
+            continue  # one width
         pairs = [(a, b) for a, b in zip(whole.optima, some.optima, strict=True)
                  if (a.parameterization, a.against) == (told.parameterization, told.against)]  # fmt: skip
         both = [abs(a.log2_lr - b.log2_lr) for a, b in pairs if a.log2_lr is not None and b.log2_lr is not None]
