@@ -125,9 +125,8 @@ def print_kept(sweeps: Sequence[Sweep]) -> None:
                 least = f"{(ends / gaps)[large].min():.2f}" if large.any() else "–"
                 near = f"{gaps[ends <= math.log1p(NEAR)].max():.3f}"
                 told.append(f"{large.sum()} | {least} | {near}")
-            print(
-                f"| {rung.share:g} | {sweep.name} | {told[0]} | {stop_margin(rung):.3f} | {told[1]} | {_noise(sweep, rung):.4f} |"
-            )
+            margin, noise = f"{stop_margin(rung):.3f}", f"{_noise(sweep, rung):.4f}"
+            print(f"| {rung.share:g} | {sweep.name} | {told[0]} | {margin} | {told[1]} | {noise} |")
     print(flush=True)
 
 
