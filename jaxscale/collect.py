@@ -105,10 +105,10 @@ def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:
 def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:
     """Why this run is no evidence; empty if it is."""
     result = status.result
+    said = f" ({status.state}: {status.reason})" if status.reason else ""
     if status.cell.role in TUNING_ROLES:
-        return f"{status.cell.role}: trained at a learning rate that was tried, not at the study's own"
+        return f"{status.cell.role}: trained at a learning rate that was tried, not at the study's own{said}"
     if status.cell.role == "trunk":
-        said = f" ({status.state}: {status.reason})" if status.reason else ""
         return f"trunk: its learning rate never decays, its branches are the evidence{said}"
     if status.state != "done" or result is None:
         return f"{status.state}: {status.reason}" if status.reason else status.state

@@ -47,7 +47,7 @@ __all__ = [
 
 State = Literal["planned", "running", "done", "diverged", "failed", "censored"]
 STATES: tuple[State, ...] = ("planned", "running", "done", "diverged", "failed", "censored")
-"""A run is in exactly one of these; only `done` becomes evidence."""
+"""A run is in exactly one of these; only `done` becomes evidence. `censored`: stopped as jaxscale.hopeless says."""
 
 Role = Literal["grid", "holdout", "sweep", "audit", "trunk"]
 """What a cell is for: to be fitted, to be predicted, to ask what the best learning rate is, or to be branched from."""

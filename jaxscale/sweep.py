@@ -11,10 +11,12 @@ import json
 import shutil
 from collections.abc import Hashable, Sequence, Set
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from jaxscale.errors import MisuseError
+from jaxscale.hopeless import Contest
 from jaxscale.runs import (
     METRIC_FIELDS,
     Cell,
@@ -67,6 +69,8 @@ class Job:
 
     cells: tuple[Cell, ...]
     way: Way = "process"
+    stops: bool = False
+    """Whether its runs are stopped where hopeless: no rival of theirs may train in another job."""
 
     @property
     def seconds(self) -> float:
@@ -144,11 +148,14 @@ def pack_key(spec: RunSpec) -> str:
     return json.dumps(plain, sort_keys=True)
 
 
-def group_cells(cells: Sequence[Cell], workers: int, way: Way) -> list[Job]:
+def group_cells(cells: Sequence[Cell], workers: int, way: Way, contests: Sequence[Contest] = ()) -> list[Job]:
     """Cells as jobs: each its own under `process`, else a group of one `pack_key` split evenly over the workers.
 
-    Trunks and branches are trained by themselves.
+    Trunks and branches are trained by themselves. What a contest holds stays in one job, in its order, so that which
+    runs are stopped depends on no other worker.
     """
+    if contests:
+        return _group_contests(cells, workers, way, contests)
     alone = [cell for cell in cells if way == "process" or cell.spec.keeps or cell.spec.parent]
     jobs = [Job((cell,)) for cell in alone]
     groups: dict[str, list[Cell]] = {}
@@ -159,6 +166,22 @@ def group_cells(cells: Sequence[Cell], workers: int, way: Way) -> list[Job]:
     for group in groups.values():
         parts = max(workers, -(-len(group) // MAX_MEMBERS))
         jobs += [Job(tuple(group[i::parts]), way) for i in range(min(parts, len(group)))]
+    return jobs
+
+
+def _group_contests(cells: Sequence[Cell], workers: int, way: Way, contests: Sequence[Contest]) -> list[Job]:
+    """Contests as jobs: each its own under `process`, else those of one `pack_key` dealt out to the workers."""
+    waiting = set(cells)
+    whole = [tuple(cell for cell in contest.cells if cell in waiting) for contest in contests]
+    groups: dict[Hashable, list[tuple[Cell, ...]]] = {}
+    for k, mine in enumerate(whole):
+        if mine:
+            groups.setdefault(k if way == "process" else pack_key(mine[0].spec), []).append(mine)
+    jobs = []
+    for group in groups.values():
+        parts = max(workers, -(-sum(map(len, group)) // MAX_MEMBERS))
+        dealt = [tuple(chain.from_iterable(group[i::parts])) for i in range(min(parts, len(group)))]
+        jobs += [Job(part, way) for part in dealt]
     return jobs
 
 

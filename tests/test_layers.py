@@ -15,7 +15,7 @@ ORDER = [
     {"params", "format", "limits", "checkout"},
     {"flops", "hardware"},
     {"runs", "laws", "study"},
-    {"rates", "trunks"},
+    {"rates", "trunks", "hopeless"},
     {"resolve"},
     {"plan", "sweep", "data", "model", "allocate"},
     {"tuning"},

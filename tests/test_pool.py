@@ -12,7 +12,7 @@ from jaxscale.resolve import describe_run
 from jaxscale.runs import write_json
 from jaxscale.sweep import Job, read_plan, read_status
 from jaxscale.train.packs import Pack, PackFolder, open_packs
-from jaxscale.train.pool import MAX_ATTEMPTS, _Pool, train_cells
+from jaxscale.train.pool import MAX_ATTEMPTS, _allow_stops, _Pool, train_cells
 
 
 def test_cell_that_kills_its_worker_ends_as_failed_with_its_last_words(tmp_path: Path) -> None:
@@ -58,3 +58,14 @@ def test_folder_of_a_pack_whose_runs_have_all_ended_is_cleared_away(tmp_path: Pa
         write_json(tmp_path / run_id / "result.json", "{}")
     assert open_packs(tmp_path) == [open_one.pack]
     assert not ended.path.exists()
+
+
+def test_a_job_stops_runs_only_where_no_rival_trains_in_another(tmp_path: Path) -> None:
+    cells = plan_isoflop(make_study(tmp_path), train_tokens=1e5).cells[:3]
+    one, two, three = (cell.run_id for cell in cells)
+    rivals = {one: {}, two: {one: True}, three: {one: True, two: False}}
+    assert _allow_stops(Job(cells, "turn"), rivals, cells).stops
+    assert not _allow_stops(Job(cells[1:], "turn"), rivals, cells).stops
+    assert _allow_stops(Job(cells[1:], "turn"), rivals, cells[1:]).stops  # the first has ended
+    assert not _allow_stops(Job(cells, "turn"), {}, cells).stops
+    assert not _allow_stops(Job(cells, "turn"), {one: {}}, cells).stops

@@ -31,7 +31,7 @@ VERBS: dict[str, Verb] = {
     "collect": Verb("folder", "DIR", "finished runs as observations.csv, refused ones with their reason"),
     "report": Verb("answer", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
-    "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned"),
+    "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned; --censored: those stopped early"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),
     "forecast": Verb("analysis", "FIT.json", "optimal size, tokens and loss at --flops C [C ...], or at --loss L"),
     "budget": Verb("budget", "", "FLOPs, chips, days, tokens, cost, carbon; optima under constraints; flatness"),

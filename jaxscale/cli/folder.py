@@ -139,8 +139,10 @@ class ResetOptions:
 
     directory: Annotated[Path, tyro.conf.Positional]
     """Study folder."""
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Run ids, or their beginnings."""
+    censored: bool = False
+    """Every run that was stopped as hopeless; `train --all`, or its sweep without --stop-hopeless, trains it anew."""
 
 
 def reset(argv: list[str]) -> int:
@@ -148,9 +150,14 @@ def reset(argv: list[str]) -> int:
     options = parse(ResetOptions, argv, "reset", "Put ended cells back to planned: their folders are removed.\n\n"
                     "example: jaxscale reset runs/quickstart 3f2a91")  # fmt: skip
     planned = read_plan(options.directory)
-    if not options.runs:
-        raise MisuseError("name at least one run to put back; `jaxscale status DIR` lists the ids")
     asked = [planned.find_cell(run_id) for run_id in options.runs]
+    if options.censored:
+        stopped = [one.cell for one in read_status(options.directory, planned.cells) if one.state == "censored"]
+        asked += [cell for cell in stopped if cell not in asked]
+    if not asked and not options.censored:
+        raise MisuseError("name at least one run to put back; `jaxscale status DIR` lists the ids")
+    if not asked:
+        print("no run is censored")
     trunks = {cell.run_id for cell in asked if cell.role == "trunk"}
     branches = [cell for cell in planned.cells if cell.spec.parent in trunks and cell not in asked]
     orphans = [status.cell for status in read_status(options.directory, branches) if status.state == "failed"]

@@ -22,6 +22,7 @@ from jaxscale.cli.progress import StudyProgress, data_progress
 from jaxscale.cli.tables import make_console, print_plan
 from jaxscale.config import DataConfig, Study
 from jaxscale.errors import MisuseError
+from jaxscale.hopeless import Contest
 from jaxscale.limits import check_limits
 from jaxscale.plan import grow_plan, plan_isoflop
 from jaxscale.rates import find_sweep
@@ -325,10 +326,11 @@ def train_pending(
     cells: Sequence[Cell],
     console: Console,
     on_way: Callable[[dict[str, Any]], None] = lambda event: None,
+    contests: Sequence[Contest] = (),
 ) -> bool:
     """Train every cell that has not ended; False when SIGTERM stopped it and all have saved.
 
-    `on_way` hears how each pack was trained and what that was chosen by.
+    `on_way` hears how each pack was trained and what that was chosen by; with `contests` hopeless runs are stopped.
     """
     pending = [
         s.cell for s in read_status(folder, planned.cells) if s.state in ("planned", "running") and s.cell in cells
@@ -346,7 +348,7 @@ def train_pending(
             progress(event)
 
         try:
-            train_cells(folder, pending, mesh, listen)
+            train_cells(folder, pending, mesh, listen, contests)
         except Terminated:
             return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +18,11 @@ from jaxscale.cli.tables import make_console
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
 from jaxscale.format import format_count, format_flops, format_seconds
+from jaxscale.hopeless import Contest, check_stoppable, keep_order, list_contests, list_unfounded
 from jaxscale.limits import check_limits
 from jaxscale.runs import Plan, write_json
 from jaxscale.study import load_study
-from jaxscale.sweep import read_plan, read_status
+from jaxscale.sweep import CellStatus, read_plan, read_status, reset_cell
 from jaxscale.tables import render_table
 
 __all__ = ["sweep"]
@@ -52,6 +54,9 @@ class SweepOptions:
     """Seeds of every cell; equal seeds have the same data order at every width and rate."""
     tokens: tuple[float, ...] = ()
     """Training tokens of every run; several: a sweep of horizons. Default: the smallest budget's at its optimum."""
+    stop_hopeless: bool = False
+    """Stop runs that cannot come within 6% of their contest's best any more (docs/tuning.md); they end as censored.
+    Off: every run is evidence. Cosine schedules only."""
     plan_only: bool = False
     """Print what it would train and cost, and stop."""
     out: Path | None = None
@@ -71,6 +76,8 @@ def sweep(argv: list[str]) -> int:
     check_limits(options.study)
     folder = options.out or Path("runs") / f"{options.study.name}-sweep"
     planned = _plan(options, console)
+    if options.stop_hopeless:
+        check_stoppable(planned.cells)
     if options.plan_only:
         _print_plan(planned, console)
         return 0
@@ -78,7 +85,7 @@ def sweep(argv: list[str]) -> int:
         planned = _write_plan(planned, folder)
         _print_plan(planned, console)
         ways: list[dict[str, Any]] = []
-        if not train_pending(folder, planned, planned.cells, console, on_way=ways.append):
+        if not _train(options, folder, planned, console, ways):
             return say_preempted("mup sweep")
         return _conclude(options.study, folder, planned, ways, command)
 
@@ -111,6 +118,43 @@ def _write_plan(planned: Plan, folder: Path) -> Plan:
         planned = grow_plan(read_plan(folder), planned)
     write_json(folder / "plan.json", planned.to_json())
     return planned
+
+
+def _train(options: SweepOptions, folder: Path, planned: Plan, console: Console, ways: list[dict[str, Any]]) -> bool:
+    """Train what has not ended; runs that were stopped beside a rival that came to no loss are put back and go on."""
+    while True:
+        statuses = read_status(folder, planned.cells)
+        results = {status.cell.run_id: status.result for status in statuses if status.result is not None}
+        if all(status.result is not None for status in statuses):
+            unfounded = list_unfounded(results)
+            if not unfounded:
+                _tell_censored(statuses, folder, console)
+                return True
+            for run_id, reason in unfounded.items():
+                reset_cell(folder, planned.find_cell(run_id))
+                console.print(
+                    f"{run_id}: was stopped as hopeless, but {reason}; put back", soft_wrap=True, markup=False
+                )
+        contests: tuple[Contest, ...] = ()
+        if options.stop_hopeless:
+            order = keep_order(folder / "hopeless.json", planned.cells, results)
+            contests = list_contests(planned.cells, options.study.recipe.decay_rule, order)
+        if not train_pending(folder, planned, planned.cells, console, on_way=ways.append, contests=contests):
+            return False
+
+
+def _tell_censored(statuses: Sequence[CellStatus], folder: Path, console: Console) -> None:
+    """How many runs were stopped, what that saved (nothing where a pack's lane goes on unread), and the way back."""
+    stopped = [status for status in statuses if status.state == "censored" and status.result]
+    if not stopped:
+        return
+    whole = sum(status.cell.flops for status in statuses)
+    saved = sum(status.cell.flops - status.result.flops for status in stopped
+                if status.result and (status.result.provenance.get("pack") or {}).get("way") != "pack")  # fmt: skip
+    console.print(f"{len(stopped)} of {len(statuses)} runs were stopped as hopeless and are no evidence, which saved "
+                  f"{saved / whole:.1%} of the FLOPs. To train them from the start to their ends: "
+                  f"`jaxscale reset {folder} --censored`, then mup sweep without --stop-hopeless",
+                  soft_wrap=True, markup=False)  # fmt: skip
 
 
 def _print_plan(planned: Plan, console: Console) -> None:

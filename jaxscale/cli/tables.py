@@ -17,7 +17,8 @@ from jaxscale.sweep import CellStatus
 
 __all__ = ["make_console", "plan_table", "print_plan", "status_table"]
 
-STYLES = {"done": "green", "running": "cyan", "diverged": "red", "failed": "red", "planned": "dim"}
+STYLES = {"done": "green", "running": "cyan", "diverged": "red", "failed": "red", "planned": "dim",
+          "censored": "yellow"}  # fmt: skip
 
 
 def make_console() -> Console:

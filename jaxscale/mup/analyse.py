@@ -139,6 +139,7 @@ def _optimum(
         None if lowest is None else float(2 ** curve.x[lowest]), None if lowest is None else float(mean[lowest]),
         window, len(curve.x), len(curve.seeds), int(np.isfinite(curve.loss).sum()), int(curve.diverged.sum()),
         int(curve.failed.sum()), tuple(float(2 ** x) for x in curve.x[curve.diverged.any(1)]),
+        int(curve.censored.sum()), tuple(float(2 ** x) for x in curve.x[curve.censored.any(1)]),
     )  # fmt: skip
 
 
@@ -198,6 +199,10 @@ def _notes(ladder: Ladder, optima: Sequence[Optimum], between: Between) -> list[
     if lost:
         notes.append(f"a run diverged at {ladder.against} {'; '.join(lost)}: those rates are not fitted, whatever "
                      f"their other seeds gave")  # fmt: skip
+    stopped = [f"{one.rung} at {', '.join(map(format_rate, one.censored_lr))}" for one in optima if one.censored_lr]
+    if stopped:
+        notes.append(f"a run was stopped as hopeless at {ladder.against} {'; '.join(stopped)}: those rates are not "
+                     f"fitted, whatever their other seeds gave")  # fmt: skip
     return notes
 
 

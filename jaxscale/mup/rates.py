@@ -3,10 +3,13 @@
     ladder   the curves of one setting (parameterization, tokens, batch, decay, init scale) over widths at one
              depth (against "width"), or over depths at one width (against "depth")
     stable   a rate at which every seed that was tried ended. One seed that diverged makes the rate unstable: the
-             seeds that survived there were chosen by surviving, so their losses are shown and never fitted
+             seeds that survived there were chosen by surviving, so their losses are shown and never fitted. One
+             that was stopped as hopeless (jaxscale.hopeless) does the same, for the same reason
     window   k neighbouring stable rates: from the lowest mean loss on, always the lower of the two neighbours.
              A curve that climbs steeply to divergence on one side loses that side first; an unstable rate ends it,
              and so does a mean more than NEAR above the lowest once NARROWEST rates are in
+    bound    a censored run has no loss; that it would have ended more than NEAR above its rival is used in words
+             alone: beside it the optimum is bracketed, and what is missing are rates between
 
 Statuses that the bare points give: too_few (under 4 stable rates: any three lie on a parabola), edge (the
 lowest mean is at the first or last of them, where it may only be the end of a slope).
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from jaxscale.errors import MisuseError
+from jaxscale.hopeless import NARROWEST, NEAR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,13 +42,11 @@ __all__ = [
     "read_ladders",
 ]
 
-MIN_RATES, NARROWEST = 4, 5
-NEAR = 0.06
-"""Share of the loss above the lowest mean that is still near the minimum: no formula holds up to divergence."""
+MIN_RATES = 4
 SETTINGS = ("parameterization", "tokens", "batch_tokens", "weight_decay", "init_scale")
 """What the members of a ladder share; a column that the rows lack is not compared."""
 NEEDED = ("parameterization", "width", "depth", "lr", "seed", "state", "loss")
-STATES = ("done", "diverged", "failed")
+STATES = ("done", "diverged", "failed", "censored")
 Against = Literal["width", "depth"]
 Status = Literal["ok", "edge", "nonconvex", "too_few"]
 
@@ -52,7 +54,8 @@ Status = Literal["ok", "edge", "nonconvex", "too_few"]
 @dataclass(frozen=True)
 class Curve:
     """One model's runs: log2 lr `x` (k,) rising; `loss` (k, seeds) in nats, nan where a run has none;
-    `diverged` (k, seeds); `failed` (k, seeds) ended for a reason that says nothing about the rate."""
+    `diverged` (k, seeds); `failed` (k, seeds) ended for a reason that says nothing about the rate; `censored`
+    (k, seeds) stopped as hopeless."""
 
     width: int
     depth: int
@@ -61,11 +64,18 @@ class Curve:
     loss: np.ndarray
     diverged: np.ndarray
     failed: np.ndarray
+    censored: np.ndarray
 
     @property
     def stable(self) -> np.ndarray:
-        """Indices of the rates with a loss and without a diverged run."""
-        return np.flatnonzero(np.isfinite(self.loss).any(1) & ~self.diverged.any(1))
+        """Indices of the rates with a loss and without a diverged or censored run."""
+        return np.flatnonzero(np.isfinite(self.loss).any(1) & ~self.diverged.any(1) & ~self.censored.any(1))
+
+    def fate(self, i: int) -> str:
+        """What became of a rate that is not stable."""
+        if self.diverged[i].any():
+            return "diverged"
+        return "was stopped as hopeless" if self.censored[i].any() else "has no loss"
 
     @property
     def mean(self) -> np.ndarray:
@@ -158,10 +168,12 @@ def _read_curve(width: int, depth: int, cell: pd.DataFrame) -> Curve:
     rates, rate = np.unique(cell["lr"].to_numpy(float), return_inverse=True)
     seeds, seed = np.unique(cell["seed"].to_numpy(), return_inverse=True)
     shape, state = (len(rates), len(seeds)), cell["state"].to_numpy()
-    loss, diverged, failed = np.full(shape, np.nan), np.zeros(shape, bool), np.zeros(shape, bool)
+    loss = np.full(shape, np.nan)
+    diverged, failed, censored = (np.zeros(shape, bool) for _ in range(3))
     loss[rate, seed] = np.where(state == "done", cell["loss"].to_numpy(float), np.nan)
     diverged[rate, seed], failed[rate, seed] = state == "diverged", state == "failed"
-    return Curve(width, depth, tuple(int(one) for one in seeds), np.log2(rates), loss, diverged, failed)
+    censored[rate, seed] = state == "censored"
+    return Curve(width, depth, tuple(int(one) for one in seeds), np.log2(rates), loss, diverged, failed, censored)
 
 
 def _check_rows(rows: pd.DataFrame) -> None:
@@ -193,7 +205,10 @@ def judge_points(curve: Curve) -> tuple[Status, str]:
     block = curve.block() if len(curve.stable) else curve.stable
     if len(block) < MIN_RATES:
         told = f"{len(block)} neighbouring stable rates of {len(curve.x)} tried, at least {MIN_RATES} are needed"
-        return "too_few", told + ("; add lower ones, where no run diverges" if curve.diverged.any() else "")
+        told += "; add lower ones, where no run diverges" if curve.diverged.any() else ""
+        return "too_few", told + (
+            "; add rates next to the lowest, or reset the stopped" if curve.censored.any() else ""
+        )
     lowest = int(block[np.argmin(curve.mean[block])])
     if lowest in (block[0], block[-1]):
         return "edge", edge_reason(curve, block, last=lowest == block[-1])
@@ -208,9 +223,8 @@ def edge_reason(curve: Curve, block: np.ndarray, last: bool) -> str:
     which = "last" if last else "first"
     if 0 <= beyond < len(x):
         between = format_rate(2 ** float((x[at] + x[beyond]) / 2))
-        fate = "diverged" if curve.diverged[beyond].any() else "has no loss"
         return (f"lowest at the {which} stable rate {format_rate(2 ** x[at])} and {format_rate(2 ** x[beyond])} "
-                f"{fate}; add rates between, such as {between}")  # fmt: skip
+                f"{curve.fate(beyond)}; add rates between, such as {between}")  # fmt: skip
     sign = 1 if last else -1
     more = " and ".join(format_rate(2 ** (x[at] + sign * step * k)) for k in (1, 2))
     return f"lowest at the {which} rate {format_rate(2 ** x[at])}, add {more}"

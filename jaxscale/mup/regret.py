@@ -141,6 +141,6 @@ def _beyond(curve: Curve, x: float) -> str:
     above = x > curve.x[stable[-1]]
     beside = stable[-1] + 1 if above else stable[0] - 1
     told = f"rate {format_rate(2**x if np.isfinite(x) else None)} lies {'above' if above else 'below'} its stable rates"
-    if 0 <= beside < len(curve.x) and curve.diverged[beside].any():
-        return f"{told}, and {format_rate(2 ** curve.x[beside])} diverged"
+    if 0 <= beside < len(curve.x) and (curve.diverged | curve.censored)[beside].any():
+        return f"{told}, and {format_rate(2 ** curve.x[beside])} {curve.fate(beside)}"
     return f"{told}, none was tried there"

@@ -52,6 +52,8 @@ class Optimum:
     runs_diverged: int
     runs_failed: int
     diverged_lr: tuple[float, ...]
+    runs_censored: int
+    censored_lr: tuple[float, ...]
 
     @property
     def rung(self) -> int:
@@ -67,7 +69,8 @@ class Optimum:
         """The member as the table shows it."""
         loss = format_loss(self.loss if self.loss is not None else self.lowest_loss)
         lr = format_rate(self.lr) if self.lr is not None else f"({format_rate(self.lowest_lr)})"
-        counts = ((self.runs_done, "done"), (self.runs_diverged, "diverged"), (self.runs_failed, "failed"))
+        counts = ((self.runs_done, "done"), (self.runs_diverged, "diverged"), (self.runs_censored, "censored"),
+                  (self.runs_failed, "failed"))  # fmt: skip
         runs = ", ".join(f"{n} {what}" for n, what in counts if n or what == "done")
         return (self.rung, lr, format_interval(self.lr_interval, format_rate), loss,
                 format_interval(self.loss_interval), runs, self.status)  # fmt: skip

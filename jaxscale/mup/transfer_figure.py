@@ -1,7 +1,8 @@
 """The figure everybody knows: loss against log2 lr, a curve a width, the parameterizations side by side.
 
 The y axis is shared by all panels and ends a little above the highest optimum: a run near divergence must not
-flatten the minima. Runs above it are drawn at its top edge as hollow triangles, diverged ones as crosses.
+flatten the minima. Runs above it are drawn at its top edge as hollow triangles, diverged ones as crosses, those
+that were stopped as hopeless as hollow squares.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def _subtitle(ladders: list[Ladder], transfer: Transfer) -> list[str]:
     )
     marks = (f"dots: optima of the fitted curves with their {transfer.confidence:.0%} interval, joined by dashes; "
              f"crosses: diverged runs, triangles: runs above the axis")  # fmt: skip
+    if any(curve.censored.any() for ladder in ladders for curve in ladder.curves):
+        marks += ", squares: stopped as hopeless"
     return [f"{same}points: runs, lines: means over seeds", marks]
 
 
@@ -131,13 +134,14 @@ def _layers(
     inside = base.transform_filter("datum.state == 'done'").mark_point(filled=True, size=22, opacity=FAINT)
     above = base.transform_filter("datum.state == 'above'").mark_point(shape="triangle-up", size=50, filled=False)
     crosses = base.transform_filter("datum.state == 'diverged'").mark_text(text="×", fontSize=17, fontWeight="bold")
+    squares = base.transform_filter("datum.state == 'censored'").mark_point(shape="square", size=36, filled=False)
     rule = alt.Chart(inline(best)).mark_rule(strokeWidth=4, opacity=0.75).encode(
         x=alt.X("low:Q", **across), x2="high:Q", y=y, color=color)  # fmt: skip
     dot = alt.Chart(inline(best)).mark_point(filled=True, size=75, opacity=1, stroke="white", strokeWidth=1)
     path = alt.Chart(inline(best)).mark_line(strokeDash=[3, 4], strokeWidth=1.5, color="#6b6b70")
     return [mean.encode(x=x, y=y, color=color, detail="part:N"), inside.encode(x=x, y=y, color=color),
             above.encode(x=beside, y=y, color=color),
-            crosses.encode(x=beside, y=y, color=color),
+            crosses.encode(x=beside, y=y, color=color), squares.encode(x=beside, y=y, color=color),
             path.encode(x=x, y=y, order="rung:Q"), rule, dot.encode(x=x, y=y, color=color)]  # fmt: skip
 
 
@@ -152,6 +156,8 @@ def _runs(ladder: Ladder, domain: tuple[float, float]) -> tuple[list[dict[str, A
             place = {"rung": rung, "x": at, "beside": at + apart}
             if curve.diverged[i].any():
                 runs.append({**place, "loss": edge, "state": "diverged"})
+            elif curve.censored[i].any():
+                runs.append({**place, "loss": edge, "state": "censored"})
             for loss in curve.loss[i][np.isfinite(curve.loss[i])].tolist():
                 out = loss > domain[1]
                 runs.append({**place, "loss": edge if out else loss, "state": "above" if out else "done"})

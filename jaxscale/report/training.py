@@ -14,6 +14,7 @@ from jaxscale.report.evidence import Evidence, records
 
 __all__ = ["draw_training"]
 
+NO_EVIDENCE = ("diverged", "failed", "censored")
 SAMPLES = 60
 """Points kept of a curve, means over bins of equal log width."""
 CURVE_TIPS = tips(run="run", state="state", size="parameters N", final="final loss, nats/token", seed="seed")
@@ -30,8 +31,8 @@ def draw_training(evidence: Evidence) -> Figure | None:
         return None
     labels = _label_runs(evidence)
     rows = [{"run": run, **labels.get(run, {"state": "unknown"}), **row} for run, row in curves]
-    good = [row for row in rows if row["state"] not in ("diverged", "failed")]
-    bad = [row for row in rows if row["state"] in ("diverged", "failed")]
+    good = [row for row in rows if row["state"] not in NO_EVIDENCE]
+    bad = [row for row in rows if row["state"] in NO_EVIDENCE]
     by_flops = evidence.curves is not None and "flops" in evidence.curves
     title, unit = ("training FLOPs spent", "flops") if by_flops else ("training tokens", "count")
     x = log_axis(alt.X, "x", title, log_domain([row["x"] for row in rows], margin=0.02), unit)
@@ -42,7 +43,7 @@ def draw_training(evidence: Evidence) -> Figure | None:
         [_lines(good).encode(color=color), _lines(bad, style="alarm")] if bad else [_lines(good).encode(color=color)]
     )
     chart = alt.layer(*(layer.encode(x=x, y=y) for layer in layers))
-    caption = f"{CAPTION} Red: diverged or failed, and no evidence." if bad else CAPTION
+    caption = f"{CAPTION} Red: diverged, failed or stopped early, and no evidence." if bad else CAPTION
     return Figure("training", "Training curves", caption, finish(chart))
 
 

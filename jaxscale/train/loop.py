@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +39,7 @@ from jaxscale.train.packs import Pack, PackFolder
 from jaxscale.train.record import RunFolder, is_disk_full
 from jaxscale.train.sharding import check_batch, make_mesh
 from jaxscale.train.step import TrainState
+from jaxscale.train.stopping import Stopper
 
 __all__ = ["Preempted", "Progress", "train_pack", "train_run"]
 
@@ -88,12 +89,14 @@ def train_pack(
     should_stop: Callable[[], bool] = lambda: False,
     data_sha256: str = "",
     keep_weights: bool = True,
+    rivals: Mapping[str, Mapping[str, bool]] | None = None,
 ) -> tuple[RunResult, ...]:
     """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
 
     As `train_run` for each member: a member that diverges ends alone, the others go on untouched. The pack
     resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights stay in
-    each run's folder unless `keep_weights` is false.
+    each run's folder unless `keep_weights` is false. A run that `rivals` names is stopped early, as censored, where
+    jaxscale.hopeless finds it hopeless beside its rivals: their ids, and whether they may stop it.
     """
     _check_alike(specs, way)
     folders = [RunFolder(Path(out), spec) for spec in specs]
@@ -109,7 +112,8 @@ def train_pack(
                 locks.enter_context(folder.lock())
             if pack is not None and any(not folder.has_begun() and folder.read_result() is None for folder in folders):
                 pack.remove()  # a member was reset: what the pack saved holds the state that it was to lose
-            trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256)
+            trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256,
+                               rivals or {})  # fmt: skip
             return trainer.train(keep_weights)
     except Exception as error:
         if isinstance(error, JaxscaleError) or not is_disk_full(error):
@@ -138,6 +142,7 @@ class _Trainer:
         on_progress: Callable[[Progress], None] | None,
         should_stop: Callable[[], bool],
         data_sha256: str,
+        rivals: Mapping[str, Mapping[str, bool]],
     ) -> None:
         specs = [folder.spec for folder in folders]
         self.spec, self.config, self.should_stop = specs[0], mesh_config, should_stop
@@ -146,7 +151,10 @@ class _Trainer:
             check_tokens(spec, self.tokens, data_sha256)
         dtype = compute_dtype(mesh_config)
         self.pack, told = pack, pack.describe() if pack else None
-        self.members = [Member(folder, self.tokens.info, dtype, told, on_progress) for folder in folders]
+        watched = {run_id: Stopper(folder.path.parent, folder.spec, rivals[run_id]) for folder in folders
+                   if (run_id := folder.spec.run_id) in rivals}  # fmt: skip
+        self.members = [Member(folder, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id))
+                        for folder in folders]  # fmt: skip
         way: Way = cast(Way, pack.pack.way) if pack else "process"
         self.accumulate = self.spec.batch_seqs // self.spec.microbatch_seqs
         if way == "process":
@@ -208,6 +216,8 @@ class _Trainer:
             for state, step, losses, norms in self._intervals(state, step):  # noqa: B020 - the newest is wanted
                 for member, own_losses, own_norms in zip(self.members, losses, norms, strict=True):
                     member.take(step, own_losses, own_norms)
+                for member in self.members:
+                    member.stop_if_hopeless()
                 if step in self.spec.keeps:
                     self._keep(state, step)
                 if step == self.spec.steps or not any(member.live for member in self.members):

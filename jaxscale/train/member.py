@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ import numpy as np
 
 from jaxscale.data.files import DataInfo
 from jaxscale.flops import count_params, flops_per_token
-from jaxscale.runs import RunResult
+from jaxscale.runs import RunResult, State
 from jaxscale.train.optimizer import Hyper, learning_rate
 from jaxscale.train.provenance import describe_machine
 from jaxscale.train.record import RunFolder
+from jaxscale.train.stopping import Stopper
 
 __all__ = ["Member", "Progress"]
 
@@ -63,9 +64,10 @@ class Member:
         dtype: Any,
         pack: dict[str, Any] | None,
         on_progress: Callable[[Progress], None] | None,
+        stopper: Stopper | None = None,
     ) -> None:
         self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
-        self.on_progress = on_progress
+        self.on_progress, self.stopper = on_progress, stopper
         self.hyper = Hyper.from_spec(self.spec)
         self.flops_per_token = flops_per_token(self.spec.model)
         self.result: RunResult | None = folder.read_result()
@@ -81,6 +83,8 @@ class Member:
         if not self.live:
             return
         self.step, self.skipped = step, skipped
+        if self.stopper is not None:
+            self.stopper.start(step)
         self.restarts, self.kinds = self.folder.count_attempt(step, self._kinds())
         before_s, self.loss = self.folder.cut_metrics(step)
         self.inherited_s = self.folder.inherited_seconds() if self.spec.parent else 0.0
@@ -119,6 +123,12 @@ class Member:
             flops = rate * self.flops_per_token
             self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, self.loss, rate, flops))
 
+    def stop_if_hopeless(self) -> None:
+        """End the run as censored where its rule says so; after `take` of every run beside it."""
+        stop = self.stopper.judge(self.step) if self.live and self.stopper is not None else None
+        if stop is not None:
+            self._end(str(stop), None, None, "censored", {"stop": asdict(stop)})
+
     def _line(self, step: int, grad_norm: float) -> dict[str, float]:
         tokens = step * self.spec.batch_seqs * self.spec.model.seq_len
         return {
@@ -144,17 +154,21 @@ class Member:
         deviations = (sums - mean * counts).ravel()
         self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()))
 
-    def _end(self, failure: str, loss: float | None, std_error: float | None) -> None:
+    def _end(
+        self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         spec, counts = self.spec, count_params(self.spec.model)
         tokens = self.step * spec.batch_seqs * spec.model.seq_len
         seconds = self.clock.seconds() - self.inherited_s
         begun = spec.parent_step
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
         told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
-                "skipped_checkpoints": self.skipped} | ({"pack": self.pack} if self.pack else {})  # fmt: skip
+                "skipped_checkpoints": self.skipped}  # fmt: skip
+        told |= ({"pack": self.pack} if self.pack else {}) | (more or {})
         self.result = RunResult(
             run_id=spec.run_id,
-            state="diverged" if failure else "done",
+            state=state or ("diverged" if failure else "done"),
             reason=failure,
             loss=loss,
             loss_std_error=std_error,

@@ -3,6 +3,7 @@
 The parent never imports JAX. It hands out jobs (a cell, or cells that train together) longest first, listens, shows
 progress, restarts a worker that died, and on Ctrl-C asks all workers to save before it leaves. A cell that kills its
 worker three times ends as failed, with the worker's last words; a pack that does is taken apart first.
+Where hopeless runs are stopped, a contest stays in one job; taken apart, its runs are trained to their ends.
 A branch is handed out when its trunk has kept the state it begins from, and ends as failed when that will never be.
 """
 
@@ -17,15 +18,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, cast
 
 from jaxscale.config import MeshConfig
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
+from jaxscale.hopeless import Contest, check_stoppable
 from jaxscale.runs import Cell
 from jaxscale.sweep import Job, Way, fail_cell, find_parent, group_cells, next_job, read_plan, shape
 from jaxscale.train.packs import Pack, PackFolder, open_packs
@@ -86,20 +88,24 @@ def _has_accelerator() -> bool:
 
 
 def train_cells(
-    study_dir: Path, cells: Sequence[Cell], mesh: MeshConfig, listen: Listener = lambda event: None
-) -> None:
+    study_dir: Path, cells: Sequence[Cell], mesh: MeshConfig, listen: Listener = lambda event: None,
+    contests: Sequence[Contest] = (),
+) -> None:  # fmt: skip
     """Train every cell to its end, in packs as `mesh.packs` says; `listen` gets each event with the worker's index.
 
-    Raises what a worker reported as the user's to mend (data missing, disk full), and Terminated on SIGTERM,
-    after all have saved.
+    With `contests`, which hold all of the cells, hopeless runs are stopped early and end as censored. Raises what a
+    worker reported as the user's to mend (data missing, disk full), and Terminated on SIGTERM, after all have saved.
     """
     if not cells:
         return
+    check_stoppable([cell for contest in contests for cell in contest.cells])
     workers, pinned = count_workers(mesh)
+    rivals = {run_id: ids for contest in contests for run_id, ids in contest.rivals.items()}
     jobs = _resume_packs(study_dir, cells)
     begun = {cell.run_id for job in jobs for cell in job.cells}
-    jobs += group_cells([cell for cell in cells if cell.run_id not in begun], workers, mesh.packs)
-    pool = _Pool(study_dir, jobs, {cell.run_id for cell in cells}, listen, pinned)
+    jobs += group_cells([cell for cell in cells if cell.run_id not in begun], workers, mesh.packs, contests)
+    pool = _Pool(study_dir, [_allow_stops(job, rivals, cells) for job in jobs], {cell.run_id for cell in cells}, listen,
+                 pinned, rivals)  # fmt: skip
     with _raise_on_sigterm():
         try:
             pool.run(min(workers, len(jobs)))
@@ -118,6 +124,13 @@ def _resume_packs(study_dir: Path, cells: Sequence[Cell]) -> list[Job]:
         if set(pack.run_ids) <= set(planned) and not set(pack.run_ids) & taken:
             whole.append(pack)
     return [Job(tuple(planned[run_id] for run_id in pack.run_ids), cast(Way, pack.way)) for pack in whole]
+
+
+def _allow_stops(job: Job, rivals: Mapping[str, Mapping[str, bool]], cells: Sequence[Cell]) -> Job:
+    """The job, with its runs stopped where hopeless if no rival of theirs trains in another job."""
+    elsewhere = {cell.run_id for cell in cells} - {cell.run_id for cell in job.cells}
+    known = [rivals.get(cell.run_id) for cell in job.cells]
+    return replace(job, stops=bool(rivals) and all(ids is not None and not elsewhere & set(ids) for ids in known))
 
 
 @contextmanager
@@ -141,7 +154,11 @@ def _raise_on_sigterm() -> Iterator[None]:
 class _Pool:
     """The parent's side: cells waiting, workers, events."""
 
-    def __init__(self, study_dir: Path, waiting: list[Job], open_ids: set[str], listen: Listener, pinned: bool) -> None:
+    def __init__(
+        self, study_dir: Path, waiting: list[Job], open_ids: set[str], listen: Listener, pinned: bool,
+        rivals: Mapping[str, Mapping[str, bool]] | None = None,
+    ) -> None:  # fmt: skip
+        self.rivals = rivals or {}
         self.study_dir, self.waiting, self.listen, self.pinned = study_dir, waiting, listen, pinned
         self.open_ids = open_ids
         self.cores = sorted(os.sched_getaffinity(0))
@@ -219,7 +236,8 @@ class _Pool:
         worker.job = job
         self.waiting.remove(job)
         self.listen({"worker": worker.index, "event": "start", "run_id": job.cells[0].run_id, "runs": len(job.cells)})
-        order = {"runs": [cell.run_id for cell in job.cells], "way": job.way}
+        rivals = {cell.run_id: self.rivals[cell.run_id] for cell in job.cells} if job.stops else {}
+        order = {"runs": [cell.run_id for cell in job.cells], "way": job.way, "rivals": rivals}
         try:
             worker.process.stdin.write(json.dumps(order) + "\n")
             worker.process.stdin.flush()

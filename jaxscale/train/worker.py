@@ -1,6 +1,7 @@
 """A worker process: trains the cells its parent names, one line each way at a time.
 
-stdin: a job a line, {"runs": [run id, ..], "way": ..}; its end (also a parent killed at once) asks to save and stop.
+stdin: a job a line, {"runs": [run id, ..], "way": .., "rivals": {run id: {run id: bool}}}; its end (also a parent
+killed at once) asks to save and stop.
 stdout: a JSON object a line: ready, way, progress, ended, or error with the sentence a person should read.
 SIGTERM saves and exits with 75; SIGINT is left to the parent.
 """
@@ -64,7 +65,8 @@ def _train(study_dir: Path, order: dict[str, Any], mesh: MeshConfig, stop: threa
     run_ids: list[str] = order["runs"]
     try:
         plan = read_plan(study_dir)
-        _train_cells(study_dir, plan, [plan.find_cell(run_id) for run_id in run_ids], order["way"], mesh, stop)
+        cells = [plan.find_cell(run_id) for run_id in run_ids]
+        _train_cells(study_dir, plan, cells, order["way"], order["rivals"], mesh, stop)
     except Preempted:
         return False
     except JaxscaleError as error:
@@ -75,8 +77,9 @@ def _train(study_dir: Path, order: dict[str, Any], mesh: MeshConfig, stop: threa
 
 
 def _train_cells(
-    study_dir: Path, plan: Plan, cells: list[Cell], way: Way, mesh: MeshConfig, stop: threading.Event
-) -> None:
+    study_dir: Path, plan: Plan, cells: list[Cell], way: Way, rivals: dict[str, dict[str, bool]], mesh: MeshConfig,
+    stop: threading.Event,
+) -> None:  # fmt: skip
     from jaxscale.train.loop import Progress, train_pack
     from jaxscale.train.probe import choose_way
 
@@ -91,6 +94,7 @@ def _train_cells(
         results = train_pack(
             part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
             data_sha256=plan.data_sha256, keep_weights=cells[0].role not in (*TUNING_ROLES, "trunk"),
+            rivals=rivals,
         )  # fmt: skip
         for result in results:
             _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
