@@ -198,6 +198,9 @@ def check_stoppable(cells: Sequence[Cell]) -> None:
         if cell.spec.schedule != "cosine":
             raise MisuseError(f"recipe.schedule: the margins of --stop-hopeless were measured under cosine and run "
                               f"{cell.run_id} has {cell.spec.schedule}; leave the option out")  # fmt: skip
+        if cell.spec.average_steps:
+            raise MisuseError("recipe.average_fraction: the margins of --stop-hopeless were measured without "
+                              "averaging; leave one of the two out")  # fmt: skip
 
 
 def _without_rate(spec: RunSpec, decay_rule: str) -> RunSpec:

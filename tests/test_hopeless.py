@@ -187,6 +187,9 @@ def test_runs_that_are_no_sweeps_are_never_stopped(tmp_path: Path) -> None:
     wsd = replace(Study(), recipe=replace(Study().recipe, schedule="wsd"))
     with pytest.raises(MisuseError, match=r"measured under cosine and run .* has wsd"):
         check_stoppable(sweep_cells(study=wsd))
+    averaging = replace(Study(), recipe=replace(Study().recipe, average_fraction=0.2))
+    with pytest.raises(MisuseError, match=r"recipe.average_fraction: the margins"):
+        check_stoppable(sweep_cells(study=averaging))
     with pytest.raises(MisuseError, match="is a trunk and is never stopped early"):
         Stopper(tmp_path, replace(cell.spec, keeps=(10,)), {})
 
