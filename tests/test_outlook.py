@@ -147,13 +147,13 @@ def test_status_shows_a_running_target_beside_its_band(folder, tmp_path, capsys)
     told = capsys.readouterr().out
     assert "at 79% its end is expected at" in told and ": inside" in told and "another size" in told
     rows = {row["run_id"]: row for row in json.loads((tmp_path / "s.json").read_text())["rows"]}
-    found = rows[mine.run_id]["forecast"]
+    (found,) = rows[mine.run_id]["forecasts"]
     end = end_of(mine.n_params, mine.spec.tokens)
     assert found["state"] == "inside" and found["expected"]["loss"] == pytest.approx(end, rel=0.02)
     low, high = found["expected"]["interval"]
     assert low < end < high and high / low < 1.1
-    assert rows[other.run_id]["forecast"]["band"] is None
-    assert sum("forecast" in row for row in rows.values()) == 2
+    assert rows[other.run_id]["forecasts"][0]["band"] is None
+    assert sum("forecasts" in row for row in rows.values()) == 2
 
 
 def test_status_says_when_a_target_leaves_its_band_and_how_it_ended(folder, tmp_path, capsys):

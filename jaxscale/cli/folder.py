@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,10 +64,10 @@ def status(argv: list[str]) -> int:
             time.sleep(1.0)
 
 
-def _watch(options: StatusOptions, planned: Plan, statuses: Sequence[CellStatus]) -> dict[str, Watch]:
-    """The cells that a registered forecast speaks of, by run id."""
+def _watch(options: StatusOptions, planned: Plan, statuses: Sequence[CellStatus]) -> list[Watch]:
+    """The cells that a registered forecast speaks of, beside each such forecast."""
     if not options.register.is_file():
-        return {}
+        return []
     from jaxscale.register.chain import read_register
     from jaxscale.register.watch import watch_cells
 
@@ -75,15 +75,15 @@ def _watch(options: StatusOptions, planned: Plan, statuses: Sequence[CellStatus]
     if register.breaks:
         raise VerdictError(f"{options.register}: its chain is broken at record {register.breaks[0].line}; `jaxscale "
                            f"register check` says how; give --register another, or none")  # fmt: skip
-    return {watch.status.cell.run_id: watch for watch in watch_cells(options.directory, planned, statuses, register)}
+    return watch_cells(options.directory, planned, statuses, register)
 
 
-def _show(statuses: list[CellStatus], title: str, watches: Mapping[str, Watch]) -> Group:
-    """The table, and under it a line for every cell that a forecast speaks of."""
-    return Group(status_table(statuses, title), *(Text(str(watch)) for watch in watches.values()))
+def _show(statuses: list[CellStatus], title: str, watches: Sequence[Watch]) -> Group:
+    """The table, and under it a line for every cell and forecast that speaks of it."""
+    return Group(status_table(statuses, title), *(Text(str(watch)) for watch in watches))
 
 
-def _status_rows(statuses: Sequence[CellStatus], watches: Mapping[str, Watch]) -> dict[str, Any]:
+def _status_rows(statuses: Sequence[CellStatus], watches: Sequence[Watch]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {
             "run_id": status.cell.run_id,
@@ -103,8 +103,9 @@ def _status_rows(statuses: Sequence[CellStatus], watches: Mapping[str, Watch]) -
         for status in statuses
     ]
     for row in rows:
-        if row["run_id"] in watches:
-            row["forecast"] = watches[row["run_id"]].to_plain()
+        told = [watch.to_plain() for watch in watches if watch.status.cell.run_id == row["run_id"]]
+        if told:
+            row["forecasts"] = told
     return {"schema": "jaxscale.status/1", "rows": rows}
 
 

@@ -1,7 +1,8 @@
 """The cells of a study that a registered forecast speaks of, and how each stands to its band.
 
-A cell belongs to the newest forecast of its own text whose C is its budget within the tolerance. The band is that of
-one future run at the forecast's size; of the other sizes of that budget only the expected end is told. Finished runs
+A cell belongs to every forecast of its own text whose C is its budget within the tolerance: rivals stand side by side.
+The band is that of one future run at the forecast's size; of the sizes of that budget that no forecast speaks of only
+the expected end is told. Finished runs
 that trained by the same recipe, in this folder and in that of the forecast's evidence, say how a loss still falls.
 """
 
@@ -88,9 +89,9 @@ class Watch:
 
 
 def watch_cells(study_dir: Path, plan: Plan, statuses: Sequence[CellStatus], register: Register) -> list[Watch]:
-    """A Watch for every cell that has begun and that a forecast of the register speaks of."""
+    """A Watch for every cell that has begun and every forecast of the register that speaks of it."""
     begun = [status for status in statuses if status.step and status.cell.role not in TUNING_ROLES]
-    pairs = [(status, forecast) for status in begun if (forecast := _find_forecast(register, plan, status)) is not None]
+    pairs = [(status, forecast) for status in begun for forecast in _find_forecasts(register, plan, status, statuses)]
     references: dict[str, list[tuple[RunSpec, Curve]]] = {}
     found = []
     for status, forecast in pairs:
@@ -101,12 +102,15 @@ def watch_cells(study_dir: Path, plan: Plan, statuses: Sequence[CellStatus], reg
     return found
 
 
-def _find_forecast(register: Register, plan: Plan, status: CellStatus) -> Record | None:
+def _find_forecasts(
+    register: Register, plan: Plan, status: CellStatus, statuses: Sequence[CellStatus]
+) -> Sequence[Record]:
+    """Those of the cell's size; where there is none, the newest of its budget."""
     C = status.cell.spec.budget_flops
     mine = [forecast for forecast in register.of_kind("forecast")
             if abs(math.log(C / forecast["C"])) <= math.log1p(TOLERANCE)
             and forecast["evidence"].get("data_sha256") in (None, "", plan.data_sha256)]  # fmt: skip
-    return mine[-1] if mine else None
+    return [forecast for forecast in mine if _is_its_size(status, forecast, statuses)] or mine[-1:]
 
 
 def _watch(
