@@ -9,7 +9,12 @@ The loss law is fitted around a reference compute, L = E + A' (C / C_ref)^-alpha
 a loss. With few budgets E is hardly seen, and E = 0 extrapolates low (by 1 to 2% at three times the largest
 budget on the public sets). `average_loss_laws` therefore weighs every E by the likelihood of the minima under
 an assumption made before them: even odds for E = 0, and for an E anywhere between 0 and the lowest loss.
-The point is the law at the mean E, the rounds are draws, so that the interval knows what E may be.
+
+No such law holds over all budgets, and what is extrapolated is its upper end. So a budget may miss the law by more than
+its noise, the more the farther it lies below the largest: by `drift` times log(C_max / C), each of DRIFTS as likely as
+the others before the losses are seen. Minima that a law meets keep their weight, minima that bend count for less far
+down. docs/backtests.md has what it gains. The point is the law at the mean E, the rounds are draws, so that the
+interval knows what E and the drift may be.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ NO_FLOOR = 0.5
 """Assumption: the odds, before the losses are seen, that they fall as a plain power of C (E = 0)."""
 SHARES = np.concatenate([[0.0], (np.arange(60) + 0.5) / 60 * 0.98])
 """E as a share of the lowest loss."""
+DRIFTS = np.array([0.0, 0.001, 0.002, 0.004, 0.008, 0.016])
+"""Deviation of log loss about the law for every factor e below the largest budget."""
 
 
 class LossLaws(NamedTuple):
@@ -110,10 +117,11 @@ def average_loss_laws(
 
     `loss` (budgets,) with `variance` (budgets,) of its log, known to `dof` degrees of freedom.
     """
-    line = _line_above(C, loss, variance, SHARES)
-    odds = _odds(line, len(C))
+    line, odds = _lines_above(C, loss, variance)
     weight = _softmax(odds - line.ss / 2)
-    point = _law_of(_line_above(C, loss, variance, (weight @ SHARES)[None]), C, loss)
+    drifts, shares = np.repeat(DRIFTS, len(SHARES)), np.tile(SHARES, len(DRIFTS))
+    wide = _drift_variance(C, variance, weight @ drifts)
+    point = _law_of(_line_above(C, loss, wide, (weight @ shares)[None]), C, loss)
     scale = dof / rng.chisquare(dof, rounds) if dof >= 1 else np.ones(rounds)
     drawn = _softmax(odds - line.ss / 2 / scale[:, None])
     chosen = (rng.random((rounds, 1)) > np.cumsum(drawn, 1)[:, :-1]).sum(1)
@@ -121,7 +129,7 @@ def average_loss_laws(
     picked = _Line(*(part[chosen] for part in line))
     slope = picked.slope + slope / np.sqrt(picked.spread)
     height = picked.height + height / np.sqrt(picked.precision)
-    return point, _law_of(picked._replace(slope=slope, height=height), C, loss), float(weight[0])
+    return point, _law_of(picked._replace(slope=slope, height=height), C, loss), float(weight[shares == 0].sum())
 
 
 def spread_forecast(C: np.ndarray, loss: np.ndarray, variance: np.ndarray, target: float) -> float:
@@ -129,8 +137,8 @@ def spread_forecast(C: np.ndarray, loss: np.ndarray, variance: np.ndarray, targe
 
     `loss` (budgets,) with known `variance` (budgets,) of its log, at C (budgets,); L = E + exp(line at the target).
     """
-    line = _line_above(C, loss, variance, SHARES)
-    weight = _softmax(_odds(line, len(C)) - line.ss / 2)
+    line, odds = _lines_above(C, loss, variance)
+    weight = _softmax(odds - line.ss / 2)
     offset = np.log(target) - line.middle
     above, floor = np.exp(line.height + line.slope * offset), line.share * loss.min()
     within = (above / (floor + above)) ** 2 * (1 / line.precision + offset**2 / line.spread)
@@ -138,12 +146,26 @@ def spread_forecast(C: np.ndarray, loss: np.ndarray, variance: np.ndarray, targe
     return float(weight @ (within + (log_loss - weight @ log_loss) ** 2))
 
 
-def _odds(line: _Line, budgets: int) -> np.ndarray:
+def _drift_variance(C: np.ndarray, variance: np.ndarray, drift: float) -> np.ndarray:
+    return np.asarray(variance + (drift * np.log(C.max() / C)) ** 2)
+
+
+def _lines_above(C: np.ndarray, loss: np.ndarray, variance: np.ndarray) -> tuple[_Line, np.ndarray]:
+    """The lines of every drift and share, the shares of one drift together, and their log odds before chi^2."""
+    variances = [_drift_variance(C, variance, drift) for drift in DRIFTS]
+    lines = [_line_above(C, loss, wide, SHARES) for wide in variances]
+    odds = [_odds(line, wide) for line, wide in zip(lines, variances, strict=True)]
+    return _Line(*(np.concatenate(parts) for parts in zip(*lines, strict=True))), np.concatenate(odds)
+
+
+def _odds(line: _Line, variance: np.ndarray) -> np.ndarray:
     """Log odds of each share of E before the fit's chi^2."""
     prior = np.log(np.concatenate([[NO_FLOOR], np.full(len(SHARES) - 1, (1 - NO_FLOOR) / (len(SHARES) - 1))]))
     odds = prior - 1e9 * (line.slope >= 0)
-    if budgets > 2:  # integrated over height and slope; two losses say nothing of E, and this would speak for them
-        odds = odds - np.log(line.precision * line.spread) / 2
+    if (
+        len(variance) > 2
+    ):  # integrated over height and slope; two losses say nothing of E, and this would speak for them
+        odds = odds - np.log(line.precision * line.spread) / 2 - np.log(variance).sum() / 2
     return np.asarray(odds)
 
 
