@@ -61,17 +61,24 @@ class _Design:
 
 
 def choose_cells(
-    beliefs: Sequence[Belief], places: Places, counts: np.ndarray, cells: int, *, spend_flops: float | None = None
-) -> tuple[Chosen, ...]:
-    """Up to `cells` runs in the order of choice, within `spend_flops` where given; `counts` (n,) runs made before."""
+    beliefs: Sequence[Belief], places: Places, counts: np.ndarray, cells: int, *,
+    spend_flops: float | None = None, most_runs: float = np.inf, lead: str = "",
+) -> tuple[Chosen, ...]:  # fmt: skip
+    """Up to `cells` runs in the order of choice, within `spend_flops` where given; `counts` (n,) runs made before.
+
+    No cell gets more than `most_runs` runs, those made before included. `lead`: a row of a budget above all measured
+    ones comes first, where one can be had.
+    """
     counts = counts.astype(float)
     states = tuple(belief.start(counts) for belief in beliefs)
     start = _Design(counts, states, tuple(b.variance(state) for b, state in zip(beliefs, states, strict=True)))
-    room = np.inf if spend_flops is None else spend_flops * (1 + 1e-9)
-    found = [_greedy(beliefs, places, start, cells, room)]
-    for move in _rows(places, start.counts):
-        if len(move) <= cells and _cost(places, move) <= room:
-            found.append(_greedy(beliefs, places, _take(beliefs, places, start, move), cells, room))
+    limits = _Limits(cells, np.inf if spend_flops is None else spend_flops * (1 + 1e-9), most_runs)
+    rows = [move for move in _rows(places, counts) if limits.allow(places, start, move)]
+    above = [move for move in rows if places.budget[move[0]] > places.budget[counts > 0].max()]
+    if lead == "largest":
+        above = above[-1:]
+    starts = [_take(beliefs, places, start, move) for move in (above if lead and above else rows)]
+    found = [_greedy(beliefs, places, design, limits) for design in (starts if lead and above else [start, *starts])]
     found = [design for design in found if design.moves]
     if not found:
         return ()
@@ -81,18 +88,30 @@ def choose_cells(
     return found[int(np.argmax(worth))].moves
 
 
-def _greedy(beliefs: Sequence[Belief], places: Places, design: _Design, cells: int, room: float) -> _Design:
+@dataclass(frozen=True)
+class _Limits:
+    """Runs in all, FLOPs in all, runs of one cell."""
+
+    cells: int
+    flops: float
+    most_runs: float
+
+    def allow(self, places: Places, design: _Design, move: Move) -> bool:
+        return bool(
+            len(move) + design.cells <= self.cells
+            and _cost(places, move) + design.cost <= self.flops
+            and (design.counts[list(move)] < self.most_runs).all()
+        )
+
+
+def _greedy(beliefs: Sequence[Belief], places: Places, design: _Design, limits: _Limits) -> _Design:
     """The best move again and again. Between two rows gains only fall, nearly, so that a move's last gain is its bound
     and few moves are weighed anew at each step (Minoux 1978); a row renews them all."""
     bounds: dict[Move, float] = {}
     while True:
         if not design.moves or len(design.moves[-1].places) > 1 or not bounds:
             bounds = dict.fromkeys(_moves(places, design.counts), np.inf)
-        offers = {
-            move: bound
-            for move, bound in bounds.items()
-            if len(move) + design.cells <= cells and _cost(places, move) + design.cost <= room
-        }
+        offers = {move: bound for move, bound in bounds.items() if limits.allow(places, design, move)}
         best = _best_move(beliefs, places, design, offers)
         if best is None:
             return design

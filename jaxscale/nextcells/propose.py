@@ -18,8 +18,9 @@ from jaxscale.fit.cells import Cells
 from jaxscale.fit.result import Fit, without_nan
 from jaxscale.fit.summary import percentile_interval
 from jaxscale.format import format_count, format_flops, format_interval, format_loss
-from jaxscale.nextcells.belief import Places, form_belief, noise_of
+from jaxscale.nextcells.belief import Places, form_belief
 from jaxscale.nextcells.choose import MIN_ARM, MIN_SIZES, Chosen, choose_cells, is_row, row_move
+from jaxscale.nextcells.noise import estimate_noise
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def propose_cells(
     target_C: float,
     count: int,
     spend_flops: float | None = None,
+    most_runs: float = np.inf,
+    lead: str = "",
 ) -> NextCells:
     """Up to `count` of the candidates (any more than once: further seeds), the first fit being the declared one.
 
@@ -130,13 +133,14 @@ def propose_cells(
     """
     _check(cells, target_C, count, spend_flops)
     places, counts, offer = lay_places(cells, candidates, fits[0])
-    beliefs, notes = [form_belief(fits[0], places, target_C)], [RULE]
+    noise = estimate_noise(cells)
+    beliefs, notes = [form_belief(fits[0], places, counts, noise, target_C)], [RULE]
     for other in fits[1:]:
         try:
-            beliefs.append(form_belief(other, places, target_C))
+            beliefs.append(form_belief(other, places, counts, noise, target_C))
         except (MisuseError, VerdictError) as error:
             notes.append(f"not weighed: {error}")
-    chosen = choose_cells(beliefs, places, counts, count, spend_flops=spend_flops)
+    chosen = choose_cells(beliefs, places, counts, count, spend_flops=spend_flops, most_runs=most_runs, lead=lead)
     notes += [
         f"{format_flops(C)} FLOPs: the sizes offered make no row, which takes {MIN_SIZES}, {MIN_ARM} on each side of "
         f"the fitted optimum; add grid.widths"
@@ -145,13 +149,12 @@ def propose_cells(
     ]
     if count < MIN_SIZES:
         notes.append(f"{count} cells make no row: new budgets begin at --next {MIN_SIZES}")
-    noise = noise_of(fits[0])
-    notes.append(f"noise of a run {noise:.3g} of the loss, taken equal at every budget")
+    notes += noise.words
     best, ends = _forecast(fits[0], target_C)
     before = {"loss": best, "low": ends[0], "high": ends[1], "width": float(np.log(ends[1] / ends[0]))}
     rows = _describe(places, chosen, beliefs[0].variance(beliefs[0].start(counts)), counts, offer, candidates, before)
     return NextCells(float(target_C), fits[0].method, tuple(b.method for b in beliefs), fits[0].confidence,
-                     noise, before, rows, tuple(notes))  # fmt: skip
+                     float(noise.sigma[-1]), before, rows, tuple(notes))  # fmt: skip
 
 
 def _check(cells: Cells, target_C: float, count: int, spend_flops: float | None) -> None:
