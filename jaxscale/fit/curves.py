@@ -80,7 +80,9 @@ def choose_reading(curves: list[Curve], cells: Cells, interpolant: str, window: 
 
 def weigh_curves(curves: Sequence[Curve], reading: Reading) -> list[Curve]:
     """The curves with the weights of their reading."""
-    return [soften(curve, reading.shape.rho, reading.shape.kappa) for curve in curves] if reading.shape else list(curves)
+    return (
+        [soften(curve, reading.shape.rho, reading.shape.kappa) for curve in curves] if reading.shape else list(curves)
+    )
 
 
 def judge_curve(curve: Curve, reading: Reading) -> tuple[minima.Status, str]:

@@ -212,4 +212,3 @@ def _cover_rounds(fit: Fit, places: Places, target_C: float) -> np.ndarray:
         raise VerdictError(f"{fit.method} fit: {len(rounds)} bootstrap rounds have a forecast, {FEWEST_ROUNDS} are "
                            f"needed to weigh cells; use --bootstrap 1000 or measure more")  # fmt: skip
     return np.cov(rounds, rowvar=False)
-

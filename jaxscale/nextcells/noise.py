@@ -25,7 +25,7 @@ __all__ = ["RunNoise", "estimate_noise", "information", "law_misfit"]
 PRIOR_POWER = 3.0
 """Assumption: the share of error that repeats do not average away has the density 4 (1 - share)^3 beforehand."""
 SLOPE_STD = 0.3
-"""Assumption: k is 0 +- .3 beforehand; small language models show -.3 (seeds differ by 1% at 3e10 FLOPs, .3% at 1e12)."""
+"""Assumption: k is 0 +- .3 beforehand; on text small models show -.3 (1% between seeds at 3e10 FLOPs, .3% at 1e12)."""
 ENOUGH_DOF, ENOUGH_BUDGETS = 12.0, 3
 """Degrees of freedom, and budgets that have any, from which on a slope is estimated; else noise is taken equal."""
 SHARES = (np.arange(60) + 0.5) / 60 * 0.98
