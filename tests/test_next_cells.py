@@ -101,8 +101,8 @@ def test_noise_that_falls_with_compute_and_a_shared_error_are_found_in_the_repea
     assert slopes.mean() == pytest.approx(-1 / 3, abs=3 * slopes.std() / np.sqrt(8) + 0.03)  # .03: drawn to 0
     assert [one.sigma[0] for one in found] == pytest.approx([0.01] * 8, rel=0.35)
     assert shares.mean() < 0.2
-    flat = [estimate_noise(gather_cells(planted(k, shared=0.01))) for k in range(8)]
-    assert np.mean([one.share for one in flat]) == pytest.approx(0.5, abs=0.12)
+    flat = [estimate_noise(gather_cells(planted(k, shared=0.01, budgets=8))) for k in range(8)]
+    assert np.mean([one.share for one in flat]) == pytest.approx(0.5, abs=0.15)  # the prior draws it down by some .1
     assert abs(np.mean([one.slope for one in flat])) < 0.05
 
 
@@ -359,7 +359,7 @@ def test_fewer_than_three_measured_budgets_are_one_clear_sentence(measured, caps
 
 def test_a_target_within_or_below_the_measured_range_is_refused_by_name(measured, capsys):
     folder, _ = measured
-    for target, name in (("1e12", "1e12"), ("2e11", "2e11"), ("1e9", "1e9"), ("-1", "-1")):
+    for target, name in (("1e12", "1e12"), ("2e11", "2e11"), ("1e9", "1e9"), ("-1", "-1e0")):
         assert dispatch(["plan", str(folder), "--next", "7", "--next-target", target]) == 2
         said = " ".join(capsys.readouterr().err.split())
         assert f"next-target: {name} FLOPs is not beyond the largest budget measured, 1e12; ask for a larger" in said

@@ -112,7 +112,7 @@ def law_misfit(chi2: float, dof: int) -> float:
     """Variance of the law's own error over that of a minimum, from their chi^2 about it; the prior's where dof is 0.
 
     >>> round(law_misfit(0.0, 0), 2), round(law_misfit(20.0, 20), 2), round(law_misfit(80.0, 20), 2)
-    (0.25, 0.11, 2.34)
+    (0.25, 0.16, 1.86)
     """
     swell = 1 / (1 - SHARES)
     height = dof * np.log(swell) + chi2 / swell - 2 * PRIOR_POWER * np.log(1 - SHARES)
