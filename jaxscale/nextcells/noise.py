@@ -98,11 +98,14 @@ def estimate_noise(cells: Cells) -> RunNoise:
 
 
 def _sum_squares(cells: Cells) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Squares between seeds and about the curves, a budget, and the degrees of freedom of both (budgets,)."""
+    """Squares between seeds and about the curves, a budget, and the degrees of freedom of both (budgets,).
+
+    Where seeds repeat, every miss of a curve counts in full: misfit that a fit sets aside is shared by a cell's runs.
+    """
     curves = split_curves(cells)
     reading = choose_reading(curves, cells, "auto", "auto")
-    if reading.shape is not None:
-        reading = replace(reading, shape=replace(reading.shape, kappa=0.0))
+    if reading.shape is not None and cells.seed_dof.any():
+        reading = replace(reading, shape=replace(reading.shape, rho=0.0, kappa=0.0))
     model, _ = model_noise(weigh_curves(curves, reading), cells, reading)
     about = np.bincount(model.stratum, model.weight * model.residual**2, len(model.dof))
     return model.seed_ss, np.where(model.dof > 0, about, 0.0), model.seed_dof, model.dof
