@@ -14,8 +14,19 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit import fit_isoflop
 from jaxscale.fit.cells import gather_cells
 from jaxscale.fit.frontier import average_loss_laws, spread_forecast
-from jaxscale.nextcells import MIN_ARM, MIN_SIZES, Candidate, Places, choose_cells, next_budgets, propose_cells
+from jaxscale.nextcells import (
+    MIN_ARM,
+    MIN_SIZES,
+    MOST_RUNS,
+    Candidate,
+    Places,
+    choose_cells,
+    estimate_noise,
+    next_budgets,
+    propose_cells,
+)
 from jaxscale.nextcells.belief import SurfaceBelief, form_belief
+from jaxscale.nextcells.noise import information
 from jaxscale.nextcells.propose import lay_places
 from jaxscale.plan import grow_plan, offer_cells, plan_isoflop
 from jaxscale.runs import Plan, RunResult, to_plain, write_json
@@ -50,11 +61,19 @@ def linear_places(x):
     return Places(np.zeros(n, int), np.exp(x), np.ones(n), np.ones(n), np.ones(n, bool), np.ones(1), x)
 
 
-def linear_belief(x, target, runs, noise=1.0, order=2):
+def linear_belief(x, target, runs, noise=1.0, order=2, share=0.0):
     """The exact belief of least squares for y = X beta: S = rows (X^T W X)^-1 rows^T."""
-    X = np.vander(np.concatenate([[target], x]), order, increasing=True)
-    information = X[1:].T @ (runs[:, None] * X[1:]) / noise
-    return SurfaceBelief("linear", X @ np.linalg.inv(information) @ X.T, noise)
+    X, noise = np.vander(np.concatenate([[target], x]), order, increasing=True), np.full(len(x), noise)
+    W = information(noise, share, runs)
+    return SurfaceBelief("linear", X @ np.linalg.inv(X[1:].T @ (W[:, None] * X[1:])) @ X.T, noise, share)
+
+
+def planted(seed, *, power=0.0, shared=0.0, noise=0.01, seeds=3, budgets=4):
+    """A grid whose noise falls as C^power, with an error of deviation `shared` that the seeds of a cell have alike."""
+    rng, frame = np.random.default_rng([11, seed]), draw_grid(budgets=budgets, seeds=seeds)
+    cell = frame.groupby(["budget", "N"]).ngroup().to_numpy()
+    error = noise * (frame["C"] / 1e18) ** power * rng.standard_normal(len(frame))
+    return frame.assign(loss=frame["loss"] * np.exp(error + shared * rng.standard_normal(cell.max() + 1)[cell]))
 
 
 def test_a_linear_laws_variance_after_runs_is_the_design_matrix_formula():
@@ -64,6 +83,53 @@ def test_a_linear_laws_variance_after_runs_is_the_design_matrix_formula():
     X, g = np.vander(x, 3, increasing=True), np.array([1, 2.0, 4.0])
     W = np.array([2, 1, 1, 1, 1, 1, 3]) / 0.3
     assert belief.variance(state) == pytest.approx(float(g @ np.linalg.inv(X.T @ (W[:, None] * X)) @ g), rel=1e-10)
+
+
+def test_runs_that_share_an_error_are_worth_what_the_dense_covariance_says():
+    x, runs, share = np.linspace(-1, 1, 7), np.array([1.0, 1, 2, 3, 1, 1, 1]), 0.3
+    belief = linear_belief(x, 2.0, runs, noise=0.3, order=3, share=share)
+    state = belief.after(belief.start(runs), (3, 3, 3, 0))
+    cell = np.repeat(np.arange(7), (runs + np.array([1, 0, 0, 3, 0, 0, 0])).astype(int))
+    V = 0.3 * ((1 - share) * np.eye(len(cell)) + share * (cell[:, None] == cell))
+    J, g = np.vander(x[cell], 3, increasing=True), np.array([1, 2.0, 4.0])
+    assert belief.variance(state) == pytest.approx(float(g @ np.linalg.inv(J.T @ np.linalg.solve(V, J)) @ g), rel=1e-9)
+
+
+def test_noise_that_falls_with_compute_and_a_shared_error_are_found_in_the_repeats():
+    found = [estimate_noise(gather_cells(planted(k, power=-1 / 3))) for k in range(8)]
+    slopes, shares = np.array([(one.slope, one.share) for one in found]).T
+    assert slopes.mean() == pytest.approx(-1 / 3, abs=3 * slopes.std() / np.sqrt(8) + 0.03)  # .03: drawn to 0
+    assert [one.sigma[0] for one in found] == pytest.approx([0.01] * 8, rel=0.35)
+    assert shares.mean() < 0.2
+    flat = [estimate_noise(gather_cells(planted(k, shared=0.01, budgets=8))) for k in range(8)]
+    assert np.mean([one.share for one in flat]) == pytest.approx(0.5, abs=0.15)  # the prior draws it down by some .1
+    assert abs(np.mean([one.slope for one in flat])) < 0.05
+
+
+def test_without_repeats_the_share_is_the_assumption_and_too_few_cells_give_no_slope():
+    alone = estimate_noise(gather_cells(planted(0, seeds=1)))
+    assert alone.share == pytest.approx(0.2, abs=0.01) and "assumption" in alone.words[1]
+    few = estimate_noise(gather_cells(planted(0, seeds=1, budgets=3)[lambda f: f["N"] > 3e7]))
+    assert few.slope is None and "taken equal" in few.words[0]
+    assert np.ptp(few.sigma) == 0
+
+
+def test_seeds_that_share_an_error_do_not_narrow_the_fit_beyond_that_of_the_cell_means():
+    """The cell means as single runs are the right analysis where every cell has as many seeds."""
+    ratios = []
+    for number in range(8):
+        frame = planted(number, shared=0.004, noise=0.002, seeds=6)
+        means = frame.groupby(["budget", "N", "D", "C"], as_index=False)["loss"].mean()
+        both = [fit_isoflop(one, bootstrap=300) for one in (frame, means)]
+        assert "seeds of a cell share" in both[0].objective["reading"]
+        spread = [np.log(one.sample_optimum(TARGET).loss).std() for one in both]
+        ratios.append(np.log(spread[0] / spread[1]))
+    assert abs(np.mean(ratios)) < 3 * np.std(ratios) / np.sqrt(8) + 0.05
+
+
+def test_seeds_without_a_shared_error_are_trusted():
+    shares = ["share" in fit_isoflop(planted(k), bootstrap=0).objective["reading"] for k in range(20)]
+    assert sum(shares) <= 1
 
 
 def test_runs_of_a_straight_line_go_to_both_ends_in_the_c_optimal_shares():
@@ -86,8 +152,11 @@ def test_the_spread_without_draws_is_that_of_the_draws():
 
 
 def test_the_expected_spread_is_what_brute_force_refits_find():
-    """20 studies: the fit's own spread after a further row, and after more seeds, against the expectation before it."""
-    expected, found = [], []
+    """20 studies: the fit's own spread after a further row, and after more seeds, against the expectation before it.
+
+    The fit's spread knows of no misfit here, so the expectation is without; with the assumed one seeds promise less.
+    """
+    expected, found, promised = [], [], []
     for number in range(20):
         rng = np.random.default_rng([7, number])
         first = draw_grid(budgets=4, noise=0.005, seed=number)
@@ -97,14 +166,16 @@ def test_the_expected_spread_is_what_brute_force_refits_find():
             more = more.assign(loss=loss * np.exp(0.005 * rng.standard_normal(len(more))))
             candidates = [Candidate(C, N, C / 6 / N, C) for C, N in more[["C", "N"]].to_numpy()]
             places, counts, offer = lay_places(gather_cells(first), candidates, before)
-            belief = form_belief(before, places, TARGET)
-            state = belief.after(belief.start(counts), tuple(np.flatnonzero(offer >= 0)))
+            belief = form_belief(before, places, counts, estimate_noise(gather_cells(first)), TARGET)
+            plain, move = replace(belief, share=0.0, misfit=0.0), tuple(np.flatnonzero(offer >= 0))
             after = fit_isoflop(_join(first, more), bootstrap=300)
-            expected.append(np.sqrt(belief.variance(state)))
+            expected.append(np.sqrt(plain.variance(plain.after(plain.start(counts), move))))
+            promised.append(np.sqrt(belief.variance(belief.after(belief.start(counts), move))))
             found.append(np.log(after.sample_optimum(TARGET).loss).std())
     for part in (slice(0, None, 2), slice(1, None, 2)):
         ratio = np.log(np.array(expected[part]) / np.array(found[part]))
         assert abs(ratio.mean()) < 3 * ratio.std() / np.sqrt(len(ratio)) + 0.05
+    assert np.median(np.array(promised[1::2]) / np.array(expected[1::2])) > 1.1
 
 
 def _join(first, more):
@@ -140,6 +211,24 @@ def test_fewer_cells_than_a_row_stay_in_measured_budgets(fit):
     assert any("make no row" in note for note in chosen.notes)
 
 
+def test_seeds_are_spread_over_sizes_and_no_cell_has_more_runs_than_asked(fit):
+    free = propose(fit, 1000, spend_flops=6e20, most_runs=1000)
+    seeds = free.to_frame().query("repeat").groupby("budget")["N"]
+    assert seeds.nunique().max() >= 6 and not any("binds" in note for note in free.notes)
+    for most in (2, MOST_RUNS):
+        chosen = propose(fit, 1000, spend_flops=6e20, most_runs=most)
+        assert chosen.to_frame()["seed"].max() <= most - 1 and any("binds" in note for note in chosen.notes)
+
+
+def test_the_choice_begins_with_a_row_above_the_range_and_says_when_none_can_be_had(fit):
+    chosen = propose(fit, 12)
+    assert all(row["budget"] > 1.1 * BUDGETS[-1] for row in chosen.rows if row["step"] == 1)
+    assert any("comes first" in note for note in chosen.notes)
+    for kwargs in ({"count": 4}, {"spend_flops": 5e19}, {"candidates": offers(limit=3e19)}):
+        without = propose(fit, **{"count": 12, **kwargs})
+        assert without.rows and any("stays untested" in note for note in without.notes)
+
+
 def test_the_sum_of_flops_is_kept_and_spending_more_narrows_more(fit):
     widths = [propose(fit, 1000, spend_flops=spend) for spend in (5e19, 2e20, 6e20)]
     assert all(one.cost <= spend for one, spend in zip(widths, (5e19, 2e20, 6e20), strict=True))
@@ -156,7 +245,9 @@ def test_the_choice_does_not_depend_on_the_order_of_the_offers_or_the_unit_of_co
 
 def test_repeats_count_seeds_up_from_the_candidates_own(fit):
     given = [replace(one, seed=5) for one in offers()]
-    for _, part in propose(fit, 12, candidates=given).to_frame().groupby(["budget", "N"]):
+    chosen = propose(fit, 40, candidates=given).to_frame().groupby(["budget", "N"])
+    assert chosen.size().max() > 1
+    for _, part in chosen:
         assert part["seed"].tolist() == list(range(5, 5 + len(part)))
 
 
@@ -167,6 +258,7 @@ def test_repeats_count_seeds_up_from_the_candidates_own(fit):
         ({"target": BUDGETS[-1]}, MisuseError, "not beyond the largest budget"),
         ({"target": 1e17}, MisuseError, "not beyond the largest budget"),
         ({"spend_flops": -1.0}, MisuseError, "above 0"),
+        ({"most_runs": 0}, MisuseError, "next-repeats: 0 runs"),
         ({"frame": FRAME[FRAME["C"] < 4e18]}, VerdictError, "2 budgets are measured, 3 are needed"),
     ],
 )
@@ -177,7 +269,7 @@ def test_requests_that_make_no_sense_are_refused_by_name(fit, change, error, wor
 
 def test_without_noise_and_for_an_envelope_the_reason_is_said(fit):
     with pytest.raises(VerdictError, match="no noise estimate"):
-        propose(replace(fit, noise={"seed_std": None, "residual_std": None}))
+        propose(fit, frame=FRAME.groupby("budget").head(3))
     with pytest.raises(MisuseError, match="staircase"):
         propose(replace(fit, method="envelope"))
 
@@ -251,6 +343,32 @@ def test_added_cells_join_the_plan_and_a_new_plan_of_the_study_keeps_them(measur
     assert keep_added(grown, other) == other
     assert dispatch(["plan", str(folder), "--next", "7", "--add"]) == 0  # further seeds, no cell twice
     assert len({cell.run_id for cell in read_plan(folder).cells}) == len(before) + 14
+
+
+def unmeasured(folder, keep):
+    """The same folder with results for budgets up to `keep` FLOPs only."""
+    for cell in read_plan(folder).cells:
+        if cell.spec.budget_flops > keep:
+            (folder / cell.run_id / "result.json").unlink()
+
+
+@pytest.mark.parametrize(("keep", "count"), [(1e11, 2), (3e10, 1)])
+def test_fewer_than_three_measured_budgets_are_one_clear_sentence(measured, capsys, keep, count):
+    folder, _ = measured
+    unmeasured(folder, keep)
+    assert dispatch(["plan", str(folder), "--next", "7"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"next: {count} budgets are measured, 3 are needed" in said and "train them first" in said
+
+
+def test_a_target_within_or_below_the_measured_range_is_refused_by_name(measured, capsys):
+    folder, _ = measured
+    for target, name in (("1e12", "1e12"), ("2e11", "2e11"), ("1e9", "1e9"), ("-1", "-1e0")):
+        assert dispatch(["plan", str(folder), "--next", "7", "--next-target", target]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"next-target: {name} FLOPs is not beyond the largest budget measured, 1e12; ask for a larger" in said
+    assert dispatch(["plan", str(folder), "--next", "7", "--next-repeats", "0"]) == 2
+    assert "next-repeats: 0" in capsys.readouterr().err
 
 
 def test_a_study_of_branches_is_offered_no_single_runs():

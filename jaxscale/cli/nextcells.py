@@ -34,7 +34,7 @@ def propose_next(options: PlanOptions, console: Console) -> int:
     """0 when a choice was made (and added), by errors what stands against one."""
     folder = options.folder
     planned = read_plan(folder)
-    if options.next is not None and options.next < 1:
+    if options.next is not None and options.next < 1:  # before any run is read
         raise MisuseError(f"--next: {options.next} cells; ask for 1 or more")
     if options.study.declared not in WEIGHED:
         raise MisuseError(f"declared: {options.study.declared} moves from size to size by jumps, so that no single "
@@ -65,7 +65,7 @@ def _check_same(study: Study, planned: Plan, folder: Path) -> None:
 def _choose(options: PlanOptions, planned: Plan, folder: Path) -> tuple[NextCells, list[Cell]]:
     from jaxscale.collect import collect_runs
     from jaxscale.fit.cells import gather_cells
-    from jaxscale.nextcells import Candidate, next_budgets, propose_cells
+    from jaxscale.nextcells import MOST_RUNS, Candidate, check_request, next_budgets, propose_cells
 
     observations = collect_runs(folder)
     if not len(observations):
@@ -74,8 +74,11 @@ def _choose(options: PlanOptions, planned: Plan, folder: Path) -> tuple[NextCell
     if not len(cells.budget_C):
         raise VerdictError(f"{folder}: its runs form no budgets; plan a grid of three or more")
     study, largest = options.study, float(cells.budget_C.max())
-    target = options.next_target or next(iter(study.forecast_flops), FAR * largest)
-    limit = options.next_max_flops or target * SHARE
+    target = next(iter(study.forecast_flops), FAR * largest) if options.next_target is None else options.next_target
+    most_runs = MOST_RUNS if options.next_repeats is None else options.next_repeats
+    assert options.next is not None
+    check_request(cells, target, options.next, options.next_flops, most_runs)
+    limit = target * SHARE if options.next_max_flops is None else options.next_max_flops
     measured = sorted({c.spec.budget_flops for c in planned.cells if c.role == "grid"})
     budgets = [C for C in next_budgets(measured, limit) if limit * 1.01 >= C and not _is_held(C, study)]
     if not budgets:
@@ -89,8 +92,8 @@ def _choose(options: PlanOptions, planned: Plan, folder: Path) -> tuple[NextCell
         for c in offers
     ]  # fmt: skip
     fits = _fit(observations, study)
-    assert options.next is not None
-    chosen = propose_cells(cells, fits, candidates, target_C=target, count=options.next, spend_flops=options.next_flops)
+    chosen = propose_cells(cells, fits, candidates, target_C=target, count=options.next,
+                           spend_flops=options.next_flops, most_runs=most_runs)  # fmt: skip
     waiting = sum(c.role == "grid" for c in planned.cells) - len(observations.frame.query("role == 'grid'"))
     notes = [f"budgets of cells up to {format_flops(limit)} FLOPs (--next-max-flops)"]
     notes += [f"{waiting} planned cells are no evidence yet, and not counted"] if waiting else []

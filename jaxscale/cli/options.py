@@ -47,6 +47,8 @@ class PlanOptions(StudyOptions):
     """Largest budget that a next cell may have; default a third of the target."""
     next_flops: float | None = None
     """Training FLOPs that the next cells may cost together; default no limit."""
+    next_repeats: int | None = None
+    """Most runs of one cell (size and tokens), those made included; default 4."""
     add: bool = False
     """With --next: put the cells into the study's plan, for `jaxscale train DIR --all`."""
     directory: Annotated[Path | None, tyro.conf.Suppress] = None
@@ -61,7 +63,7 @@ class PlanOptions(StudyOptions):
 
 def check_alone(options: PlanOptions) -> None:
     """MisuseError for an option that only --next reads."""
-    for name in ("next_target", "next_max_flops", "next_flops"):
+    for name in ("next_target", "next_max_flops", "next_flops", "next_repeats"):
         if getattr(options, name) is not None:
             raise MisuseError(f"--{name.replace('_', '-')}: is read only with --next K; give both")
     if options.add:

@@ -40,6 +40,8 @@ class Reading:
         if self.kind == "parabola":
             return f"parabola over up to {self.window} sizes"
         fade = f", misfit {self.shape.rho * self.shape.sigma:.2g} of the rise" if self.shape and self.shape.rho else ""
+        if self.shape and self.shape.kappa:
+            fade = f", seeds of a cell share an error of {np.sqrt(self.shape.kappa) * self.shape.sigma:.2g} of the loss"
         return f"two powers over all sizes, skew {self.shape.delta if self.shape else 0:.2g}{fade}"
 
 
@@ -78,7 +80,9 @@ def choose_reading(curves: list[Curve], cells: Cells, interpolant: str, window: 
 
 def weigh_curves(curves: Sequence[Curve], reading: Reading) -> list[Curve]:
     """The curves with the weights of their reading."""
-    return [soften(curve, reading.shape.rho) for curve in curves] if reading.shape else list(curves)
+    return (
+        [soften(curve, reading.shape.rho, reading.shape.kappa) for curve in curves] if reading.shape else list(curves)
+    )
 
 
 def judge_curve(curve: Curve, reading: Reading) -> tuple[minima.Status, str]:
@@ -117,7 +121,7 @@ def _noise_hat(curve: Curve, reading: Reading) -> tuple[slice, np.ndarray, int]:
 
 def _shared(reading: Reading) -> float:
     """Coefficients fitted to all curves together."""
-    return 0.0 if reading.shape is None else 1.0 + (reading.shape.rho > 0)
+    return 0.0 if reading.shape is None else 1.0 + (reading.shape.rho > 0 or reading.shape.kappa > 0)
 
 
 def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tuple[NoiseModel, list[slice]]:
@@ -140,7 +144,7 @@ def model_noise(curves: Sequence[Curve], cells: Cells, reading: Reading) -> tupl
     cluster = np.unique(cells.cluster[cell], return_inverse=True)[1]
     seed_ss = np.array([cells.seed_ss[i].sum() for i in inside])
     seed_dof = np.array([cells.seed_dof[i].sum() for i in inside])
-    misfit, side = _misfit_sides(cells, cell, w, b) if reading.shape is not None else (None, None)
+    misfit, side = _misfit_sides(cells, cell, w, b, reading.shape) if reading.shape is not None else (None, None)
     known = len(np.unique(cluster)) < len(cluster) <= LARGEST_HAT
     intraclass = estimate_intraclass(r, w, _block_diagonal(hats), cluster) if known else 0.0
     dofs = np.array(dof)
@@ -157,10 +161,10 @@ def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
 
 
 def _misfit_sides(
-    cells: Cells, cell: np.ndarray, weight: np.ndarray, budget: np.ndarray
+    cells: Cells, cell: np.ndarray, weight: np.ndarray, budget: np.ndarray, shape: Shape
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of misfit in each cell's variance, and its side: below or above the lowest size of its budget."""
-    misfit = np.clip(1 - weight / cells.weight[cell], 0.0, 1.0)
+    """Share in each cell's variance of misfit by height, and its side: below or above the lowest size of its budget."""
+    misfit = np.clip(1 - weight * (1 / cells.weight[cell] + shape.kappa), 0.0, 1.0)
     lowest = {b: cells.N[cell[budget == b]][np.argmin(cells.loss[cell[budget == b]])] for b in np.unique(budget)}
     above = cells.N[cell] > np.array([lowest[b] for b in budget])
     return misfit, 2 * budget + above

@@ -234,6 +234,10 @@ def _weigh_line(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, options: d
 
 
 def _say_misfit(reading: Reading) -> list[str]:
+    if reading.shape is not None and reading.shape.kappa > 0:
+        return [f"the cells miss their curves by more than their seeds say: all seeds of a cell share an error of "
+                f"{np.sqrt(reading.shape.kappa) * reading.shape.sigma:.2g} of the loss, which further seeds do not "
+                f"average away"]  # fmt: skip
     if reading.shape is None or reading.shape.rho == 0:
         return []
     share = reading.shape.rho * reading.shape.sigma

@@ -10,7 +10,9 @@ No law holds over every size, so a cell is trusted less the higher it lies above
     Var log loss = sigma^2 (1 / seeds + (rho rise)^2),   rise = log(loss / lowest loss of the budget)
 
 rho is found by restricted maximum likelihood over all budgets: 0 where noise is all there is (every size
-counts), and large on dense, quiet grids, where the reading becomes a local one. No window is cut.
+counts), and large on dense, quiet grids, where the reading becomes a local one. No window is cut. Where seeds
+repeat and the cells scatter about their curves by more than seeds do, at every height alike, it is
+sigma^2 (1 / seeds + kappa) instead: an error that all seeds of a cell share, and no repeat averages away.
 """
 
 from __future__ import annotations
@@ -41,21 +43,25 @@ SKEWS = np.linspace(-1.0, 1.0, 33)
 MISFIT_EVIDENCE = 6.63
 """A misfit enters where it gains this much in -2 log likelihood (1% point of chi^2 with one degree of freedom)."""
 RHOS = np.array([0.0, *np.geomspace(5.0, 5000.0, 13)])
+KAPPAS = np.geomspace(0.125, 128.0, 11)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Skew delta, rho of the misfit, and sigma, the deviation of one run's log loss at the minimum."""
+    """Skew delta, rho of the misfit, and sigma, the deviation of one run's log loss at the minimum; kappa sigma^2 is
+    the variance of what the seeds of a cell share."""
 
     delta: float
     rho: float
     sigma: float
+    kappa: float = 0.0
 
 
-def soften(curve: Curve, rho: float) -> Curve:
-    """The curve with each cell's weight lowered by the misfit expected at its height."""
+def soften(curve: Curve, rho: float, kappa: float = 0.0) -> Curve:
+    """The curve with each cell's weight lowered by the misfit expected at its height, and by what its seeds share."""
     rise = np.log(curve.loss / curve.loss.min())
-    return Curve(curve.C, curve.x, curve.log_D, curve.loss, 1 / (1 / curve.weight + (rho * rise) ** 2), curve.cells)
+    weight = 1 / (1 / curve.weight + kappa + (rho * rise) ** 2)
+    return Curve(curve.C, curve.x, curve.log_D, curve.loss, weight, curve.cells)
 
 
 def fit_shape(curves: Sequence[Curve], seed_ss: float = 0.0, seed_dof: float = 0.0) -> Shape:
@@ -63,14 +69,17 @@ def fit_shape(curves: Sequence[Curve], seed_ss: float = 0.0, seed_dof: float = 0
     dof = seed_dof + sum(len(curve.x) - 3 for curve in curves)
     if dof < 2:
         return Shape(0.0, 0.0, 0.0)
-    ss, log_det = (sum(parts) for parts in zip(*(_project(curve) for curve in curves), strict=True))
+    misfits = [(rho, 0.0) for rho in RHOS] + [(0.0, kappa) for kappa in KAPPAS if seed_dof > 0]
+    ss, log_det = (sum(parts) for parts in zip(*(_project(curve, misfits) for curve in curves), strict=True))
     ss = np.maximum(ss + seed_ss, 1e-18 * dof)
-    height = dof * np.log(ss / dof) + log_det + (SKEWS / SKEW_STD) ** 2 + MISFIT_EVIDENCE * (RHOS > 0)[:, None]
+    height = dof * np.log(ss / dof) + log_det + (SKEWS / SKEW_STD) ** 2
+    height[1:] += MISFIT_EVIDENCE
     delta, lowest = _refine(height)
-    best = int(np.argmin(lowest - 1e-9 * (RHOS == 0)))
+    lowest[0] -= 1e-9
+    best = int(np.argmin(lowest))
     spent = dof - 1 - (best > 0)
     sigma = np.sqrt(np.interp(delta[best], SKEWS, ss[best]) / spent)
-    return Shape(float(delta[best]), float(RHOS[best]), float(sigma))
+    return Shape(float(delta[best]), float(misfits[best][0]), float(sigma), float(misfits[best][1]))
 
 
 def _basis(x: np.ndarray, delta: np.ndarray) -> np.ndarray:
@@ -86,10 +95,10 @@ def _grow(rate: np.ndarray, t: np.ndarray) -> np.ndarray:
     return np.where(small, t, np.expm1(rate * t) / np.where(small, 1.0, rate))
 
 
-def _project(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted relative sum of squares about the reading, and the REML determinant, (rhos, skews)."""
+def _project(curve: Curve, misfits: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted relative sum of squares about the reading, and the REML determinant, (misfits, skews)."""
     basis = _basis(curve.x, SKEWS) / curve.loss[:, None]
-    weight = np.stack([soften(curve, rho).weight for rho in RHOS])
+    weight = np.stack([soften(curve, rho, kappa).weight for rho, kappa in misfits])
     root = np.sqrt(weight)[:, None, :, None]
     q, r = np.linalg.qr(root * basis)
     plain = np.linalg.qr(basis, mode="r")

@@ -3,8 +3,10 @@
     score = mean over beliefs of 1/2 log Var(f),    gain of a move = drop of the score / its FLOPs
 
 A law believed exactly would have runs at two extreme cells only. Against that: the score is the mean over the declared
-law and a second approach; and a budget without MIN_SIZES sizes, MIN_ARM on each side of the fitted optimum, can only
-be entered by a whole row that makes it one (what `plan_isoflop` demands). Afterwards its sizes and seeds come singly.
+law and a second approach; a budget without MIN_SIZES sizes, MIN_ARM on each side of the fitted optimum, can only
+be entered by a whole row that makes it one (what `plan_isoflop` demands), its sizes and seeds coming singly afterwards;
+no cell has more than a stated number of runs; and with `lead` a row above the measured range comes first, since
+nothing inside the range shows that the law holds beyond it.
 
 Rows make the problem lumpy, and a greedy choice never pays for one beside cheap repeats: so the greedy choice is made
 from nothing, and once from each row first, and the set with the best score per FLOP is kept (the best score of all
@@ -15,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 import numpy as np
 
 from jaxscale.nextcells.belief import Belief, Places
 
-__all__ = ["MIN_ARM", "MIN_SIZES", "Chosen", "choose_cells", "is_row", "row_move"]
+__all__ = ["MIN_ARM", "MIN_SIZES", "Chosen", "choose_cells", "is_above", "is_row", "row_move"]
 
 MIN_SIZES, MIN_ARM = 5, 2
 """Sizes that a budget needs in all, and on each side of the fitted optimum."""
@@ -46,32 +49,31 @@ class _Design:
     states: tuple[Any, ...]
     variances: tuple[float, ...]
     moves: tuple[Chosen, ...] = ()
+    cost: float = 0.0
+    cells: int = 0
 
     @property
     def score(self) -> float:
-        return float(np.mean(np.log(self.variances))) / 2
-
-    @property
-    def cost(self) -> float:
-        return sum(move.cost for move in self.moves)
-
-    @property
-    def cells(self) -> int:
-        return sum(len(move.places) for move in self.moves)
+        return sum(map(log, self.variances)) / len(self.variances) / 2
 
 
 def choose_cells(
-    beliefs: Sequence[Belief], places: Places, counts: np.ndarray, cells: int, *, spend_flops: float | None = None
-) -> tuple[Chosen, ...]:
-    """Up to `cells` runs in the order of choice, within `spend_flops` where given; `counts` (n,) runs made before."""
+    beliefs: Sequence[Belief], places: Places, counts: np.ndarray, cells: int, *,
+    spend_flops: float | None = None, most_runs: float = np.inf, lead: bool = False,
+) -> tuple[Chosen, ...]:  # fmt: skip
+    """Up to `cells` runs in the order of choice, within `spend_flops` where given; `counts` (n,) runs made before.
+
+    No cell gets more than `most_runs` runs, those made before included. `lead`: a row of a budget above all measured
+    ones comes first, where one can be had.
+    """
     counts = counts.astype(float)
     states = tuple(belief.start(counts) for belief in beliefs)
     start = _Design(counts, states, tuple(b.variance(state) for b, state in zip(beliefs, states, strict=True)))
-    room = np.inf if spend_flops is None else spend_flops * (1 + 1e-9)
-    found = [_greedy(beliefs, places, start, cells, room)]
-    for move in _rows(places, start.counts):
-        if len(move) <= cells and _cost(places, move) <= room:
-            found.append(_greedy(beliefs, places, _take(beliefs, places, start, move), cells, room))
+    limits = _Limits(cells, np.inf if spend_flops is None else spend_flops * (1 + 1e-9), most_runs)
+    rows = [move for move in _rows(places, counts) if limits.allow(places, start, move)]
+    above = [move for move in rows if lead and is_above(places, counts, move)]
+    starts = [_take(beliefs, places, start, move) for move in above or rows]
+    found = [_greedy(beliefs, places, design, limits) for design in (starts if above else [start, *starts])]
     found = [design for design in found if design.moves]
     if not found:
         return ()
@@ -81,18 +83,30 @@ def choose_cells(
     return found[int(np.argmax(worth))].moves
 
 
-def _greedy(beliefs: Sequence[Belief], places: Places, design: _Design, cells: int, room: float) -> _Design:
+@dataclass(frozen=True)
+class _Limits:
+    """Runs in all, FLOPs in all, runs of one cell."""
+
+    cells: int
+    flops: float
+    most_runs: float
+
+    def allow(self, places: Places, design: _Design, move: Move) -> bool:
+        return bool(
+            len(move) + design.cells <= self.cells
+            and _cost(places, move) + design.cost <= self.flops
+            and all(design.counts[i] < self.most_runs for i in move)
+        )
+
+
+def _greedy(beliefs: Sequence[Belief], places: Places, design: _Design, limits: _Limits) -> _Design:
     """The best move again and again. Between two rows gains only fall, nearly, so that a move's last gain is its bound
     and few moves are weighed anew at each step (Minoux 1978); a row renews them all."""
     bounds: dict[Move, float] = {}
     while True:
         if not design.moves or len(design.moves[-1].places) > 1 or not bounds:
             bounds = dict.fromkeys(_moves(places, design.counts), np.inf)
-        offers = {
-            move: bound
-            for move, bound in bounds.items()
-            if len(move) + design.cells <= cells and _cost(places, move) + design.cost <= room
-        }
+        offers = {move: bound for move, bound in bounds.items() if limits.allow(places, design, move)}
         best = _best_move(beliefs, places, design, offers)
         if best is None:
             return design
@@ -116,13 +130,14 @@ def _best_move(beliefs: Sequence[Belief], places: Places, design: _Design, bound
 def _take(beliefs: Sequence[Belief], places: Places, design: _Design, move: Move) -> _Design:
     states = tuple(b.after(state, move) for b, state in zip(beliefs, design.states, strict=True))
     variances = tuple(b.variance(state) for b, state in zip(beliefs, states, strict=True))
-    counts = design.counts.copy()
+    counts, cost = design.counts.copy(), _cost(places, move)
     np.add.at(counts, list(move), 1.0)
-    return _Design(counts, states, variances, (*design.moves, Chosen(move, _cost(places, move), variances)))
+    moves = (*design.moves, Chosen(move, cost, variances))
+    return _Design(counts, states, variances, moves, design.cost + cost, design.cells + len(move))
 
 
 def _cost(places: Places, move: Move) -> float:
-    return float(places.cost[list(move)].sum())
+    return float(sum(places.cost[i] for i in move))
 
 
 def _moves(places: Places, counts: np.ndarray) -> list[Move]:
@@ -136,6 +151,11 @@ def _moves(places: Places, counts: np.ndarray) -> list[Move]:
 def _rows(places: Places, counts: np.ndarray) -> list[Move]:
     closed = [b for b in range(len(places.budget_C)) if not is_row(places, counts, b)]
     return [move for b in closed if (move := row_move(places, counts, b))]
+
+
+def is_above(places: Places, counts: np.ndarray, move: Move) -> bool:
+    """Whether a move's budget is above all that have runs."""
+    return bool(places.budget[move[0]] > places.budget[counts > 0].max())
 
 
 def is_row(places: Places, counts: np.ndarray, budget: int) -> bool:

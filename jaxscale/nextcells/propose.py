@@ -18,17 +18,20 @@ from jaxscale.fit.cells import Cells
 from jaxscale.fit.result import Fit, without_nan
 from jaxscale.fit.summary import percentile_interval
 from jaxscale.format import format_count, format_flops, format_interval, format_loss
-from jaxscale.nextcells.belief import Places, form_belief, noise_of
-from jaxscale.nextcells.choose import MIN_ARM, MIN_SIZES, Chosen, choose_cells, is_row, row_move
+from jaxscale.nextcells.belief import Places, form_belief
+from jaxscale.nextcells.choose import MIN_ARM, MIN_SIZES, Chosen, choose_cells, is_above, is_row, row_move
+from jaxscale.nextcells.noise import estimate_noise
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Candidate", "NextCells", "next_budgets", "propose_cells"]
+__all__ = ["MOST_RUNS", "Candidate", "NextCells", "check_request", "next_budgets", "propose_cells"]
 
 FEWEST_BUDGETS = 3
 """Budgets from which on a loss law and its doubt are measured at all."""
+MOST_RUNS = 4
+"""Default of the most runs of one cell: a guard against an error that its runs share and the estimate misses."""
 SAME_BUDGET = 0.05
 """Relative distance in C within which a candidate belongs to a measured budget."""
 RULE = (
@@ -54,13 +57,17 @@ class Candidate:
 @dataclass(frozen=True)
 class NextCells:
     """Rows in the order of choice: step, candidate (its number), budget, N, D, C, seed, interval and width expected
-    after it, gain_per_flop. `before`: the forecast as it is. Widths are of log loss, the declared law's."""
+    after it, gain_per_flop. `before`: the forecast as it is. Widths are of log loss, the declared law's. `noise` of a
+    run's log loss at the largest budget, `noise_slope` its power of C (None: taken equal), `shared_share` the part of
+    its variance that the runs of a cell have in common."""
 
     target_C: float
     declared: str
     weighed: tuple[str, ...]
     confidence: float
     noise: float
+    noise_slope: float | None
+    shared_share: float
     before: dict[str, Any]
     rows: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
@@ -74,7 +81,8 @@ class NextCells:
     def to_json(self) -> str:
         """Schema jaxscale.next/1."""
         plain = {"schema": self.schema, "target_C": self.target_C, "declared": self.declared,
-                 "weighed": list(self.weighed), "confidence": self.confidence, "noise": self.noise, "rule": RULE,
+                 "weighed": list(self.weighed), "confidence": self.confidence, "noise": self.noise,
+                 "noise_slope": self.noise_slope, "shared_share": self.shared_share, "rule": RULE,
                  "before": self.before, "total_flops": self.cost, "rows": list(self.rows),
                  "notes": list(self.notes)}  # fmt: skip
         return json.dumps(without_nan(plain), indent=1)
@@ -122,21 +130,25 @@ def propose_cells(
     target_C: float,
     count: int,
     spend_flops: float | None = None,
+    most_runs: float = MOST_RUNS,
+    lead: bool = True,
 ) -> NextCells:
-    """Up to `count` of the candidates (any more than once: further seeds), the first fit being the declared one.
+    """Up to `count` of the candidates (further seeds up to `most_runs` of a cell), the first fit the declared one.
 
     `cells` are those that the fits saw. MisuseError for a request out of range, VerdictError where the data cannot
-    say: fewer than three budgets, no noise estimate, a declared fit without an answer.
+    say: fewer than three budgets, no noise estimate, a declared fit without an answer. `lead`: a row above the
+    measured range is part of the choice, where one can be had.
     """
-    _check(cells, target_C, count, spend_flops)
+    check_request(cells, target_C, count, spend_flops, most_runs)
     places, counts, offer = lay_places(cells, candidates, fits[0])
-    beliefs, notes = [form_belief(fits[0], places, target_C)], [RULE]
+    noise = estimate_noise(cells)
+    beliefs, notes = [form_belief(fits[0], places, counts, noise, target_C)], [RULE]
     for other in fits[1:]:
         try:
-            beliefs.append(form_belief(other, places, target_C))
+            beliefs.append(form_belief(other, places, counts, noise, target_C))
         except (MisuseError, VerdictError) as error:
             notes.append(f"not weighed: {error}")
-    chosen = choose_cells(beliefs, places, counts, count, spend_flops=spend_flops)
+    chosen = choose_cells(beliefs, places, counts, count, spend_flops=spend_flops, most_runs=most_runs, lead=lead)
     notes += [
         f"{format_flops(C)} FLOPs: the sizes offered make no row, which takes {MIN_SIZES}, {MIN_ARM} on each side of "
         f"the fitted optimum; add grid.widths"
@@ -145,20 +157,26 @@ def propose_cells(
     ]
     if count < MIN_SIZES:
         notes.append(f"{count} cells make no row: new budgets begin at --next {MIN_SIZES}")
-    noise = noise_of(fits[0])
-    notes.append(f"noise of a run {noise:.3g} of the loss, taken equal at every budget")
+    notes += _say_lead(chosen, places, counts) if lead else []
+    notes += noise.words
+    notes += _say_limit(chosen, counts, most_runs)
     best, ends = _forecast(fits[0], target_C)
     before = {"loss": best, "low": ends[0], "high": ends[1], "width": float(np.log(ends[1] / ends[0]))}
     rows = _describe(places, chosen, beliefs[0].variance(beliefs[0].start(counts)), counts, offer, candidates, before)
     return NextCells(float(target_C), fits[0].method, tuple(b.method for b in beliefs), fits[0].confidence,
-                     noise, before, rows, tuple(notes))  # fmt: skip
+                     float(noise.sigma[-1]), noise.slope, noise.share, before, rows, tuple(notes))  # fmt: skip
 
 
-def _check(cells: Cells, target_C: float, count: int, spend_flops: float | None) -> None:
+def check_request(
+    cells: Cells, target_C: float, count: int, spend_flops: float | None = None, most_runs: float = MOST_RUNS
+) -> None:
+    """MisuseError for a request out of range, VerdictError where fewer than three budgets are measured."""
     if count < 1:
         raise MisuseError(f"next: {count} cells; ask for 1 or more")
     if spend_flops is not None and not (np.isfinite(spend_flops) and spend_flops > 0):
         raise MisuseError(f"next-flops: {spend_flops:g} must be finite and above 0, as in 1e12")
+    if most_runs < 1:
+        raise MisuseError(f"next-repeats: {most_runs:g} runs of a cell; ask for 1 or more")
     if len(cells.budget_C) < FEWEST_BUDGETS:
         raise VerdictError(f"next: {len(cells.budget_C)} budgets are measured, {FEWEST_BUDGETS} are needed before a "
                            f"forecast's doubt can be weighed; train them first")  # fmt: skip
@@ -166,6 +184,22 @@ def _check(cells: Cells, target_C: float, count: int, spend_flops: float | None)
     if not (np.isfinite(target_C) and target_C > largest * (1 + SAME_BUDGET)):
         raise MisuseError(f"next-target: {format_flops(target_C)} FLOPs is not beyond the largest budget measured, "
                           f"{format_flops(largest)}; ask for a larger one")  # fmt: skip
+
+
+def _say_lead(chosen: Sequence[Chosen], places: Places, counts: np.ndarray) -> list[str]:
+    """The new largest budget that the choice begins with, or that there is none."""
+    if any(is_above(places, counts, move.places) for move in chosen):
+        return ["the target is beyond the range, so that a row above it comes first: nothing inside shows how far the "
+                "law holds"]  # fmt: skip
+    return ["no row above the measured range can be had within the runs, FLOPs and budgets asked for: the law beyond "
+            "it stays untested; raise --next, --next-flops or --next-max-flops"]  # fmt: skip
+
+
+def _say_limit(chosen: Sequence[Chosen], counts: np.ndarray, most_runs: float) -> list[str]:
+    """That further seeds were held back: cells chosen up to the limit."""
+    made = np.bincount([place for move in chosen for place in move.places], minlength=len(counts))
+    full = int(((made > 0) & (counts + made >= most_runs)).sum())
+    return [f"the limit of {most_runs:g} runs a cell binds at {full} cells (--next-repeats)"] if full else []
 
 
 def lay_places(cells: Cells, candidates: Sequence[Candidate], fit: Fit) -> tuple[Places, np.ndarray, np.ndarray]:
