@@ -11,7 +11,7 @@ from jaxscale.cli import dispatch
 from jaxscale.cli.study import keep_added
 from jaxscale.config import Grid, Recipe, Study
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.fit import fit_isoflop
+from jaxscale.fit import fit_isoflop, frontier
 from jaxscale.fit.cells import gather_cells
 from jaxscale.fit.frontier import average_loss_laws, spread_forecast
 from jaxscale.nextcells import (
@@ -151,11 +151,15 @@ def test_the_spread_without_draws_is_that_of_the_draws():
         assert np.sqrt(spread_forecast(C, loss, variance, TARGET)) == pytest.approx(counted, rel=0.03)
 
 
-def test_the_expected_spread_is_what_brute_force_refits_find():
+@pytest.mark.parametrize(("drifts", "off"), [((0.0,), 0.05), (tuple(frontier.DRIFTS), 0.1)], ids=["exact", "drifting"])
+def test_the_expected_spread_is_what_brute_force_refits_find(monkeypatch, drifts, off):
     """20 studies: the fit's own spread after a further row, and after more seeds, against the expectation before it.
 
     The fit's spread knows of no misfit here, so the expectation is without; with the assumed one seeds promise less.
+    A loss law that may drift reads from the scatter of the minima how much, and the expectation has minima without
+    scatter: it is off by a tenth (docs/next_cells.md).
     """
+    monkeypatch.setattr(frontier, "DRIFTS", np.array(drifts))
     expected, found, promised = [], [], []
     for number in range(20):
         rng = np.random.default_rng([7, number])
@@ -174,7 +178,7 @@ def test_the_expected_spread_is_what_brute_force_refits_find():
             found.append(np.log(after.sample_optimum(TARGET).loss).std())
     for part in (slice(0, None, 2), slice(1, None, 2)):
         ratio = np.log(np.array(expected[part]) / np.array(found[part]))
-        assert abs(ratio.mean()) < 3 * ratio.std() / np.sqrt(len(ratio)) + 0.05
+        assert abs(ratio.mean()) < 3 * ratio.std() / np.sqrt(len(ratio)) + off
     assert np.median(np.array(promised[1::2]) / np.array(expected[1::2])) > 1.1
 
 

@@ -51,6 +51,8 @@ class ListOptions:
 
     register: Path = DEFAULT
     """The register."""
+    figure: Path | None = None
+    """Also draw forecasts, intervals and measurements: FIGURE.svg and FIGURE.png."""
     out: Path | None = None
     """Also write the records as JSON here."""
 
@@ -137,6 +139,11 @@ def _list(argv: list[str]) -> int:
     if options.out is not None:
         plain = {"schema": "jaxscale.register_list/1", "head": found.head, "records": list(found.records)}
         write_json(options.out, json.dumps(plain, indent=1))
+    if options.figure is not None:
+        from jaxscale.report.register import write_register_figure
+
+        written = write_register_figure(found.sound.records, options.figure)
+        print(f"written: {', '.join(map(str, written)) or 'no figure, there is no forecast'}")
     return _say_state(found, options.register)
 
 
