@@ -94,7 +94,8 @@ def read_observations(
 
 
 def keep_near(obs: Observations, factor: float) -> Observations:
-    """The runs whose N lies within `factor` of their budget's lowest cell (mean over seeds); the others are refused.
+    """The runs whose N lies within `factor` of their budget's lowest cell (mean over seeds), and those
+    of no budget; the others are refused.
 
     >>> import pandas as pd
     >>> table = pd.DataFrame({"N": [1e6, 2e6, 9e6], "D": [9e7, 4.5e7, 1e7], "loss": [3.0, 2.9, 3.2]})
@@ -105,10 +106,11 @@ def keep_near(obs: Observations, factor: float) -> Observations:
         raise MisuseError(f"near: {factor:g} keeps no sizes around a minimum; use a factor above 1, as in 3")
     frame = obs.frame
     budget = frame["budget"] if "budget" in frame else label_budgets(frame["C"].to_numpy())
-    cells = frame.assign(_budget=budget).groupby(["_budget", "N"])["loss"].mean()
+    counted = frame.assign(_budget=budget)[frame["weight"] > 0 if "weight" in frame else slice(None)]
+    cells = counted.groupby(["_budget", "N"])["loss"].mean()
     lowest = cells.groupby("_budget").idxmin().map(lambda cell: cell[1])
-    ratio = (frame["N"] / lowest.loc[budget].to_numpy()).to_numpy()
-    good = np.abs(np.log(ratio)) <= np.log(factor) * (1 + 1e-9)
+    ratio = (frame["N"] / lowest.reindex(budget).to_numpy()).to_numpy()  # nan: of no budget, and kept
+    good = ~(np.abs(np.log(ratio)) > np.log(factor) * (1 + 1e-9))
     rows = frame["row"] if "row" in frame else frame.index.to_series()
     refused = [{"row": int(rows.iloc[i]), "reason": f"N is {ratio[i]:.3g} times that of its budget's lowest cell, "
                 f"{'more than' if ratio[i] > 1 else 'less than 1 /'} near = {factor:g}"}

@@ -252,3 +252,11 @@ def test_repeated_data_are_predicted_with_their_unique_tokens():
     found = backtest_fit(frame, methods=("parametric",), law="repetition", split="rolling", bootstrap=0)
     errors = [abs(row["error"]) for row in found.rows if row["quantity"] == "loss_at"]
     assert len(errors) and max(errors) < 1e-3
+
+
+def test_near_thins_what_is_fitted_and_leaves_the_measured_optimum_alone():
+    obs = draw_grid(budgets=5, sizes=9, noise=0.002)
+    plain, near = (backtest_fit(obs, methods=("isoflop",), bootstrap=0, near=factor) for factor in (None, 2.5))
+    measured = [[row["measured"] for row in found.rows if row["quantity"] == "N_opt"] for found in (plain, near)]
+    predicted = [[row["predicted"] for row in found.rows if row["quantity"] == "N_opt"] for found in (plain, near)]
+    assert measured[0] == measured[1] and predicted[0] != predicted[1]

@@ -199,3 +199,10 @@ def test_near_keeps_sizes_around_each_budgets_lowest_cell_and_lists_the_others()
     assert near.source["near"] == 2 and near.source["rows_used"] == 7
     with pytest.raises(MisuseError, match="near: 1 keeps no sizes around a minimum; use a factor above 1"):
         keep_near(read_observations(table), 1)
+
+
+def test_near_keeps_rows_of_no_budget_and_reads_no_minimum_off_rows_that_do_not_count() -> None:
+    table = pd.DataFrame({"N": [1.0, 2.0, 4.0, 9.0, 9.0], "D": 1e6, "loss": [3.1, 3.0, 3.1, 2.0, 3.4],
+                          "budget": [100, 100, 100, 100, np.nan], "weight": [1, 1, 1, 0, 1]})  # fmt: skip
+    near = keep_near(read_observations(table), 2)
+    assert near.frame["row"].tolist() == [0, 1, 2, 4] and [row["row"] for row in near.refused] == [3]

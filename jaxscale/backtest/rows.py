@@ -22,7 +22,7 @@ from jaxscale.fit.together import fit_all
 from jaxscale.forecast import Answer, average_answer
 from jaxscale.format import format_factor, format_flops, format_interval, format_number, format_percent
 from jaxscale.runs import Observations
-from jaxscale.source import as_observations
+from jaxscale.source import as_observations, keep_near
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
@@ -94,11 +94,13 @@ def backtest_fit(
     law: str | Sequence[str] = "chinchilla",
     split: str = "auto",
     ratio: float | None = None,
+    near: float | None = None,
     on_split: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Backtest:
     """Fit without what is held out and predict it; further options as for `fit_all`.
 
+    `near`: fit only sizes within this factor of their budget's lowest cell (`source.keep_near`); targets stay whole.
     `law`: one or several for the parametric method. `split`: rolling, corner, holdout, all, or auto (rolling,
     and holdout where there are such rows). `ratio`: only targets at about so many times the largest C fitted.
     `on_split` hears how many splits are done, and of how many. VerdictError where nothing can be held out.
@@ -113,19 +115,20 @@ def backtest_fit(
     for number, one in enumerate(splits):
         if on_split:
             on_split(number, len(splits))
-        fits = [fit for method in methods for fit in _fit_method(obs, one, method, laws, options)]
+        fits = [fit for method in methods for fit in _fit_method(obs, one, method, laws, near, options)]
         silent += [_say_silent(one, fit) for fit in fits if fit.verdict]
         rows += score_split(_answers(fits, one), one)
     return Backtest(tuple(rows), (*summarize(rows), *silent), tuple(word_summary(rows)))
 
 
 def _fit_method(
-    obs: Observations, split: Split, method: str, laws: Sequence[str], options: dict[str, Any]
+    obs: Observations, split: Split, method: str, laws: Sequence[str], near: float | None, options: dict[str, Any]
 ) -> Iterator[Fit]:
     """One fit, or one a law; a corner is for laws over (N, D) only."""
     if split.kind == "corner" and method != "parametric":
         return
     seen = replace(obs, frame=split.seen)
+    seen = seen if near is None else keep_near(seen, near)
     for law in laws if method == "parametric" else laws[:1]:
         yield fit_all(seen, methods=(method,), law=law, **options).fits[0]
 

@@ -177,7 +177,7 @@ def backtest(argv: list[str]) -> int:
     from jaxscale.backtest import backtest_fit
     from jaxscale.cli.progress import data_progress
 
-    obs, options = read_table(args.source, args), _options(args)
+    obs, options = read_table(args.source, args), {**_options(args), "near": args.near}
     if args.method != "all":
         options["methods"] = (args.method,)
     _keep_programs(args.method)
@@ -210,7 +210,7 @@ def read_table(source: str, table: TableOptions) -> Observations:
     return read_observations(
         source, columns=_pairs("columns", table.columns), where=table.where, count=table.count_params,
         flops_rule=table.flops_rule, loss_unit=table.loss_unit,
-        near=table.near if isinstance(table, FitOptions) else None,
+        near=table.near if isinstance(table, FitArguments) else None,
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def _report_fit(options: ReportOptions, console: Console, command: str) -> int:
 
 def _reading(source: dict[str, Any]) -> dict[str, Any]:
     """How the fit read its table, to read it the same way again: columns, rows, and conventions."""
-    reading = {key: source[key] for key in ("columns", "where") if source.get(key)}
+    reading = {key: source[key] for key in ("columns", "where", "near") if source.get(key)}
     return reading | (source.get("conventions") or {})
 
 

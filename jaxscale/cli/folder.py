@@ -105,7 +105,7 @@ def _status_rows(statuses: Sequence[CellStatus], watches: Sequence[Watch]) -> di
     for row in rows:
         told = [watch.to_plain() for watch in watches if watch.status.cell.run_id == row["run_id"]]
         if told:
-            row["forecasts"] = told
+            row |= {"forecast": told[-1], "forecasts": told}
     return {"schema": "jaxscale.status/1", "rows": rows}
 
 

@@ -43,7 +43,7 @@ SIZE = 1.5
 loss at a factor 6 in N (the example of docs/tuning.md) it lies .05 (log 1.5 / log 6)^2 = .26% too high."""
 ROW_NEEDS = frozenset({"method", "law", "declared", "C", "extrapolation", "N_opt", "D_opt", "loss", "intervals"})
 INTERVALS = ("N_opt", "D_opt", "loss", "loss_future_run")
-SOURCE_KEEPS = ("path", "sha256", "rows_total", "rows_used", "rows_held_out", "columns", "where", "conventions")
+SOURCE_KEEPS = ("path", "sha256", "rows_total", "rows_used", "rows_held_out", "columns", "where", "near", "conventions")
 
 
 def enter_forecast(path: Path, register: Path, note: str = "") -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ def _read_evidence(source: Mapping[str, Any]) -> dict[str, Any]:
 def _read_again(source: Mapping[str, Any]) -> Observations:
     from jaxscale.source import read_observations
 
-    reading = {key: source[key] for key in ("columns", "where") if source.get(key)}
+    reading = {key: source[key] for key in ("columns", "where", "near") if source.get(key)}
     return read_observations(source["path"], **reading, **(source.get("conventions") or {}))
 
 

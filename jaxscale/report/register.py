@@ -36,8 +36,8 @@ def draw_register(records: Sequence[Record]) -> dict[str, Any] | None:
     texts: dict[str, list[Record]] = {}
     for forecast in forecasts:
         texts.setdefault(str(forecast["evidence"].get("data_sha256")), []).append(forecast)
-    names = list(dict.fromkeys(_series(forecast) for forecast in forecasts))
-    panels = [_panel(mine, scores, names) for mine in texts.values()]
+    names = list(dict.fromkeys(_series(forecast, forecasts) for forecast in forecasts))
+    panels = [_panel(mine, forecasts, scores, names) for mine in texts.values()]
     chart = alt.hconcat(*panels, spacing=36).resolve_scale(color="shared", y="independent")
     confidence = sorted({forecast["confidence"] for forecast in forecasts})
     told = " or ".join(f"{level:.0%}" for level in confidence)
@@ -63,16 +63,29 @@ def write_register_figure(records: Sequence[Record], stem: Path) -> list[Path]:
     return list(files)
 
 
-def _series(forecast: Record) -> str:
-    """Method, law where it is a choice, and the largest budget it was made from."""
+def _series(forecast: Record, forecasts: Sequence[Record]) -> str:
+    """Method, law where it is a choice, and the largest budget it was made from.
+
+    A frontier that takes another's place, of the same text and budgets, says so.
+    """
     answer = forecast["answer"]
+    first = next(other for other in forecasts if _kind(other) == _kind(forecast))
+    again = " again" if first["answer"]["frontier"] != answer["frontier"] else ""
     law = f" {answer['law']}" if answer["method"] == "parametric" else ""
-    return f"{answer['method']}{law}, from {format_flops(float(forecast['evidence']['largest_C']))} FLOPs"
+    return f"{answer['method']}{law}, from {format_flops(float(forecast['evidence']['largest_C']))} FLOPs{again}"
 
 
-def _panel(forecasts: Sequence[Record], scores: Mapping[str, Record], names: Sequence[str]) -> Any:
-    points = [_point(forecast, forecasts) for forecast in forecasts]
-    lines = [row for name in names for row in _line([f for f in forecasts if _series(f) == name], name)]
+def _kind(forecast: Record) -> tuple[Any, ...]:
+    answer, evidence = forecast["answer"], forecast["evidence"]
+    return answer["method"], answer["law"], evidence.get("data_sha256"), float(evidence["largest_C"])
+
+
+def _panel(
+    forecasts: Sequence[Record], every: Sequence[Record], scores: Mapping[str, Record], names: Sequence[str]
+) -> Any:
+    named = {forecast["number"]: _series(forecast, every) for forecast in forecasts}
+    points = [_point(forecast, forecasts, named[forecast["number"]]) for forecast in forecasts]
+    lines = [row for name in names for row in _line([f for f in forecasts if named[f["number"]] == name], name)]
     measured = {
         (score["C"], row["measured"]): row
         for forecast in forecasts
@@ -103,7 +116,7 @@ def _panel(forecasts: Sequence[Record], scores: Mapping[str, Record], names: Seq
     return alt.layer(*layers).properties(width=PANEL, height=HEIGHT, title=study)
 
 
-def _point(forecast: Record, forecasts: Sequence[Record]) -> dict[str, Any]:
+def _point(forecast: Record, forecasts: Sequence[Record], series: str) -> dict[str, Any]:
     """The forecast's loss and interval, set aside of the others of its C."""
     answer, C = forecast["answer"], float(forecast["C"])
     rivals = [other for other in forecasts if abs(math.log(other["C"] / C)) < APART]
@@ -112,7 +125,7 @@ def _point(forecast: Record, forecasts: Sequence[Record]) -> dict[str, Any]:
     none = low is None or high is None
     loss = answer["loss"]
     return {"C": C * math.exp(aside), "loss": loss, "low": loss if none else low, "high": loss if none else high,
-            "number": forecast["number"], "series": _series(forecast)}  # fmt: skip
+            "number": forecast["number"], "series": series}  # fmt: skip
 
 
 def _line(forecasts: Sequence[Record], name: str) -> list[dict[str, Any]]:
