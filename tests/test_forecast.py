@@ -196,7 +196,7 @@ def test_a_forecast_fits_a_terminal_of_120_columns():
 
 
 def test_fits_that_disagree_are_said_beside_the_forecast():
-    fits = fit_all(draw_grid(noise=0.003), bootstrap=64, fix={"E": 0.5})
+    fits = fit_all(draw_grid(noise=0.0005), bootstrap=64, fix={"E": 0.1})
     assert "disagree at 95%" in "".join(forecast_optimum(fits, flops=[1e21]).notes)
 
 

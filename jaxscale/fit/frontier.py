@@ -11,10 +11,10 @@ budget on the public sets). `average_loss_laws` therefore weighs every E by the 
 an assumption made before them: even odds for E = 0, and for an E anywhere between 0 and the lowest loss.
 
 No such law holds over all budgets, and what is extrapolated is its upper end. So a budget may miss the law by more than
-its noise, the more the farther it lies below the largest: by `drift` times log(C_max / C), each of DRIFTS as likely as
-the others before the losses are seen. Minima that a law meets keep their weight, minima that bend count for less far
-down. docs/backtests.md has what it gains. The point is the law at the mean E, the rounds are draws, so that the
-interval knows what E and the drift may be.
+its noise: all alike by a scatter, and the more, the farther they lie below the largest, by drift times log(C_max / C).
+Each pair of SCATTERS and DRIFTS is as likely as the others before the losses are seen. Minima that a law meets keep
+their weight, minima that bend count for less far down. docs/backtests.md has what it gains. The point is the law at
+the mean E, the rounds are draws, so that the interval knows what E and the misfit may be.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ SHARES = np.concatenate([[0.0], (np.arange(60) + 0.5) / 60 * 0.98])
 """E as a share of the lowest loss."""
 DRIFTS = np.array([0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016])
 """Deviation of log loss about the law for every factor e below the largest budget."""
+SCATTERS = np.array([0.0, 0.001, 0.002, 0.004, 0.008])
+"""Deviation of log loss about the law at every budget alike, the largest one too."""
 
 
 class LossLaws(NamedTuple):
@@ -119,8 +121,9 @@ def average_loss_laws(
     """
     line, odds = _lines_above(C, loss, variance)
     weight = _softmax(odds - line.ss / 2)
-    drifts, shares = np.repeat(DRIFTS, len(SHARES)), np.tile(SHARES, len(DRIFTS))
-    wide = _drift_variance(C, variance, weight @ drifts)
+    shares = np.tile(SHARES, len(weight) // len(SHARES))
+    misfit = weight.reshape(-1, len(SHARES)).sum(1) @ np.array(_list_misfits(C))
+    wide = variance + misfit
     point = _law_of(_line_above(C, loss, wide, (weight @ shares)[None]), C, loss)
     scale = dof / rng.chisquare(dof, rounds) if dof >= 1 else np.ones(rounds)
     drawn = _softmax(odds - line.ss / 2 / scale[:, None])
@@ -146,13 +149,15 @@ def spread_forecast(C: np.ndarray, loss: np.ndarray, variance: np.ndarray, targe
     return float(weight @ (within + (log_loss - weight @ log_loss) ** 2))
 
 
-def _drift_variance(C: np.ndarray, variance: np.ndarray, drift: float) -> np.ndarray:
-    return np.asarray(variance + (drift * np.log(C.max() / C)) ** 2)
+def _list_misfits(C: np.ndarray) -> list[np.ndarray]:
+    """Variance (budgets,) of log loss about the law, for every drift and scatter."""
+    below = np.log(C.max() / C)
+    return [(drift * below) ** 2 + scatter**2 for drift in DRIFTS for scatter in SCATTERS]
 
 
 def _lines_above(C: np.ndarray, loss: np.ndarray, variance: np.ndarray) -> tuple[_Line, np.ndarray]:
-    """The lines of every drift and share, the shares of one drift together, and their log odds before chi^2."""
-    variances = [_drift_variance(C, variance, drift) for drift in DRIFTS]
+    """The lines of every misfit and share, the shares of one misfit together, and their log odds before chi^2."""
+    variances = [variance + misfit for misfit in _list_misfits(C)]
     lines = [_line_above(C, loss, wide, SHARES) for wide in variances]
     odds = [_odds(line, wide) for line, wide in zip(lines, variances, strict=True)]
     return _Line(*(np.concatenate(parts) for parts in zip(*lines, strict=True))), np.concatenate(odds)

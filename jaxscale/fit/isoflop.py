@@ -213,13 +213,8 @@ def _widen(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, dof: float) -> 
 def _fit_loss_law(
     C: np.ndarray, loss: np.ndarray, variance: np.ndarray, dof: float, rounds: int, seed: int
 ) -> tuple[frontier.LossLaws, frontier.LossLaws, float]:
-    """The averaged loss law; where even it misses the minima beyond their noise (5%), with their misfit as noise."""
-    law, draws, no_floor = frontier.average_loss_laws(C, loss, variance, dof, rounds, np.random.default_rng([seed, 2]))
-    left = len(C) - 3
-    if left < 1 or dof < 1 or f_tail(float(law.ss[0]) / left, left, dof) > 0.05:
-        return law, draws, no_floor
-    wider = variance * float(law.ss[0]) / left
-    return frontier.average_loss_laws(C, loss, wider, dof, rounds, np.random.default_rng([seed, 2]))
+    """The averaged loss law, draws of it, and the weight left on E = 0."""
+    return frontier.average_loss_laws(C, loss, variance, dof, rounds, np.random.default_rng([seed, 2]))
 
 
 def _weigh_line(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, options: dict[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from jaxscale.fit import fit_isoflop, frontier
 from jaxscale.source import read_observations
 
 NOISE, REACH = 0.002, (2.5, 35.0)
-ARMS = {"exact law": np.zeros(1), "drifting": frontier.DRIFTS}
+ARMS = {"exact law": (np.zeros(1), np.zeros(1)), "drifting": (frontier.DRIFTS, frontier.SCATTERS)}
 
 
 def predict(C: np.ndarray, loss: np.ndarray, k: int, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +54,7 @@ def main() -> None:
         C, loss = (np.array([getattr(budget, field) for budget in minima]) for field in ("C", "loss_opt"))
         cells = []
         for drifts in ARMS.values():
-            frontier.DRIFTS = drifts
+            frontier.DRIFTS, frontier.SCATTERS = drifts
             rms, inside, count = roll(C, loss)
             cells += [f"{rms:.2%}", f"{inside}"]
         print(f"| {name} | {count} | {' | '.join(cells)} |")
