@@ -3,10 +3,10 @@
 Purpose:  Laws worth deciding with, on text of your own (.txt .md .jsonl .parquet, also .xz .gz .zst): four
           budgets from 3e11 to 1e13 FLOPs with repeated seeds at the small ones, and 3e13 held out.
 Command:  bash launch/local.sh configs/isoflop_english.py --data.files 'corpus/**/*.txt'
-Cost:     about an hour on 2 CPU cores; models of 14 thousand to 1.8 million parameters. The smallest models
+Cost:     planned 40 minutes on 2 CPU cores, not run at this recipe; models of 14 thousand to a million parameters. The smallest models
           of the largest budget read about 30 million bytes: give that much text, or allow --data.max-epochs 4.
 Expected: runs/isoflop_english/report.html; on 80 MB of public-domain English the minima are interior at every
-          budget and D/N is near 20 to 30 bytes per parameter.
+          budget and D/N grows from near 40 to 75 bytes per parameter (docs/studies/proof.md).
 """
 
 from jaxscale.config import DataConfig, Grid, ModelConfig, Recipe, Study
@@ -24,7 +24,8 @@ def get_study() -> Study:
         grid=Grid(
             budgets=(3e11, 1e12, 3e12, 1e13),
             widths=(16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256),
-            tokens_per_param=22.0,
+            tokens_per_param=38.0,
+            tokens_per_param_exponent=0.15,
             spread=4.5,
             sizes_per_budget=7,
             seeds=(3, 2, 1, 1),

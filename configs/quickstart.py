@@ -5,9 +5,9 @@ Purpose:  The whole job at toy size on text that every machine has, the Python s
           minima) with the average beside it, and a backtest against a fifth budget that the fits never see.
 Command:  bash launch/local.sh configs/quickstart.py
           (in an environment of your own: jaxscale run configs/quickstart.py)
-Cost:     about 4.5 minutes on 2 CPU cores; 44 runs of 6 thousand to 271 thousand parameters.
+Cost:     about 5 minutes on 2 CPU cores; 44 runs of 6 thousand to 271 thousand parameters.
 Expected: runs/quickstart/report.html; N_opt ~ C^a and D_opt ~ C^b with a and b both near one half, the loss
-          of the held-out budget predicted within a few percent. Seeds differ by about half a percent of the loss.
+          of the held-out budget predicted within a few percent. Seeds differ by about .8% of the loss.
 Your own text: add --data.files 'corpus/**/*.txt' --name mine
 """
 

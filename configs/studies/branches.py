@@ -6,7 +6,8 @@ Purpose:  More evidence per FLOP (docs/branches.md): six budgets a factor 2 apar
 Command:  jaxscale run configs/studies/branches.py
           (all three arms and their comparison: python tests/bench/branches.py --out runs/branches_study)
 Cost:     planned 1.5e13 FLOPs, 5 minutes on 2 CPU cores; as runs of their own 2.3e13 FLOPs, 7.5 minutes (not yet run).
-Expected: not measured yet; the comparison prints exponents with intervals, loss against loss, and the share paid.
+Expected: docs/branches.md has the same on the proof's grid: IsoFLOP exponents agree, the losses of long branches end
+          too high, so keep the budgets within a factor of 8 where the loss counts.
 """
 
 from jaxscale.config import DataConfig, Grid, ModelConfig, Recipe, Study
@@ -17,7 +18,7 @@ def get_study() -> Study:
     return Study(
         name="branches",
         model=ModelConfig(n_layers=2, head_dim=8, seq_len=64, vocab_size=256, base_d_model=32, base_n_layers=2),
-recipe=Recipe(
+        recipe=Recipe(
             lr=0.014, embed_lr=3.0, head_lr=3.0, weight_decay=2.0, warmup_fraction=0.05, final_fraction=0.0,
             batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
             schedule="wsd", decay_fraction=0.3,

@@ -34,7 +34,7 @@ SHARES = np.concatenate([[0.0], (np.arange(60) + 0.5) / 60 * 0.98])
 """E as a share of the lowest loss."""
 DRIFTS = np.array([0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016])
 """Deviation of log loss about the law for every factor e below the largest budget."""
-SCATTERS = np.array([0.0, 0.001, 0.002, 0.004, 0.008])
+SCATTERS = np.array([0.0, 0.001, 0.002, 0.004])
 """Deviation of log loss about the law at every budget alike, the largest one too."""
 
 
