@@ -14,7 +14,8 @@ All know only what the bootstrap knows: that the law holds beyond the largest bu
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from jaxscale.tables import render_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Answer", "Forecast", "add_run_noise", "average_answer", "forecast_optimum"]
+__all__ = ["Answer", "Forecast", "add_run_noise", "average_answer", "find_run_noise", "forecast_optimum"]
 
 Answer = Fit | Average
 """What predicts an optimum and can draw it again."""
@@ -288,8 +289,19 @@ def _say_unreached(method: str, loss: float, C: np.ndarray, interval: Sequence[f
     return [f"{method}: {never:.1%} of the bootstrap rounds never reach a loss of {loss:g}{end}"]
 
 
+def find_run_noise(noise: Mapping[str, Any]) -> float | None:
+    """Deviation of one run's log loss: between seeds, else about the fit, and what the seeds of a cell share.
+
+    >>> find_run_noise({"seed_std": 0.003, "residual_std": 0.01, "cell_std": 0.004})
+    0.005
+    """
+    known = (noise.get(name) for name in ("seed_std", "residual_std"))
+    own = next((float(value) for value in known if value is not None), None)
+    return None if own is None else math.hypot(own, noise.get("cell_std") or 0.0)
+
+
 def add_run_noise(answer: Answer, losses: np.ndarray) -> np.ndarray:
-    """Losses of single runs (NOISY rounds,): the deviation between seeds, else that about the fit, in log loss.
+    """Losses of single runs (NOISY rounds,), drawn about each round's loss with `find_run_noise` in log loss.
 
     Student's t with `noise["dof"]` degrees of freedom where the fit tells how many measured the deviation.
     Every round meets NOISY runs, half of them mirrored, so that the interval of a run is the wider one also
@@ -298,8 +310,7 @@ def add_run_noise(answer: Answer, losses: np.ndarray) -> np.ndarray:
     if isinstance(answer, Average):
         blocks = np.split(losses, len(answer.fits))
         return np.concatenate([add_run_noise(fit, part) for fit, part in zip(answer.fits, blocks, strict=True)])
-    seed_std = answer.noise.get("seed_std")
-    noise = seed_std if seed_std is not None else answer.noise.get("residual_std")
+    noise = find_run_noise(answer.noise)
     rng, dof, shape = np.random.default_rng([answer.seed, 1]), answer.noise.get("dof"), (NOISY // 2, len(losses))
     normal = rng.standard_normal(shape)
     errors = (noise or 0.0) * normal * (np.sqrt(dof / rng.chisquare(dof, shape)) if dof else 1.0)

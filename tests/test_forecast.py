@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted import LAW, draw_grid
 from scipy.stats import norm, t
@@ -209,3 +210,15 @@ def test_a_law_of_one_variable_gives_no_row_and_says_so():
     assert any("kaplan-n" in note and "no optimal N and D" in note for note in found.notes)
     with pytest.raises(MisuseError, match="no optimal N and D"):
         forecast_optimum(fit_parametric(frame, law="kaplan-n", bootstrap=0), flops=[1e21])
+
+
+def test_one_more_run_draws_what_the_seeds_of_a_cell_share():
+    """Cells that miss their curves by .6% and seeds that differ by .1%: a new cell is off by the former."""
+    rng, plain = np.random.default_rng(3), draw_grid(budgets=6, sizes=9)
+    cells = plain.assign(loss=plain.loss * np.exp(0.006 * rng.standard_normal(len(plain))))
+    runs = [cells.assign(loss=cells.loss * np.exp(0.001 * rng.standard_normal(len(cells))), seed=s) for s in range(3)]
+    fit = fit_isoflop(pd.concat(runs, ignore_index=True), bootstrap=300)
+    assert 0.003 < fit.noise["cell_std"] < 0.009 and fit.noise["seed_std"] == pytest.approx(0.001, rel=0.2)
+    row = forecast_optimum(fit, flops=[fit.diagnostics["largest_C"] * 1.01]).rows[0]
+    mean, one = (np.log(high / low) / 2 for low, high in (row["intervals"][n] for n in ("loss", "loss_future_run")))
+    assert one > 0.9 * np.hypot(mean, 1.96 * fit.noise["cell_std"])

@@ -168,7 +168,7 @@ def _fit_usable(
             "name": "squares", "delta": None, "reduction": "sum", "value": None, "gradient_norm": None,
             "reading": reading.words,
         },
-        noise=model.describe(), budgets=budgets,
+        noise=model.describe() | _cell_noise(reading), budgets=budgets,
         diagnostics={
             "notes": notes,
             "flops": describe_rule(obs, cells), "largest_C": float(C.max()),
@@ -226,6 +226,12 @@ def _weigh_line(C: np.ndarray, center: np.ndarray, drawn: np.ndarray, options: d
     slopes = [frontier.fit_lines(log_C, y, 1 / (variance + scatter))[0] for y in (center, drawn)]
     interval = percentile_interval(slopes[1], options["confidence"])
     return {"value": float(slopes[0][0]), "interval": list(interval), "scatter": float(np.sqrt(scatter))}
+
+
+def _cell_noise(reading: Reading) -> dict[str, float | None]:
+    """What the runs of a cell share, which one more cell draws anew, where it was proved."""
+    shape = reading.shape
+    return {"cell_std": float(np.sqrt(shape.kappa) * shape.sigma)} if shape is not None and shape.kappa > 0 else {}
 
 
 def _say_misfit(reading: Reading) -> list[str]:

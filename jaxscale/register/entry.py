@@ -102,8 +102,10 @@ def _largest(fit: Mapping[str, Any]) -> float:
 
 def _find_noise(fits: Sequence[Mapping[str, Any]]) -> float | None:
     """Deviation of log loss between runs, as the fits know it: between seeds, else about the fit."""
-    known = [fit["noise"].get(name) for name in ("seed_std", "residual_std") for fit in fits]
-    return next((float(value) for value in known if value is not None), None)
+    from jaxscale.forecast import find_run_noise
+
+    known = [{**fit["noise"], "residual_std": None} for fit in fits] + [fit["noise"] for fit in fits]
+    return next((value for noise in known if (value := find_run_noise(noise)) is not None), None)
 
 
 def _enter_target(rows: Sequence[dict[str, Any]], fits: Sequence[Mapping[str, Any]], told: Mapping[str, Any]
