@@ -405,8 +405,9 @@ def test_a_sweep_with_stops_finds_the_same_optimum_and_is_finished_without_them(
     refused = {one["run_id"]: one["reason"] for one in collect_runs(place / "runs").refused}
     assert all("(censored: stopped at step" in refused[row["run_id"]] for row in rows)
 
-    code, out, _ = jaxscale("mup", "sweep", "tiny.py", *OPTIONS, "--stop-hopeless", "--out", "runs", cwd=place)
-    assert "all 7 cells have ended" in out and read_json(place / "runs" / "sweep.json")["rows"] == record["rows"]
+    code, out, err = jaxscale("mup", "sweep", "tiny.py", *OPTIONS, "--stop-hopeless", "--out", "runs", cwd=place)
+    assert code in (0, 1), err
+    assert read_json(place / "runs" / "sweep.json")["rows"] == record["rows"]
     assert "censored" in jaxscale("status", "runs", cwd=place)[1]
     assert dispatch(["reset", str(place / "runs"), "--censored"]) == 0
     code, out, err = jaxscale("mup", "sweep", "tiny.py", *OPTIONS, "--out", "runs", cwd=place)
