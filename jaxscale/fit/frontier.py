@@ -167,9 +167,7 @@ def _odds(line: _Line, variance: np.ndarray) -> np.ndarray:
     """Log odds of each share of E before the fit's chi^2."""
     prior = np.log(np.concatenate([[NO_FLOOR], np.full(len(SHARES) - 1, (1 - NO_FLOOR) / (len(SHARES) - 1))]))
     odds = prior - 1e9 * (line.slope >= 0)
-    if (
-        len(variance) > 2
-    ):  # integrated over height and slope; two losses say nothing of E, and this would speak for them
+    if len(variance) > 2:  # integrated over height and slope; of two losses this would speak for some E
         odds = odds - np.log(line.precision * line.spread) / 2 - np.log(variance).sum() / 2
     return np.asarray(odds)
 

@@ -105,7 +105,7 @@ def _panel(
     curve = alt.Chart(inline(lines)).mark_line(clip=True, opacity=0.45, strokeWidth=1.5).encode(x, y, color)
     bars = alt.Chart(inline(points)).mark_rule(strokeWidth=3).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color=color)
     marks = alt.Chart(inline(points)).mark_point(filled=True, size=70, opacity=1).encode(x, y, color)
-    numbers = alt.Chart(inline(points)).mark_text(dy=-8, style="muted").encode(x, alt.Y("high:Q"), text="number:N")
+    numbers = alt.Chart(inline(points)).mark_text(dy=10, style="muted").encode(x, alt.Y("low:Q"), text="number:N")
     layers: list[Any] = [curve, bars, marks, numbers]
     if dots:
         spans = alt.Chart(inline(dots)).mark_rule(strokeWidth=1.5, style="ink").encode(x, alt.Y("low:Q"),
