@@ -238,6 +238,14 @@ class MeshConfig:
     """Devices that share each parameter (fully sharded data parallelism)."""
     tensor: int = 1
     """Devices that share each matrix product (tensor parallelism)."""
+    context: int = 1
+    """Devices that share each sequence (context parallelism)."""
+    attention: Literal["auto", "xla", "cudnn", "splash", "blocked"] = "auto"
+    """Kernel of the attention: cudnn on NVIDIA, splash on TPU, blocked on CPU, xla everywhere; auto: a safe one."""
+    remat: Literal["auto", "none", "dots", "block"] = "auto"
+    """What the backward pass computes again: nothing, all but matrix products, whole blocks; auto: what fits."""
+    head_chunks: int = 0
+    """Pieces in which head and cross-entropy are computed, so that the logits of a batch are never held; 0: auto."""
     workers: int = 0
     """Worker processes of `run`; 0: one a core on CPU, one in all on accelerators."""
     packs: Literal["auto", "process", "pack", "turn"] = "process"

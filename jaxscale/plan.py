@@ -159,11 +159,11 @@ def _check_mesh(study: Study) -> None:
     hardware, mesh = parse_hardware(study.hardware), study.mesh
     if hardware.name == "cpu":
         return
-    replicas, rest = divmod(hardware.chips, mesh.tensor)
+    replicas, rest = divmod(hardware.chips, mesh.tensor * mesh.context)
     if rest or replicas % mesh.fsdp or mesh.data not in (-1, replicas // mesh.fsdp):
         raise MisuseError(
-            f"mesh: data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} does not make the "
-            f"{hardware.chips} chips of {study.hardware}; use --mesh.data -1 and divisors of {hardware.chips}"
+            f"mesh: data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} x context={mesh.context} does not make "
+            f"the {hardware.chips} chips of {study.hardware}; use --mesh.data -1 and divisors of {hardware.chips}"
         )
     batch = study.recipe.microbatch_seqs
     if batch % replicas:

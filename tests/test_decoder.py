@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxscale.config import ModelConfig
 from jaxscale.model.decoder import apply_block, make_decoder, rms_norm, rope_table, rotate
+from jaxscale.model.lowering import Lowering
 
 MODEL = ModelConfig(d_model=32, n_layers=3, seq_len=16, head_std=0.5)
 VARIANTS = {
@@ -35,7 +36,7 @@ def test_no_position_sees_a_later_token(model: ModelConfig) -> None:
         x = x_td[None]
         for i in range(model.n_layers):
             block = {name: value[i] for name, value in layers.items()}
-            x = apply_block(block, x, rope_table(16, model.d_head, model.rope_theta), model)
+            x = apply_block(block, x, rope_table(16, model.d_head, model.rope_theta), model, Lowering())
         return jnp.sum(x[0] * jnp.arange(1, model.d_model + 1), axis=-1)
 
     jacobian = jax.jacobian(run)(jax.random.normal(jax.random.key(1), (16, model.d_model)))
@@ -46,8 +47,8 @@ def test_no_position_sees_a_later_token(model: ModelConfig) -> None:
 
 @pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS.keys())
 def test_scan_over_layers_equals_the_unrolled_loop(model: ModelConfig) -> None:
-    decoder = make_decoder(model, 0)
-    np.testing.assert_allclose(decoder(TOKENS, unroll=True), decoder(TOKENS, unroll=False), rtol=1e-5, atol=1e-5)
+    scan, loop = (make_decoder(model, 0, lowering=Lowering(unroll=unroll)) for unroll in (False, True))
+    np.testing.assert_allclose(scan(TOKENS), loop(TOKENS), rtol=1e-5, atol=1e-5)
 
 
 def test_grouped_heads_divide_at_every_width() -> None:

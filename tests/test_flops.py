@@ -11,7 +11,8 @@ from flax import nnx
 from jaxscale.config import ModelConfig
 from jaxscale.flops import count_params, flops_6nd, flops_per_token, training_flops
 from jaxscale.model.decoder import make_decoder
-from jaxscale.train.step import token_losses
+from jaxscale.model.loss import token_losses
+from jaxscale.model.lowering import Lowering
 
 MODELS = {
     "gelu": ModelConfig(d_model=32, n_layers=3, seq_len=48),
@@ -57,10 +58,10 @@ def _count_dots(jaxpr: jax.extend.core.Jaxpr) -> int:
 
 
 def _gradient_of_loss(model: ModelConfig, batch: int):
-    graphdef, params = nnx.split(make_decoder(model, 0), nnx.Param)
+    graphdef, params = nnx.split(make_decoder(model, 0, lowering=Lowering(unroll=True)), nnx.Param)
 
     def loss(params, windows):
-        logits = nnx.merge(graphdef, params)(windows[:, :-1], unroll=True)
+        logits = nnx.merge(graphdef, params)(windows[:, :-1])
         return jnp.mean(token_losses(logits, windows[:, 1:])[0])
 
     return jax.value_and_grad(loss), params, jnp.zeros((batch, model.seq_len + 1), jnp.int32)

@@ -18,12 +18,12 @@ from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import training_flops
 from jaxscale.model.decoder import make_decoder
+from jaxscale.model.loss import token_losses
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import RunSpec
 from jaxscale.train import loop, record
 from jaxscale.train.checkpoint import Checkpoints
 from jaxscale.train.loop import Preempted, train_run
-from jaxscale.train.step import token_losses
 
 OFTEN = MeshConfig(checkpoint_every_s=0.0)
 

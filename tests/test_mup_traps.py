@@ -10,11 +10,12 @@ from flax import nnx
 from jaxscale.config import ModelConfig, Recipe, Study
 from jaxscale.model import decoder, mup
 from jaxscale.model.decoder import Decoder
+from jaxscale.model.loss import token_losses
 from jaxscale.model.mup import Rule
 from jaxscale.mup.batch import random_windows
 from jaxscale.mup.check import CoordinateCheck, check_coordinates
 from jaxscale.train import optimizer
-from jaxscale.train.step import Program, token_losses
+from jaxscale.train.step import Program
 
 MODEL = ModelConfig(n_layers=1, head_dim=8, kv_groups=2, seq_len=64, vocab_size=64, base_d_model=32)
 WIDTHS = (64, 128, 256)

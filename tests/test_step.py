@@ -10,9 +10,10 @@ from flax import nnx
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.errors import MisuseError
 from jaxscale.model.decoder import make_decoder
+from jaxscale.model.loss import token_losses
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
 from jaxscale.train.sharding import check_batch, make_mesh
-from jaxscale.train.step import Program, make_program, token_losses
+from jaxscale.train.step import Program, make_program
 
 MODEL = ModelConfig(d_model=32, n_layers=1, seq_len=16, vocab_size=64, head_dim=8)
 HYPER = Hyper(*(jnp.float32(x) for x in (0.02, 2, 3, 0.9, 0.95, 1e-12, 0.1, 1.0, 1e-4, 20, 2, 4, 0.1)))

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale.config import ModelConfig
+from jaxscale.model.attention import attend_heads
+from jaxscale.model.loss import head_logits, head_losses
+from jaxscale.model.lowering import Lowering
 from jaxscale.model.mup import forward_multipliers, param_rules
 from jaxscale.params import param_shapes
 
@@ -23,9 +26,6 @@ __all__ = ["Decoder", "Stds", "init_stds", "make_decoder"]
 
 Stds = Mapping[str, float | jax.Array]
 """Init standard deviation of every matrix by its name in `params.param_shapes`; may be traced."""
-
-UNROLL_LAYERS = 4
-"""On CPU stacks this short are unrolled: XLA runs a scan's body at about .8 of the unrolled speed."""
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
@@ -50,10 +50,12 @@ class Decoder(nnx.Module):
     head: nnx.Param[jax.Array]
 
     def __init__(
-        self, model: ModelConfig, *, key: jax.Array, dtype: Any = jnp.float32, stds: Stds | None = None
-    ) -> None:
+        self, model: ModelConfig, *, key: jax.Array, dtype: Any = jnp.float32, stds: Stds | None = None,
+        lowering: Lowering | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.dtype = dtype
+        self.lowering = Lowering() if lowering is None else lowering
         self.blocks = Blocks()
         stds = init_stds(model) if stds is None else stds
         for name, axes in param_shapes(model).items():
@@ -61,42 +63,48 @@ class Decoder(nnx.Module):
             value = _init_param(key, name, tuple(n for _, n in axes), stds.get(name))
             setattr(self.blocks if owner else self, leaf, nnx.Param(value, axes=tuple(a for a, _ in axes)))
 
-    def __call__(self, tokens_bt: jax.Array, *, unroll: bool | None = None) -> jax.Array:
-        """Next-token logits for every position; `unroll` overrides the choice of scan or loop."""
-        scale = forward_multipliers(self.model)
-        table_vd = self.embed[...]
-        x_btd = (_embed(table_vd, tokens_bt) * scale.embed).astype(self.dtype)
-        x_btd = self._run_blocks(x_btd, unroll)
-        x_btd = rms_norm(x_btd, self.final_norm[...], self.model.norm_eps)
-        head_dv = table_vd.T if self.model.tied else self.head[...]
-        logits_btv = jnp.matmul(x_btd, head_dv.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits_btv * scale.logits
+    def __call__(self, tokens_bt: jax.Array) -> jax.Array:
+        """Next-token logits for every position."""
+        return head_logits(self.hidden(tokens_bt), self._head(), forward_multipliers(self.model).logits)
 
-    def _run_blocks(self, x_btd: jax.Array, unroll: bool | None) -> jax.Array:
+    def losses(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
+        scale = forward_multipliers(self.model).logits
+        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering.head_chunks)
+
+    def hidden(self, tokens_bt: jax.Array) -> jax.Array:
+        """What the head reads: the normed last states [b, t, d]."""
+        scale = forward_multipliers(self.model)
+        x_btd = (_embed(self.embed[...], tokens_bt) * scale.embed).astype(self.dtype)
+        return rms_norm(self._run_blocks(x_btd), self.final_norm[...], self.model.norm_eps)
+
+    def _head(self) -> jax.Array:
+        return self.embed[...].T if self.model.tied else self.head[...]
+
+    def _run_blocks(self, x_btd: jax.Array) -> jax.Array:
         names = [name.removeprefix("blocks.") for name in param_shapes(self.model) if name.startswith("blocks.")]
         layers = {name: getattr(self.blocks, name)[...] for name in names}
         rope = rope_table(x_btd.shape[1], self.model.d_head, self.model.rope_theta)
-        if unroll is None:
-            unroll = self.model.n_layers <= UNROLL_LAYERS and jax.default_backend() == "cpu"
-        if unroll:
-            for i in range(self.model.n_layers):
-                x_btd = apply_block({name: value[i] for name, value in layers.items()}, x_btd, rope, self.model)
-            return x_btd
 
         def body(x: jax.Array, block: dict[str, jax.Array]) -> tuple[jax.Array, None]:
-            return apply_block(block, x, rope, self.model), None
+            return apply_block(block, x, rope, self.model, self.lowering), None
 
+        if self.lowering.unroll:
+            for i in range(self.model.n_layers):
+                x_btd, _ = body(x_btd, {name: value[i] for name, value in layers.items()})
+            return x_btd
         return jax.lax.scan(body, x_btd, layers)[0]
 
 
 def make_decoder(
-    model: ModelConfig, seed: int | jax.Array, dtype: Any = jnp.float32, stds: Stds | None = None
-) -> Decoder:
+    model: ModelConfig, seed: int | jax.Array, dtype: Any = jnp.float32, stds: Stds | None = None,
+    lowering: Lowering | None = None,
+) -> Decoder:  # fmt: skip
     """A freshly initialized model; equal seeds give equal weights on any mesh.
 
     `stds` (default `init_stds(model)`) may be traced, so that models of several init scales share a program.
     """
-    return Decoder(model, key=jax.random.key(seed), dtype=dtype, stds=stds)
+    return Decoder(model, key=jax.random.key(seed), dtype=dtype, stds=stds, lowering=lowering)
 
 
 def init_stds(model: ModelConfig) -> dict[str, float]:
@@ -116,19 +124,21 @@ def _embed(table_vd: jax.Array, tokens_bt: jax.Array) -> jax.Array:
 
 
 def apply_block(
-    block: dict[str, jax.Array], x_btd: jax.Array, rope: tuple[jax.Array, jax.Array], model: ModelConfig
-) -> jax.Array:
+    block: dict[str, jax.Array], x_btd: jax.Array, rope: tuple[jax.Array, jax.Array], model: ModelConfig,
+    lowering: Lowering = Lowering(),  # noqa: B008 - frozen
+) -> jax.Array:  # fmt: skip
     """One block on [b, t, d]: attention, then MLP, each on a normed copy and added back."""
     residual = forward_multipliers(model).residual
     normed = rms_norm(x_btd, block["attn_norm"], model.norm_eps)
-    x_btd = x_btd + residual * attend(block, normed, rope, model)
+    x_btd = x_btd + residual * attend(block, normed, rope, model, lowering)
     normed = rms_norm(x_btd, block["mlp_norm"], model.norm_eps)
     return x_btd + residual * apply_mlp(block, normed, model)
 
 
 def attend(
-    block: dict[str, jax.Array], x_btd: jax.Array, rope: tuple[jax.Array, jax.Array], model: ModelConfig
-) -> jax.Array:
+    block: dict[str, jax.Array], x_btd: jax.Array, rope: tuple[jax.Array, jax.Array], model: ModelConfig,
+    lowering: Lowering = Lowering(),  # noqa: B008 - frozen
+) -> jax.Array:  # fmt: skip
     """Causal self-attention with rotary positions; softmax in float32."""
     q_bthe = _split_heads(x_btd @ block["wq"].astype(x_btd.dtype), model.n_heads)
     k_btke = _split_heads(x_btd @ block["wk"].astype(x_btd.dtype), model.n_kv_heads)
@@ -137,9 +147,7 @@ def attend(
         q_bthe = rms_norm(q_bthe, block["q_norm"], model.norm_eps)
         k_btke = rms_norm(k_btke, block["k_norm"], model.norm_eps)
     scale = forward_multipliers(model).attention
-    mixed_bthe = jax.nn.dot_product_attention(
-        rotate(q_bthe, rope), rotate(k_btke, rope), v_btke, is_causal=True, scale=scale
-    )
+    mixed_bthe = attend_heads(rotate(q_bthe, rope), rotate(k_btke, rope), v_btke, scale, lowering)
     return mixed_bthe.reshape(x_btd.shape) @ block["wo"].astype(x_btd.dtype)
 
 

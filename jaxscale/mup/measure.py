@@ -25,9 +25,10 @@ from flax import nnx
 from jaxscale.config import MeshConfig, ModelConfig, Recipe
 from jaxscale.model import decoder as blocks
 from jaxscale.model.decoder import Decoder
+from jaxscale.model.loss import token_losses
 from jaxscale.train.optimizer import Hyper, make_optimizer, param_name
 from jaxscale.train.sharding import make_mesh
-from jaxscale.train.step import Program, token_losses
+from jaxscale.train.step import Program
 
 __all__ = ["CLASSES", "Sizes", "measure_model", "walk"]
 

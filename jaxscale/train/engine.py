@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
 from jaxscale.model.decoder import init_stds
+from jaxscale.model.lowering import choose_lowering
 from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way
 from jaxscale.train.optimizer import Hyper
@@ -77,9 +78,9 @@ class Engine(Protocol):
 class Single:
     """One run over the whole mesh."""
 
-    def __init__(self, spec: RunSpec, slots: int, mesh: Mesh, dtype: Any) -> None:
+    def __init__(self, spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, config: MeshConfig) -> None:
         self.spec, self.slots = spec, slots
-        self.program = _program(spec, slots, mesh, dtype)
+        self.program = _program(spec, slots, mesh, dtype, config)
         self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]
         self.hyper = Hyper.from_spec(spec)
         self.accumulate = spec.batch_seqs // spec.microbatch_seqs
@@ -165,8 +166,9 @@ class Packed:
     """m runs of one shape, batch and length in one program, at once (`pack`) or in turn."""
 
     def __init__(
-        self, specs: Sequence[RunSpec], slots: int, way: Way, dtype: Any, devices: Sequence[Any] | None = None
-    ) -> None:
+        self, specs: Sequence[RunSpec], slots: int, way: Way, dtype: Any, devices: Sequence[Any] | None = None,
+        config: MeshConfig | None = None,
+    ) -> None:  # fmt: skip
         first, devices = specs[0], list(jax.devices() if devices is None else devices)
         self.specs, self.slots, self.replicas, self.way = tuple(specs), slots, 1, way
         self.devices = tuple(devices[: len(specs)])
@@ -174,7 +176,7 @@ class Packed:
         lanes = -(-len(specs) // len(self.devices)) * len(self.devices)
         self.fill = lanes - len(specs)
         alone = make_mesh(MeshConfig(), devices[:1])
-        program = _program(first, slots, alone, dtype)
+        program = _program(first, slots, alone, dtype, config or MeshConfig())
         self.program: PackProgram = make_pack(program, lanes, way, first.microbatch_seqs, self.devices)
         self.hyper = self._place(_stack([Hyper.from_spec(spec) for spec in specs]))
 
@@ -231,9 +233,10 @@ class Packed:
         return np.asarray(self.program.sums(state.answer, put(windows, same), put(mask, same)))[: len(self.specs)]
 
 
-def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any) -> Program:
-    averages = spec.average_steps > 0
-    return make_program(strip_init(spec.model), spec.schedule, slots, mesh, dtype, spec.optimizer, averages)
+def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, config: MeshConfig) -> Program:
+    model, averages = strip_init(spec.model), spec.average_steps > 0
+    lowering = choose_lowering(config, model, mesh.devices.flat[0].platform)
+    return make_program(model, spec.schedule, slots, mesh, dtype, spec.optimizer, averages, lowering)
 
 
 def _stack(trees: Sequence[Any]) -> Any:
@@ -242,15 +245,15 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 def splits_runs(mesh: MeshConfig) -> bool:
     """Whether this mesh splits one run: then runs are not packed."""
-    return mesh.fsdp * mesh.tensor > 1 or jax.process_count() > 1
+    return mesh.fsdp * mesh.tensor * mesh.context > 1 or jax.process_count() > 1
 
 
 def make_engine(specs: Sequence[RunSpec], slots: int, way: Way, mesh: MeshConfig, dtype: Any) -> Engine:
     """The engine for these runs; `process` takes one."""
     if way == "process":
-        return Single(specs[0], slots, make_mesh(mesh), dtype)
+        return Single(specs[0], slots, make_mesh(mesh), dtype, mesh)
     if splits_runs(mesh):
         raise MisuseError(f"mesh.packs: {way} spreads whole runs over the devices of one process and cannot split one "
                           f"(mesh.fsdp {mesh.fsdp}, mesh.tensor {mesh.tensor}, {jax.process_count()} processes); use "
                           f"--mesh.packs process")  # fmt: skip
-    return Packed(specs, slots, way, dtype)
+    return Packed(specs, slots, way, dtype, config=mesh)

@@ -1,6 +1,7 @@
 """Where arrays live: one table from logical axes to mesh axes, and the mesh itself.
 
-Mesh axes: data (replicas), fsdp (replicas that also split the parameters), tensor (splits products).
+Mesh axes: data (replicas), fsdp (replicas that also split the parameters), tensor (splits products), context
+(splits sequences).
 A dimension that its mesh axis does not divide is replicated; results do not depend on the choice.
 """
 
@@ -27,22 +28,25 @@ AXIS_RULES: dict[str, str | None] = {
 }
 """Logical axis -> mesh axis."""
 
+AXES = ("data", "fsdp", "tensor", "context")
+"""Mesh axes, outermost first."""
+
 BATCH = ("data", "fsdp")
 """Mesh axes that split the batch."""
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh over `devices` (default: all); MisuseError if the product is off."""
+    """A (data, fsdp, tensor, context) mesh over `devices` (default: all); MisuseError if the product is off."""
     devices = jax.devices() if devices is None else devices
-    inner = config.fsdp * config.tensor
+    inner = config.fsdp * config.tensor * config.context
     data = len(devices) // inner if config.data == -1 else config.data
     if data * inner != len(devices):
         raise MisuseError(
-            f"mesh: data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not make "
-            f"{len(devices)} devices; use --mesh.data -1 and a divisor of {len(devices)}"
+            f"mesh: data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} x context={config.context} "
+            f"does not make {len(devices)} devices; use --mesh.data -1 and a divisor of {len(devices)}"
         )
-    auto = (AxisType.Auto,) * 3
-    return jax.make_mesh((data, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), auto, devices=devices)
+    shape, auto = (data, config.fsdp, config.tensor, config.context), (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, auto, devices=devices)
 
 
 def param_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:

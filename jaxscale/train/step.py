@@ -17,12 +17,13 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxscale.config import ModelConfig
+from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.model.decoder import Decoder, Stds, init_stds, make_decoder
+from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
 from jaxscale.train.sharding import BATCH, param_sharding, replicated
 
-__all__ = ["Program", "StepMetrics", "TrainState", "make_program", "strip_init", "token_losses"]
+__all__ = ["Program", "StepMetrics", "TrainState", "make_program", "strip_init"]
 
 
 class TrainState(NamedTuple):
@@ -49,13 +50,6 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array
 
 
-def token_losses(logits_btv: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
-    log_z = jax.nn.logsumexp(logits_btv, axis=-1)
-    picked = jnp.take_along_axis(logits_btv, targets_bt[..., None], axis=-1)[..., 0]
-    return log_z - picked, log_z
-
-
 class Program:
     """Compiled training and validation for one model shape on one mesh.
 
@@ -64,11 +58,13 @@ class Program:
 
     def __init__(
         self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
-        averages: bool = False,
+        averages: bool = False, lowering: Lowering | None = None,
     ) -> None:  # fmt: skip
         self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
         self.optimizer, self.averages = optimizer, averages
-        abstract = nnx.eval_shape(partial(make_decoder, model, 0, dtype))
+        platform = mesh.devices.flat[0].platform
+        self.lowering = choose_lowering(MeshConfig(), model, platform) if lowering is None else lowering
+        abstract = nnx.eval_shape(partial(make_decoder, model, 0, dtype, lowering=self.lowering))
         self.graphdef, self.abstract_params = nnx.split(abstract, nnx.Param)
         self.state_sharding = self._shard_state()
         batch = NamedSharding(mesh, PartitionSpec(None, BATCH))
@@ -129,7 +125,7 @@ class Program:
 
     def begin(self, seed: jax.Array, stds: Stds) -> TrainState:
         """The state before the first step, as a pure function."""
-        _, params = nnx.split(make_decoder(self.model, seed, self.dtype, stds), nnx.Param)
+        _, params = nnx.split(make_decoder(self.model, seed, self.dtype, stds, self.lowering), nnx.Param)
         zero = Hyper(*(jnp.float32(0) for _ in Hyper._fields))
         opt_state = make_optimizer(self.model, params, zero, self.optimizer).init(params)
         average = jax.tree.map(jnp.zeros_like, params) if self.averages else None
@@ -137,7 +133,7 @@ class Program:
 
     def apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         decoder: Decoder = nnx.merge(self.graphdef, params)
-        return token_losses(decoder(windows_bt[:, :-1]), windows_bt[:, 1:])
+        return decoder.losses(windows_bt[:, :-1], windows_bt[:, 1:])
 
     def loss(self, params: Any, windows_bt: jax.Array, z_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
         losses_bt, log_z_bt = self.apply(params, windows_bt)
@@ -204,13 +200,13 @@ def _contains(keys: tuple[str, ...], name: tuple[str, ...]) -> bool:
 @lru_cache(maxsize=64)
 def make_program(
     model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
-    averages: bool = False,
+    averages: bool = False, lowering: Lowering | None = None,
 ) -> Program:  # fmt: skip
     """The program for these shapes and this optimizer, made once a process.
 
     Give `model` without its init scales (`strip_init`) where models of several are to share it.
     """
-    return Program(model, schedule, slots, mesh, dtype, optimizer, averages)
+    return Program(model, schedule, slots, mesh, dtype, optimizer, averages, lowering)
 
 
 def strip_init(model: ModelConfig) -> ModelConfig:
