@@ -65,8 +65,11 @@ class Engine(Protocol):
     def member(self, state: TrainState, i: int) -> TrainState:
         """One run's own state."""
 
-    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
-        """`steps` optimizer steps of every live member: the new state, and metrics for `fetch`."""
+    def stage(self, windows_mnbt: np.ndarray) -> Any:
+        """A dispatch's microbatches [m, slots, b, t + 1] on the devices; does not wait."""
+
+    def step(self, state: TrainState, staged: Any, live: np.ndarray, steps: int) -> Any:
+        """`steps` optimizer steps of every live member: the new state, and metrics for `fetch`; does not wait."""
 
     def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Losses and gradient norms of a dispatch, float32 [m, steps] each; waits for them."""
@@ -83,7 +86,7 @@ class Single:
         self.program = _program(spec, slots, mesh, dtype, config)
         self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]
         self.hyper = Hyper.from_spec(spec)
-        self.accumulate = spec.batch_seqs // spec.microbatch_seqs
+        self.accumulate = np.int32(spec.batch_seqs // spec.microbatch_seqs)
 
     def compile(self) -> None:
         self.program.train(self.spec.microbatch_seqs)
@@ -103,10 +106,12 @@ class Single:
     def member(self, state: TrainState, i: int) -> TrainState:
         return state
 
-    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
+    def stage(self, windows_mnbt: np.ndarray) -> Any:
+        return self.program.put_batch(windows_mnbt[0])
+
+    def step(self, state: TrainState, staged: Any, live: np.ndarray, steps: int) -> Any:
         train = self.program.train(self.spec.microbatch_seqs)
-        batch = self.program.put_batch(windows_mnbt[0])
-        return train(state, batch, jnp.int32(steps), jnp.int32(self.accumulate), self.hyper)
+        return train(state, staged, np.int32(steps), self.accumulate, self.hyper)
 
     def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(metrics.loss)[None, :steps], np.asarray(metrics.grad_norm)[None, :steps]
@@ -214,13 +219,15 @@ class Packed:
         own: TrainState = jax.tree.map(lambda leaf: leaf[i], jax.device_put(state, self.devices[0]))
         return own
 
-    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
-        windows = np.concatenate([windows_mnbt, *[windows_mnbt[-1:]] * self.fill])
+    def stage(self, windows_mnbt: np.ndarray) -> Any:
+        return jax.device_put(np.concatenate([windows_mnbt, *[windows_mnbt[-1:]] * self.fill]), self.program.each)
+
+    def step(self, state: TrainState, staged: Any, live: np.ndarray, steps: int) -> Any:
         counts = np.concatenate([np.where(live, steps, 0), np.zeros(self.fill)])
         counts = np.full_like(counts, steps) if self.way == "pack" else counts
         put, each, same = jax.device_put, self.program.each, self.program.same
         return self.program.train(
-            state, put(windows, each), put(counts.astype(np.int32), each),
+            state, staged, put(counts.astype(np.int32), each),
             put(np.int32(self.accumulate), same), self.hyper,
         )  # fmt: skip
 
