@@ -29,7 +29,7 @@ from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way
 from jaxscale.train.optimizer import Hyper
 from jaxscale.train.sharding import make_mesh
-from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, strip_init
+from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, quick_compile, strip_init
 
 __all__ = ["WAYS", "Engine", "Packed", "Single", "make_engine", "splits_runs"]
 
@@ -131,7 +131,8 @@ class PackProgram:
         share = partial(jax.shard_map, mesh=mesh, out_specs=EACH, check_vma=False)
         self._train = jax.jit(share(self._advance, in_specs=(EACH, EACH, EACH, SAME, EACH)), donate_argnums=0)
         self.sums = jax.jit(share(self._sum_losses, in_specs=(EACH, SAME, SAME)))
-        self.begin = jax.jit(share(jax.vmap(program.begin), in_specs=(EACH, EACH)))
+        begin, options = share(jax.vmap(program.begin), in_specs=(EACH, EACH)), quick_compile(devices[0].platform)
+        self.begin = jax.jit(begin, compiler_options=options)
 
     @cached_property
     def train(self) -> Any:

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -34,13 +35,14 @@ from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.runs import RunResult, RunSpec
 from jaxscale.sweep import Way, pack_key
 from jaxscale.train.checkpoint import Checkpoints, keep_state, read_state
+from jaxscale.train.compiling import compile_alone
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
 from jaxscale.train.member import Member, Progress
 from jaxscale.train.packs import Pack, PackFolder
 from jaxscale.train.record import RunFolder, is_disk_full
 from jaxscale.train.sharding import check_batch, make_mesh
-from jaxscale.train.step import TrainState
+from jaxscale.train.step import TrainState, strip_init
 from jaxscale.train.stopping import Stopper
 
 __all__ = ["Preempted", "Progress", "train_pack", "train_run"]
@@ -185,7 +187,8 @@ class _Trainer:
             self.pack.prepare()
         folder = self.members[0].folder.checkpoints if self.pack is None else self.pack.checkpoints
         checkpoints = Checkpoints(folder)
-        self.engine.compile()  # before the clock starts
+        with compile_alone(self.config.compile_cache, self._shape()):
+            self.engine.compile()  # before the clock starts
         try:
             saved = checkpoints.restore(self.engine.abstract_state())
             state = self._begin() if saved is None else self.engine.place(saved)
@@ -201,6 +204,12 @@ class _Trainer:
         elif not keep_weights:
             shutil.rmtree(folder, ignore_errors=True)
         return tuple(member.result for member in self.members if member.result is not None)
+
+    def _shape(self) -> str:
+        """What this run's programs depend on, as text; more rather than less."""
+        spec, config = self.spec, replace(self.config, compile_cache="")
+        return repr((strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0, spec.microbatch_seqs,
+                     self.layout.slots, self.pack and (self.pack.pack.way, len(self.members)), config))  # fmt: skip
 
     def _begin(self) -> TrainState:
         """The state before the first step; a branch's is its trunk's."""
