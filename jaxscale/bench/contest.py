@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxscale.errors import MisuseError, VerdictError
 
-__all__ = ["Contestant", "Turn", "hold_contest"]
+__all__ = ["Contestant", "Turn", "hold_contest", "start_contestant"]
 
 PATIENCE_S = 60.0
 """Seconds that a contestant gets to leave when its stdin is closed."""
@@ -86,7 +86,8 @@ class _Child:
 
 
 @contextmanager
-def _start(contestant: Contestant) -> Iterator[_Child]:
+def start_contestant(contestant: Contestant) -> Iterator[_Child]:
+    """A contestant's process, ready for its turns; it is ended at the end."""
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(
             contestant.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
@@ -124,7 +125,7 @@ def hold_contest(
     with ExitStack() as stack:
         children, lengths = {}, {}
         for contestant in contestants:  # one after another: none compiles while another does
-            child = children[contestant.name] = stack.enter_context(_start(contestant))
+            child = children[contestant.name] = stack.enter_context(start_contestant(contestant))
             for turn in contestant.turns:
                 first = child.take_turn(turn, 1)
                 lengths[contestant.name, turn] = max(1, math.ceil(seconds / first.step_s))

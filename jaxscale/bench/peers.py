@@ -1,7 +1,7 @@
 """The peers, each the program of one child process, and the protocol that every contestant speaks.
 
 Run by its path, so that the interpreter need not know jaxscale: `python peers.py nanodo|nanogpt ORDER`, ORDER a JSON
-object with D, L, H, B, T, V, `checkout`, `dtype` (float32, bfloat16) and `threads`. The child builds and warms up, then
+object with D, L, H, B, T, V, `checkout`, `dtype` (float32, bfloat16) and `threads` (nanodo_grid: cells). The child builds and warms up, then
 answers on stdout, a JSON line each:
 
     {"ready": {"device": .., "compile_s": .., ...}}         once, or {"error": SENTENCE} and exit code 2
@@ -64,37 +64,12 @@ def timed(steps: int, run: Callable[[int], float]) -> dict[str, Any]:
 def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     """NanoDO's TransformerDo and loss from its checkout, optax.adamw, one jitted step with donated state."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import optax
 
-    sys.path.insert(0, order["checkout"])
-    for name in ("tensorflow_datasets", "sentencepiece"):
-        with contextlib.suppress(ImportError):
-            __import__(name)
-        sys.modules.setdefault(name, _Absent(name))  # nanodo.loss imports its text pipeline, which nothing here calls
-    from nanodo import loss as losses  # type: ignore[import-not-found]
-    from nanodo import model as models
-
-    shape = [order[letter] for letter in "DHTLV"]
-    D, H, T, L, V = shape
-    config = models.DoConfig(D=D, H=H, L=T, N=L, V=V, F=4 * D, dtype=jnp.dtype(order["dtype"]), fsdp_enabled=False)
-    module, optimizer = models.TransformerDo(config), optax.adamw(1e-3)
-
-    @jax.jit
-    def begin(key: Any) -> Any:
-        params = module.init(key, jnp.zeros((1, T), jnp.int32))["params"]
-        return params, optimizer.init(params)
-
-    @partial(jax.jit, donate_argnums=0)
-    def advance(state: Any, tokens: Any) -> Any:
-        params, moments = state
-        objective = losses.get_default_loss_fn(tokens, module.apply, {})
-        (loss, _), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, moments = optimizer.update(grads, moments, params)
-        return (optax.apply_updates(params, updates), moments), loss
-
-    drawn = np.random.default_rng(0).integers(1, V, (BATCHES, order["B"], T), dtype=np.int32)  # 0 is its padding
+    begin, advance = build_nanodo(order, optax.adamw(1e-3))
+    shape = (BATCHES, order["B"], order["T"])
+    drawn = np.random.default_rng(0).integers(1, order["V"], shape, dtype=np.int32)  # 0 is its padding
     batches = [jax.device_put(batch) for batch in drawn]
     start = time.perf_counter()
     state = begin(jax.random.key(0))
@@ -112,6 +87,75 @@ def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     run(2)
     about = {"device": jax.devices()[0].device_kind, "compile_s": compile_s, "version": f"jax {jax.__version__}"}
     return about, {"step": lambda steps: timed(steps, run)}
+
+
+def build_nanodo(order: dict[str, Any], optimizer: Any) -> tuple[Any, Any]:
+    """(begin: key -> state, advance: (state, tokens [B, T]) -> (state, loss)), both jitted."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    losses, models = _import_nanodo(order["checkout"])
+    D, H, T, L, V = (order[letter] for letter in "DHTLV")
+    config = models.DoConfig(D=D, H=H, L=T, N=L, V=V, F=4 * D, dtype=jnp.dtype(order["dtype"]), fsdp_enabled=False)
+    module = models.TransformerDo(config)
+
+    @jax.jit
+    def begin(key: Any) -> Any:
+        params = module.init(key, jnp.zeros((1, T), jnp.int32))["params"]
+        return params, optimizer.init(params)
+
+    @partial(jax.jit, donate_argnums=0)
+    def advance(state: Any, tokens: Any) -> Any:
+        params, moments = state
+        objective = losses.get_default_loss_fn(tokens, module.apply, {})
+        (loss, _), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, moments = optimizer.update(grads, moments, params)
+        return (optax.apply_updates(params, updates), moments), loss
+
+    return begin, advance
+
+
+def _import_nanodo(checkout: str) -> tuple[Any, Any]:
+    """Its modules loss and model; the libraries of its text pipeline, which nothing here calls, may be missing."""
+    for name in ("tensorflow_datasets", "sentencepiece"):
+        with contextlib.suppress(ImportError):
+            __import__(name)
+        sys.modules.setdefault(name, _Absent(name))
+    if checkout not in sys.path:
+        sys.path.insert(0, checkout)
+    from nanodo import loss, model  # type: ignore[import-not-found]
+
+    return loss, model
+
+
+def make_nanodo_grid(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
+    """A plain loop over NanoDO: asked for cell number i, it trains it from start to end; seeds share a program."""
+    import jax
+    import numpy as np
+    import optax
+
+    tokens = np.load(order["tokens"], mmap_mode="r")
+    built: dict[str, tuple[Any, Any]] = {}
+
+    def train(number: int) -> dict[str, Any]:
+        cell = order["cells"][number] | {"checkout": order["checkout"], "dtype": order["dtype"]}
+        shape = json.dumps({**cell, "seed": 0})
+        if shape not in built:
+            rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, cell["warmup"], max(cell["steps"], cell["warmup"] + 1))
+            built[shape] = build_nanodo(cell, optax.adamw(rate))
+        begin, advance = built[shape]
+        rng, places = np.random.default_rng(cell["seed"]), np.arange(cell["T"])
+        start = time.perf_counter()
+        state, loss = begin(jax.random.key(cell["seed"])), None
+        for step in range(cell["steps"]):
+            windows = tokens[rng.integers(0, len(tokens) - cell["T"], cell["B"])[:, None] + places]
+            state, loss = advance(state, windows.astype(np.int32))
+            if step % 100 == 99:
+                float(loss)  # as its log does, which keeps the queue short
+        return {"steps": cell["steps"], "seconds": time.perf_counter() - start, "loss": float(loss)}  # type: ignore
+
+    return {"device": jax.devices()[0].device_kind}, {"cell": train}
 
 
 class _Absent(types.ModuleType):
@@ -165,7 +209,7 @@ def make_nanogpt(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     return about, {"step": lambda steps: timed(steps, run)}
 
 
-MAKERS = {"nanodo": make_nanodo, "nanogpt": make_nanogpt}
+MAKERS = {"nanodo": make_nanodo, "nanodo_grid": make_nanodo_grid, "nanogpt": make_nanogpt}
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder's own modules are not to hide anybody else's

@@ -95,31 +95,27 @@ class Bench:
         ])  # fmt: skip
 
     def __str__(self) -> str:
-        names = list(dict.fromkeys(name for row in self.rows for name in row.peers))
-        with_mfu, with_loop = any(row.mfu for row in self.rows), any(row.loop for row in self.rows)
-        columns = ["D,L,H,B,T,V", "ms a step", "tokens/s", "GFLOP/s", *(["MFU"] if with_mfu else []),
-                   *(["loop over bare step"] if with_loop else []),
-                   *(column for name in names for column in (f"{name} GFLOP/s", "ours over it"))]  # fmt: skip
-        rows = [
-            [str(row.shape), f"{1e3 * row.step_s:.4g}", f"{row.tokens_per_s:,.0f}", f"{row.flops_per_s / 1e9:.1f}",
-             *([f"{row.mfu:.1%}" if row.mfu else None] if with_mfu else []),
-             *([_say_loop(row.loop)] if with_loop else []),
-             *(cell for name in names for cell in _say_peer(row.peers.get(name)))]
-            for row in self.rows
-        ]  # fmt: skip
+        columns = ["D,L,H,B,T,V", "", "ms a step", "tokens/s", "GFLOP/s", "MFU", "ours over it", "lowest", "highest"]
+        rows = [cells for row in self.rows for cells in _table_rows(row)]
         return render_table(f"a training step on {self.machine.get('device', 'this machine')}", columns, rows)
 
 
-def _say_peer(peer: Peer | None) -> tuple[str | None, str | None]:
-    if peer is None:
-        return None, None
-    return f"{peer.flops_per_s / 1e9:.1f}", f"{peer.ratio:.2f} [{peer.ratio_min:.2f}, {peer.ratio_max:.2f}]"
+def _table_rows(row: Row) -> list[list[str | None]]:
+    """Ours, the loop around it, and each peer."""
 
+    def rates(tokens_per_s: float) -> list[str]:
+        step_ms = 1e3 * row.shape.tokens / tokens_per_s
+        return [f"{step_ms:.4g}", f"{tokens_per_s:,.0f}", f"{tokens_per_s * row.shape.flops / 1e9:.1f}"]
 
-def _say_loop(loop: Loop | None) -> str | None:
-    if loop is None:
-        return None
-    return f"{loop.overhead:+.1%} [{loop.overhead_min:+.1%}, {loop.overhead_max:+.1%}]"
+    mfu = f"{row.mfu:.1%}" if row.mfu else None
+    found = [[str(row.shape), OURS, *rates(row.tokens_per_s), mfu, None, None, None]]
+    if row.loop is not None:
+        over = (row.loop.overhead, row.loop.overhead_min, row.loop.overhead_max)
+        found.append(["", "its loop", *rates(row.shape.tokens / row.loop.step_s), None, *(f"{x:+.1%}" for x in over)])
+    for name, peer in row.peers.items():
+        ratios = (peer.ratio, peer.ratio_min, peer.ratio_max)
+        found.append(["", name, *rates(peer.tokens_per_s), None, *(f"{x:.2f}" for x in ratios)])
+    return found
 
 
 def compare_turns(
