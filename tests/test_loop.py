@@ -21,7 +21,7 @@ from jaxscale.model.decoder import make_decoder
 from jaxscale.model.loss import token_losses
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import RunSpec
-from jaxscale.train import loop, record
+from jaxscale.train import dispatch, record
 from jaxscale.train.checkpoint import Checkpoints
 from jaxscale.train.loop import Preempted, train_run
 
@@ -257,7 +257,7 @@ def test_resumed_with_other_dispatches_it_still_logs_and_saves(
     """A checkpoint off the grid of the new logging intervals, as after a move to other devices."""
     out = root / "moved"
     with monkeypatch.context() as small:
-        small.setattr(loop, "MAX_SLOTS", 8)
+        small.setattr(dispatch, "FEW_SLOTS", 8)
         with pytest.raises(Preempted):
             train_run(spec, out, should_stop=stop_after(1))
     train_run(spec, out)
@@ -265,8 +265,18 @@ def test_resumed_with_other_dispatches_it_still_logs_and_saves(
     assert steps[0] % 32 and len(steps) > len(curve(finished, spec)) - 2 and steps[-1] == spec.steps
 
 
-def test_dispatch_holds_a_whole_step_and_about_a_second_of_work(spec: RunSpec) -> None:
-    assert loop.count_slots(spec, 1, "cpu", 1) == 32
-    assert loop.count_slots(spec, 40, "cpu", 1) == 64
-    large = replace(spec, model=replace(spec.model, d_model=4096, n_layers=32, seq_len=2048))
-    assert loop.count_slots(large, 1, "cpu", 1) == 1
+def test_dispatches_are_about_a_second_and_lines_about_two_hundred(spec: RunSpec) -> None:
+    long = replace(spec, steps=100_000)
+    layout = dispatch.lay_out(long, long.microbatch_seqs, "cpu", 1)
+    assert layout.line % layout.steps == 0 and layout.steps * layout.accumulate <= layout.slots
+    assert 100 <= long.steps / layout.line <= 400
+    large = replace(long, model=replace(spec.model, d_model=4096, n_layers=32, seq_len=2048))
+    assert dispatch.lay_out(large, large.microbatch_seqs, "cpu", 1).steps == 1
+
+
+def test_slots_follow_from_the_microbatch_alone_until_a_batch_needs_more(spec: RunSpec) -> None:
+    slots = dispatch.count_slots(spec, spec.microbatch_seqs)
+    others = (replace(spec, steps=9), replace(spec, batch_seqs=spec.microbatch_seqs * slots),
+              replace(spec, model=replace(spec.model, d_model=256)))  # fmt: skip
+    assert {dispatch.count_slots(other, spec.microbatch_seqs) for other in others} == {slots}
+    assert dispatch.count_slots(replace(spec, batch_seqs=spec.microbatch_seqs * (slots + 1)), spec.microbatch_seqs) == 2 * slots

@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "curves": Verb("curves", "SOURCE", "loss over data alone: which family of learning curves extrapolates it"),
     "mup": Verb("mup", "rules|check", "the parameterization of a model; a coordinate check with a verdict"),
     "register": Verb("register", "add|score", "forecasts written down before the run, measurements beside them"),
+    "bench": Verb("bench", "step|grid", "a training step beside peers; a whole grid beside a plain loop"),
     "simulate": Verb("simulate", "[SOURCE]", "studies from a known law, fitted again: coverage, bias, width of a grid"),
 }
 

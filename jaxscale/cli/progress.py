@@ -25,6 +25,7 @@ class StudyProgress:
         self.share: dict[str, float] = dict.fromkeys(self.cells, 0.0)
         self.total_s = sum(cell.seconds for cell in cells) or 1.0
         self.ended = 0
+        self.programs, self.compile_s, self.reused = 0, 0.0, 0
         self.started = time.monotonic()
         columns = (TextColumn("{task.description:<42}"), BarColumn(30), TextColumn("{task.fields[info]}"))
         self.bars = Progress(*columns, console=console, transient=True)
@@ -91,6 +92,17 @@ class StudyProgress:
             soft_wrap=True,
             markup=False,
         )
+
+    def _on_compiled(self, event: dict[str, Any]) -> None:
+        self.programs += event["programs"]
+        self.compile_s += event["seconds"]
+        self.reused += event["reused"]
+
+    def say_compiled(self) -> None:
+        """A line on what was compiled; nothing where no worker told of it."""
+        if self.programs or self.reused:
+            self.console.print(f"compiled {self.programs} programs in {format_seconds(self.compile_s)} of the workers' "
+                               f"time, {self.reused} taken from the cache", soft_wrap=True)  # fmt: skip
 
     def _on_died(self, event: dict[str, Any]) -> None:
         self.console.print(

@@ -351,4 +351,5 @@ def train_pending(
             train_cells(folder, pending, mesh, listen, contests)
         except Terminated:
             return False
+    progress.say_compiled()
     return True

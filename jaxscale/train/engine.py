@@ -30,7 +30,7 @@ from jaxscale.sweep import Way
 from jaxscale.train.execution import Execution, choose_execution, choose_microbatch
 from jaxscale.train.optimizer import Hyper
 from jaxscale.train.sharding import make_mesh, row_group
-from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, strip_init
+from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, quick_compile, strip_init
 
 __all__ = ["WAYS", "Engine", "Packed", "Single", "make_engine", "splits_runs"]
 
@@ -70,8 +70,11 @@ class Engine(Protocol):
     def member(self, state: TrainState, i: int) -> TrainState:
         """One run's own state."""
 
-    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
-        """`steps` optimizer steps of every live member: the new state, and metrics for `fetch`."""
+    def stage(self, windows_mnbt: np.ndarray) -> Any:
+        """A dispatch's microbatches [m, slots, b, t + 1] on the devices; does not wait."""
+
+    def step(self, state: TrainState, staged: Any, live: np.ndarray, steps: int) -> Any:
+        """`steps` optimizer steps of every live member: the new state, and metrics for `fetch`; does not wait."""
 
     def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Losses and gradient norms of a dispatch, float32 [m, steps] each; waits for them."""
@@ -89,7 +92,7 @@ class Single:
         self.program = _program(spec, slots, mesh, dtype, execution.lowering)
         self.replicas, self.row_group = mesh.shape["data"] * mesh.shape["fsdp"], row_group(mesh)
         self.hyper = Hyper.from_spec(spec)
-        self.accumulate = spec.batch_seqs // self.microbatch_seqs
+        self.accumulate = np.int32(spec.batch_seqs // self.microbatch_seqs)
 
     def compile(self) -> None:
         self.program.train(self.microbatch_seqs)
@@ -109,10 +112,12 @@ class Single:
     def member(self, state: TrainState, i: int) -> TrainState:
         return state
 
-    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
+    def stage(self, windows_mnbt: np.ndarray) -> Any:
+        return self.program.put_batch(windows_mnbt[0], self.microbatch_seqs)
+
+    def step(self, state: TrainState, staged: Any, live: np.ndarray, steps: int) -> Any:
         train = self.program.train(self.microbatch_seqs)
-        batch = self.program.put_batch(windows_mnbt[0], self.microbatch_seqs)
-        return train(state, batch, jnp.int32(steps), jnp.int32(self.accumulate), self.hyper)
+        return train(state, staged, np.int32(steps), self.accumulate, self.hyper)
 
     def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(metrics.loss)[None, :steps], np.asarray(metrics.grad_norm)[None, :steps]
@@ -134,7 +139,8 @@ class PackProgram:
         share = partial(jax.shard_map, mesh=mesh, out_specs=EACH, check_vma=False)
         self._train = jax.jit(share(self._advance, in_specs=(EACH, EACH, EACH, SAME, EACH)), donate_argnums=0)
         self.sums = jax.jit(share(self._sum_losses, in_specs=(EACH, SAME, SAME)))
-        self.begin = jax.jit(share(jax.vmap(program.begin), in_specs=(EACH, EACH)))
+        begin, options = share(jax.vmap(program.begin), in_specs=(EACH, EACH)), quick_compile(devices[0].platform)
+        self.begin = jax.jit(begin, compiler_options=options)
 
     @cached_property
     def train(self) -> Any:
@@ -224,13 +230,15 @@ class Packed:
         own: TrainState = jax.tree.map(lambda leaf: leaf[i], jax.device_put(state, self.devices[0]))
         return own
 
-    def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
-        windows = np.concatenate([windows_mnbt, *[windows_mnbt[-1:]] * self.fill])
+    def stage(self, windows_mnbt: np.ndarray) -> Any:
+        return jax.device_put(np.concatenate([windows_mnbt, *[windows_mnbt[-1:]] * self.fill]), self.program.each)
+
+    def step(self, state: TrainState, staged: Any, live: np.ndarray, steps: int) -> Any:
         counts = np.concatenate([np.where(live, steps, 0), np.zeros(self.fill)])
         counts = np.full_like(counts, steps) if self.way == "pack" else counts
         put, each, same = jax.device_put, self.program.each, self.program.same
         return self.program.train(
-            state, put(windows, each), put(counts.astype(np.int32), each),
+            state, staged, put(counts.astype(np.int32), each),
             put(np.int32(self.accumulate), same), self.hyper,
         )  # fmt: skip
 

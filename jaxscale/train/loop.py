@@ -1,9 +1,10 @@
 """Train runs to their end: restore, dispatch, watch, save, validate, and write down how each ended.
 
-`train_run` trains one run, `train_pack` several of one shape in one program (`engine` has the ways). The dispatches
-of a logging interval are queued without waiting; their metrics are read at its end. It stops at whole logging
-intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve agrees to the bit
-on the same devices and thread count.
+`train_run` trains one run, `train_pack` several of one shape in one program (`engine` has the ways, `dispatch` the
+dispatches). The device is given its next dispatch before the last one's metrics are read, and its batch before that,
+so that it waits for the host only where the run pauses: to save, to keep a state, to stop, at its end. It pauses
+after whole logging intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve
+agrees to the bit on the same devices and thread count.
 
 A trunk stops at the steps whose states it keeps for its branches; a branch begins from such a state and goes on in
 the trunk's order of the data, so that it is to the bit the run that the trunk would have become.
@@ -16,10 +17,12 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,27 +32,23 @@ from jaxscale.config import MeshConfig
 from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
-from jaxscale.flops import flops_per_token
 from jaxscale.runs import RunResult, RunSpec
 from jaxscale.sweep import Way, pack_key
 from jaxscale.train.checkpoint import Checkpoints, keep_state, read_state
+from jaxscale.train.compiling import compile_alone
+from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
 from jaxscale.train.execution import choose_execution, choose_microbatch
 from jaxscale.train.member import Member, Progress
 from jaxscale.train.packs import Pack, PackFolder
 from jaxscale.train.record import RunFolder, is_disk_full
-from jaxscale.train.step import TrainState
+from jaxscale.train.step import TrainState, strip_init
 from jaxscale.train.stopping import Stopper
 
 __all__ = ["Preempted", "Progress", "train_pack", "train_run"]
 
-LOG_LINES = 200
-"""Lines of metrics.jsonl a run writes, about; a long run more."""
-LINE_DISPATCHES = 16
-"""Dispatches in a logging interval at most: a run asked to stop ends its interval first, in seconds."""
-DISPATCH_FLOPS = {"cpu": 1e10, "gpu": 2e14, "tpu": 2e14}
-"""FLOPs of one dispatch on one device: about a second, so that a preempted run can stop in time."""
-MAX_SLOTS = 32
+AHEAD = 1
+"""Dispatches that the device is given before the metrics of an earlier one are read."""
 EVAL_SEQS = 32
 """Sequences in one forward pass of validation, at least; rounded up to the devices."""
 
@@ -131,6 +130,27 @@ def _check_alike(specs: Sequence[RunSpec], way: Way) -> None:
                           f"steps and cannot train in one program; group them by sweep.pack_key")  # fmt: skip
 
 
+class _Sent(NamedTuple):
+    """A dispatch that the device was given: its metrics, its steps, and the step it ends at."""
+
+    metrics: Any
+    steps: int
+    step: int
+    ends_interval: bool
+
+
+class _Interval(NamedTuple):
+    """A logging interval up to `step`: losses and gradient norms [members, steps].
+
+    `state` is the one after it, where the run pauses there; elsewhere the device is further already.
+    """
+
+    step: int
+    losses: np.ndarray
+    norms: np.ndarray
+    state: TrainState | None
+
+
 class _Trainer:
     """Runs of one shape, batch and length, each with its own numbers, through one engine."""
 
@@ -157,19 +177,17 @@ class _Trainer:
                         for folder in folders]  # fmt: skip
         way: Way = cast(Way, pack.pack.way) if pack else "process"
         microbatch_seqs = count_microbatch(self.spec, way, mesh_config, dtype)
-        self.accumulate = self.spec.batch_seqs // microbatch_seqs
-        slots = count_slots(self.spec, self.accumulate, jax.default_backend(), len(jax.devices()), len(specs))
-        self.engine: Engine = make_engine(specs, slots, way, mesh_config, dtype)
-        self.steps_per_dispatch = slots // self.accumulate
-        dispatches = min(LINE_DISPATCHES, math.ceil(self.spec.steps / (self.steps_per_dispatch * LOG_LINES)))
-        self.steps_per_line = self.steps_per_dispatch * dispatches
+        self.layout = lay_out(self.spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
+        self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype)
+        self.saved_at, self.stop = 0.0, False
 
     def train(self, keep_weights: bool) -> tuple[RunResult, ...]:
         if self.pack is not None:
             self.pack.prepare()
         folder = self.members[0].folder.checkpoints if self.pack is None else self.pack.checkpoints
         checkpoints = Checkpoints(folder)
-        self.engine.compile()  # before the clock starts
+        with compile_alone(self.config.compile_cache, self._shape()):
+            self.engine.compile()  # before the clock starts
         try:
             saved = checkpoints.restore(self.engine.abstract_state())
             state = self._begin() if saved is None else self.engine.place(saved)
@@ -185,6 +203,12 @@ class _Trainer:
         elif not keep_weights:
             shutil.rmtree(folder, ignore_errors=True)
         return tuple(member.result for member in self.members if member.result is not None)
+
+    def _shape(self) -> str:
+        """What this run's programs depend on, as text; more rather than less."""
+        spec, config = self.spec, replace(self.config, compile_cache="")
+        return repr((strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0, spec.microbatch_seqs,
+                     self.layout.slots, self.pack and (self.pack.pack.way, len(self.members)), config))  # fmt: skip
 
     def _begin(self) -> TrainState:
         """The state before the first step; a branch's is its trunk's."""
@@ -208,26 +232,36 @@ class _Trainer:
 
     def _run(self, state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:
         """Train to the last step, or until every member has ended; the final state."""
-        saved_at = time.perf_counter()
+        self.saved_at = time.perf_counter()
         with ExitStack() as files:
             for member in self.members:
                 files.enter_context(member.writing())
-            for state, step, losses, norms in self._intervals(state, step):  # noqa: B020 - the newest is wanted
-                for member, own_losses, own_norms in zip(self.members, losses, norms, strict=True):
-                    member.take(step, own_losses, own_norms)
+            for interval in self._intervals(state, step):
+                for member, losses, norms in zip(self.members, interval.losses, interval.norms, strict=True):
+                    member.take(interval.step, losses, norms)
                 for member in self.members:
                     member.stop_if_hopeless()
-                if step in self.spec.keeps:
-                    self._keep(state, step)
-                if step == self.spec.steps or not any(member.live for member in self.members):
+                if interval.state is not None:
+                    state = interval.state
+                    self._pause(state, interval.step, checkpoints)
+                if not any(member.live for member in self.members):
                     break
-                stop = self.should_stop()
-                if stop or time.perf_counter() - saved_at > self.config.checkpoint_every_s:
-                    checkpoints.save(self.engine.to_save(state), step, wait=stop)
-                    saved_at = time.perf_counter()
-                if stop:
-                    raise Preempted(f"{self._name()} saved at step {step} of {self.spec.steps}")
         return state
+
+    def _pause(self, state: TrainState, step: int, checkpoints: Checkpoints) -> None:
+        """Keep or save what is due at `step`; raises Preempted when the run was asked to stop."""
+        if step in self.spec.keeps:
+            self._keep(state, step)
+        if step == self.spec.steps or not any(member.live for member in self.members):
+            return
+        if self.stop or self._save_is_due():
+            checkpoints.save(self.engine.to_save(state), step, wait=self.stop)
+            self.saved_at = time.perf_counter()
+        if self.stop:
+            raise Preempted(f"{self._name()} saved at step {step} of {self.spec.steps}")
+
+    def _save_is_due(self) -> bool:
+        return time.perf_counter() - self.saved_at > self.config.checkpoint_every_s
 
     def _name(self) -> str:
         return f"run {self.spec.run_id}" if self.pack is None else f"pack of {len(self.members)} runs"
@@ -252,23 +286,36 @@ class _Trainer:
                 own.finish(self.engine.member(state, i), self.spec.steps)
                 own.close()
 
-    def _intervals(self, state: TrainState, step: int) -> Iterator[tuple[TrainState, int, np.ndarray, np.ndarray]]:
-        """State after each logging interval, with its losses and gradient norms [members, steps]."""
-        spec, waiting = self.spec, []
-        for first, windows in self._dispatches(step):
-            count = windows.shape[1] // self.accumulate
-            slots = np.zeros((len(self.members), self.engine.slots, *windows.shape[2:]), np.int32)
-            slots[:, : windows.shape[1]] = windows
+    def _intervals(self, state: TrainState, step: int) -> Iterator[_Interval]:
+        """The logging intervals from `step` on, in order. The device runs ahead of them, but where the run pauses."""
+        spec, ahead, parts = self.spec, deque[_Sent](), list[tuple[np.ndarray, np.ndarray]]()
+        for first, staged, count in self._staged(step):
             live = np.array([member.live for member in self.members])
-            state, metrics = self.engine.step(state, slots, live, count)
-            waiting.append((metrics, count))
+            state, metrics = self.engine.step(state, staged, live, count)
             step = first + count
-            crossed = step // self.steps_per_line > first // self.steps_per_line  # other devices, other dispatches
-            if crossed or step == spec.steps or step in spec.keeps:
-                fetched = [self.engine.fetch(metrics, count) for metrics, count in waiting]
-                waiting = []
-                losses, norms = (np.concatenate(parts, axis=1) for parts in zip(*fetched, strict=True))
-                yield state, step, losses, norms
+            crossed = step // self.layout.line > first // self.layout.line  # other devices, other dispatches
+            ends = crossed or step == spec.steps or step in spec.keeps
+            pause = ends and self._pauses_at(step)
+            ahead.append(_Sent(metrics, count, step, ends))
+            while len(ahead) > (0 if pause else AHEAD):
+                sent = ahead.popleft()
+                parts.append(self.engine.fetch(sent.metrics, sent.steps))
+                if sent.ends_interval:
+                    losses, norms = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+                    parts = []
+                    yield _Interval(sent.step, losses, norms, None if ahead or not pause else state)
+
+    def _pauses_at(self, step: int) -> bool:
+        """Whether the state after the interval that ends at `step` is wanted; asks once whether to stop."""
+        self.stop = self.should_stop()
+        return self.stop or self._save_is_due() or step == self.spec.steps or step in self.spec.keeps
+
+    def _staged(self, step: int) -> Iterator[tuple[int, Any, int]]:
+        """(first step, batch on the devices, steps) of every dispatch from `step` on."""
+        for first, windows in self._dispatches(step):
+            slots = np.zeros((len(self.members), self.layout.slots, *windows.shape[2:]), np.int32)
+            slots[:, : windows.shape[1]] = windows
+            yield first, self.engine.stage(slots), windows.shape[1] // self.layout.accumulate
 
     def _dispatches(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first step, microbatches [members, n, b, t + 1]) of every dispatch from `step` on."""
@@ -283,7 +330,7 @@ class _Trainer:
         streams = {
             seed: iterate_batches(
                 BatchSource(self.tokens.train, seq_len, spec.batch_seqs, seed, *self.engine.row_group),
-                step, stop, self.steps_per_dispatch,
+                step, stop, self.layout.steps,
             )
             for seed in dict.fromkeys(seeds)
         }  # fmt: skip
@@ -339,12 +386,3 @@ def count_microbatch(spec: RunSpec, way: Way, config: MeshConfig, dtype: Any) ->
     if way != "process":
         return choose_microbatch(spec, config)
     return choose_execution(spec, config, dtype).microbatch_seqs
-
-
-def count_slots(spec: RunSpec, accumulate: int, backend: str, devices: int, members: int = 1) -> int:
-    """Microbatches in a dispatch: a power of two, at least one optimizer step, at most about a second's work."""
-    microbatch_seqs = spec.batch_seqs // accumulate
-    microbatch_flops = members * microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
-    affordable = DISPATCH_FLOPS.get(backend, 1e10) * devices / microbatch_flops
-    slots = min(MAX_SLOTS, 1 << max(0, math.floor(math.log2(max(affordable, 1)))))
-    return max(slots, 1 << (accumulate - 1).bit_length())

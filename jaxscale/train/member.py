@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxscale.data.files import DataInfo
@@ -68,7 +67,7 @@ class Member:
     ) -> None:
         self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
         self.on_progress, self.stopper = on_progress, stopper
-        self.hyper = Hyper.from_spec(self.spec)
+        self.hyper = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))
         self.flops_per_token = flops_per_token(self.spec.model)
         self.result: RunResult | None = folder.read_result()
         self.loss = math.nan
@@ -136,7 +135,7 @@ class Member:
             "tokens": tokens,
             "flops": float(tokens * self.flops_per_token),
             "loss": self.loss,
-            "lr": float(learning_rate(jnp.float32(step - 1), self.hyper, self.spec.schedule)),
+            "lr": float(learning_rate(np.float32(step - 1), self.hyper, self.spec.schedule, np)),
             "grad_norm": grad_norm,
             "seconds": round(self.clock.seconds(), 3),
         }

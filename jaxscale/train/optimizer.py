@@ -57,20 +57,21 @@ class Hyper(NamedTuple):
         return cls(**{name: jnp.float32(getattr(spec, name)) for name in cls._fields})
 
 
-def learning_rate(step: jax.Array, hyper: Hyper, schedule: str) -> jax.Array:
+def learning_rate(step: Any, hyper: Hyper, schedule: str, xp: Any = jnp) -> Any:
     """Rate of update number `step` (0-based): linear warmup, then cosine or stable and linear decay.
 
-    The last update, step = steps - 1, is made at final_fraction * lr.
+    The last update, step = steps - 1, is made at final_fraction * lr. With `xp=numpy` the host computes it, and waits
+    for no device.
     """
     done = step + 1.0
-    warmup = done / jnp.maximum(hyper.warmup_steps, 1.0)
+    warmup = done / xp.maximum(hyper.warmup_steps, 1.0)
     if schedule == "cosine":
-        span = jnp.maximum(hyper.steps - hyper.warmup_steps, 1.0)
-        left = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((done - hyper.warmup_steps) / span, 0, 1)))
+        span = xp.maximum(hyper.steps - hyper.warmup_steps, 1.0)
+        left = 0.5 * (1 + xp.cos(xp.pi * xp.clip((done - hyper.warmup_steps) / span, 0, 1)))
     else:
-        left = jnp.clip((hyper.steps - done) / jnp.maximum(hyper.decay_steps, 1.0), 0, 1)
+        left = xp.clip((hyper.steps - done) / xp.maximum(hyper.decay_steps, 1.0), 0, 1)
     decayed = hyper.final_fraction + (1 - hyper.final_fraction) * left
-    return hyper.lr * jnp.where(done <= hyper.warmup_steps, warmup, decayed)
+    return hyper.lr * xp.where(done <= hyper.warmup_steps, warmup, decayed)
 
 
 def make_optimizer(

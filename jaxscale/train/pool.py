@@ -58,7 +58,7 @@ class Terminated(Exception):
 
 @dataclass
 class _Worker:
-    """A process, the core it stays on, what it trains, what of that has ended, and which shapes it has compiled."""
+    """A process, what it trains, what of that has ended, the shapes it has compiled, and one it may be compiling."""
 
     index: int
     process: subprocess.Popen[str]
@@ -67,6 +67,7 @@ class _Worker:
     ready: bool = False
     ended: set[str] = field(default_factory=set)
     compiled: set[Hashable] = field(default_factory=set)
+    compiling: Hashable = None
 
 
 def count_workers(mesh: MeshConfig) -> tuple[int, bool]:
@@ -213,6 +214,11 @@ class _Pool:
         if event["event"] == "error":
             raise {2: MisuseError, 1: VerdictError}.get(event["exit_code"], JaxscaleError)(event["message"])
         job = worker.job
+        if event["event"] == "compiled":
+            self.listen({"worker": worker.index, **event})
+            return
+        if event["event"] in ("progress", "ended"):
+            worker.compiling = None
         if event["event"] == "ended":
             assert job is not None
             worker.compiled.add(shape(job.cells[0]))
@@ -234,6 +240,7 @@ class _Pool:
                 worker.process.stdin.close()
             return  # else it idles until a trunk has come far enough
         worker.job = job
+        worker.compiling = None if self._is_compiled(shape(job.cells[0])) else shape(job.cells[0])
         self.waiting.remove(job)
         self.listen({"worker": worker.index, "event": "start", "run_id": job.cells[0].run_id, "runs": len(job.cells)})
         rivals = {cell.run_id: self.rivals[cell.run_id] for cell in job.cells} if job.stops else {}
@@ -257,7 +264,12 @@ class _Pool:
         ready = [job for job, state in states.items() if state != "coming"]  # a lost state is told by its worker
         if not ready and not any(other.job for other in self.workers.values()):
             ready = self.waiting  # nobody here trains the trunk
-        return next_job(ready, worker.compiled) if ready else None
+        busy = {other.compiling for other in self.workers.values()}
+        free = [job for job in ready if shape(job.cells[0]) not in busy]  # else two compile the same, or one waits
+        return next_job(free or ready, worker.compiled) if ready else None
+
+    def _is_compiled(self, wanted: Hashable) -> bool:
+        return any(wanted in other.compiled for other in self.workers.values())
 
     def _end_orphans(self) -> None:
         """End branches whose trunk ended before the step they begin from."""

@@ -27,8 +27,9 @@ from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
 from jaxscale.runs import RunSpec, read_json, to_plain, write_json
 from jaxscale.sweep import Way, pack_key
+from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import WAYS, Engine, make_engine, splits_runs
-from jaxscale.train.loop import compute_dtype, count_microbatch, count_slots
+from jaxscale.train.loop import compute_dtype, count_microbatch
 
 __all__ = ["choose_way"]
 
@@ -105,11 +106,10 @@ class _Runner:
     def __init__(self, specs: Sequence[RunSpec], way: Way, mesh: MeshConfig) -> None:
         spec, self.members = specs[0], len(specs)
         microbatch_seqs = count_microbatch(spec, way, mesh, compute_dtype(mesh))
-        accumulate = spec.batch_seqs // microbatch_seqs
-        slots = count_slots(spec, accumulate, jax.default_backend(), len(jax.devices()), len(specs))
-        self.steps = slots // accumulate
-        self.engine: Engine = make_engine(specs, slots, way, mesh, compute_dtype(mesh))
-        shape = (len(specs), slots, microbatch_seqs, spec.model.seq_len + 1)
+        layout = lay_out(spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
+        self.steps = layout.steps
+        self.engine: Engine = make_engine(specs, layout.slots, way, mesh, compute_dtype(mesh))
+        shape = (len(specs), layout.slots, microbatch_seqs, spec.model.seq_len + 1)
         self.windows = np.random.default_rng(0).integers(0, spec.model.vocab_size, shape).astype(np.int32)
         self.live = np.ones(len(specs), bool)
         self.engine.compile()
@@ -123,6 +123,6 @@ class _Runner:
 
     def _dispatch(self) -> float:
         start = time.perf_counter()
-        self.state, metrics = self.engine.step(self.state, self.windows, self.live, self.steps)
+        self.state, metrics = self.engine.step(self.state, self.engine.stage(self.windows), self.live, self.steps)
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - start

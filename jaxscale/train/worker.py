@@ -44,9 +44,14 @@ def main(argv: list[str]) -> int:
     mesh = from_plain(plan.config, Study).mesh
     threading.Thread(target=_listen, args=(jobs, stop), daemon=True).start()
     use_compile_cache(mesh)
+    from jaxscale.train.compiling import count_compilations
+
+    compiled = count_compilations()
     _tell("ready")
     while (line := jobs.get()) is not None:
-        if not _train(study_dir, json.loads(line), mesh, stop):
+        whole = _train(study_dir, json.loads(line), mesh, stop)
+        _tell("compiled", **compiled.take())
+        if not whole:
             return PREEMPTED
     return 0
 
@@ -104,11 +109,13 @@ def use_compile_cache(mesh: MeshConfig) -> None:
     """Keep compiled programs on disk, so that a shape is compiled once a machine."""
     import jax
 
+    from jaxscale.train.compiling import MIN_SECONDS
+
     if mesh.compile_cache:
         folder = Path(mesh.compile_cache).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 

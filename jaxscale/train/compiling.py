@@ -1,0 +1,75 @@
+"""A program is compiled once a machine: by one process while the others wait for it, kept on disk, and counted.
+
+The lock is a file beside the compile cache, held by the kernel: a process that dies lets go of it. What comes out of
+the cache is counted as reused, whichever process put it there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+__all__ = ["Compiled", "compile_alone", "count_compilations"]
+
+MIN_SECONDS = 0.1
+"""What compiles faster is not kept on disk and not counted: single operations, run outside of any program."""
+
+
+@dataclass
+class Compiled:
+    """Programs that this process compiled and the seconds that took, and those it found in the cache."""
+
+    programs: int = 0
+    seconds: float = 0.0
+    reused: int = 0
+
+    def take(self) -> dict[str, float]:
+        """The figures since the last call."""
+        told = asdict(self)
+        self.programs, self.seconds, self.reused = 0, 0.0, 0
+        return told
+
+
+def count_compilations() -> Compiled:
+    """Begin to count the programs of this process; the figures grow."""
+    counted, here, guard = Compiled(), threading.local(), threading.Lock()
+
+    def hear_event(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            here.hit = True  # of the program whose duration this thread tells next
+
+    def hear_duration(event: str, seconds: float, **_: Any) -> None:
+        if event != "/jax/core/compile/backend_compile_duration":
+            return
+        hit, here.hit = getattr(here, "hit", False), False
+        with guard:
+            if hit:
+                counted.reused += 1
+            elif seconds >= MIN_SECONDS:
+                counted.programs, counted.seconds = counted.programs + 1, counted.seconds + seconds
+
+    jax.monitoring.register_event_listener(hear_event)
+    jax.monitoring.register_event_duration_secs_listener(hear_duration)
+    return counted
+
+
+@contextmanager
+def compile_alone(cache: str, key: str) -> Iterator[None]:
+    """Hold the right to compile the programs that `key` names; without a cache there is nothing to wait for."""
+    if not cache:
+        yield
+        return
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    file = Path(cache).expanduser() / "locks" / f"{name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
