@@ -33,8 +33,10 @@ REMATS: tuple[Remat, ...] = ("none", "dots", "block")
 
 KEPT = {"gelu": 6, "swiglu": 6, "relu2": 4}
 """Values of the MLP's hidden width that "none" keeps for each token."""
-LOGITS_COPIES = 2.5
-"""Float32 copies of one piece of logits at a time: itself, its softmax, and part of a gradient."""
+LOGITS_COPIES = 3.0
+"""Float32 copies of the logits at a time: themselves, their softmax and their gradient."""
+PIECE_COPIES = 2.5
+"""The same of one piece, whose gradient is in the compute dtype."""
 SCORES_COPIES = 3
 """Float32 copies of scores at a time in a backward pass that computes them again."""
 
@@ -69,14 +71,15 @@ def estimate_memory(
 
     >>> small = ModelConfig(d_model=256, n_layers=8, vocab_size=8192, seq_len=512)
     >>> estimate_memory(small, Layout(fsdp=4, microbatch_seqs=4), "bfloat16").weights
-    10506752
+    10491136
     """
     width = 2 if dtype == "bfloat16" else 4
     weights, tables = 4 * _count_state(model, layout.fsdp, layout.tensor), 4 * _count_tables(model, layout)
     rows = max(1, layout.microbatch_seqs // layout.replicas)
     tokens = rows * (model.seq_len // layout.context)
     kept = model.n_layers * _kept_bytes(model, layout, tokens, width)
-    logits = int(LOGITS_COPIES * 4 * tokens * model.vocab_size / (layout.tensor * layout.head_chunks))
+    copies = PIECE_COPIES if layout.head_chunks > 1 else LOGITS_COPIES
+    logits = int(copies * 4 * tokens * model.vocab_size / (layout.tensor * layout.head_chunks))
     whole = _gathered_bytes(model, layout, width)
     work = _work_bytes(model, layout, tokens, width)
     in_block = weights + work + whole[1] > tables + logits + whole[0]
@@ -109,11 +112,11 @@ def _count_tables(model: ModelConfig, layout: Layout) -> int:
 
 
 def _gathered_bytes(model: ModelConfig, layout: Layout, width: int) -> tuple[int, int]:
-    """What fsdp gathers while the head is in use, and while a block is: its weights and the next one's."""
+    """What fsdp gathers while the head is in use, and while a block is: its weights, its gradient, the next one's."""
     head = model.vocab_size * model.d_model // layout.tensor * width
     if layout.fsdp == 1:
         return (0 if width == 4 else head), 0
-    return head, 2 * width * _count_state(model, 1, layout.tensor, tables=False) // model.n_layers
+    return head, 3 * width * _count_state(model, 1, layout.tensor, tables=False) // model.n_layers
 
 
 def _widths(model: ModelConfig, layout: Layout) -> tuple[float, float, float, float]:
@@ -134,7 +137,7 @@ def _kept_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int, rem
     if kind == "dots":
         return int(tokens * width * (2 * d + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)))
     streams = 9 * d + 4 * h + 5 * k if width == 4 else 5 * d + 2 * h + 3 * k
-    scores = (13 if width == 4 else 15) * _count_scores(model, layout, tokens) if layout.attention == "xla" else 0
+    scores = (13 if width == 4 else 11) * _count_scores(model, layout, tokens) if layout.attention == "xla" else 0
     return int(tokens * width * (streams + KEPT[model.mlp] * f) + scores)
 
 
@@ -150,7 +153,7 @@ def _work_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int) -> 
     scores = SCORES_COPIES * 4 * _count_scores(model, layout, tokens)
     scores = min(scores, SCORES_COPIES * SCORES_BYTES) if layout.attention == "chunked" else scores
     scores = 0 if layout.attention in ("cudnn", "splash") else scores
-    again = 0 if layout.remat == "none" else KEPT[model.mlp] * f / 2 + 2 * (d + h + k)
+    again = {"none": 0.0, "dots": 0.5, "block": 1.0}[layout.remat] * (KEPT[model.mlp] * f + 4 * (d + h + k))
     cotangents = 2 * inside + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)
     kept_scores = layout.remat == "none" and layout.attention == "xla"
     return int(tokens * width * (again + cotangents) + (scores / SCORES_COPIES if kept_scores else scores))
