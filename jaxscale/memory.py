@@ -222,21 +222,27 @@ FLOPS_PER_BYTE = 2000.0
 450 GB/s inside and 50 GB/s between hosts (H100). An assumption that only orders layouts."""
 RECOMPUTE = {"none": 1.0, "dots": 1.03, "block": 4 / 3}
 """Work over the work without remat: a block's forward pass again is a third of forward and backward."""
+HIDDEN = 0.9
+"""Share of fsdp's and data's traffic that runs behind arithmetic, or the other way round."""
 
 
 def _cost(model: ModelConfig, batch_seqs: int, layout: Layout) -> tuple[float, int, int]:
-    """Arithmetic of a chip and step, and what it waits for, in FLOPs; then the simpler mesh first."""
-    tokens = batch_seqs * model.seq_len
-    work = flops_per_token(model) * tokens / layout.chips * RECOMPUTE[layout.remat]
-    accumulate = batch_seqs // layout.microbatch_seqs
-    local = 2 * count_params(model)["total"] / layout.tensor
-    gathers = 3 if layout.fsdp > 1 else 0
-    fsdp = gathers * local * (layout.fsdp - 1) / layout.fsdp
-    data = 2 * local / layout.fsdp if layout.data > 1 or layout.context > 1 else 0.0
-    own = tokens / layout.chips * layout.tensor * 2
-    tensor = 8 * model.n_layers * model.d_model * own * (layout.tensor - 1) / layout.tensor
-    keys = model.n_kv_heads * model.d_head / layout.tensor
-    context = 6 * model.n_layers * keys * own * (layout.context - 1)
-    waits = FLOPS_PER_BYTE * (tensor + context)
-    overlapped = FLOPS_PER_BYTE * accumulate * (fsdp + data)
-    return max(work, overlapped) + waits + 0.1 * min(work, overlapped), layout.tensor * layout.context, layout.fsdp
+    """A chip's arithmetic and waiting for one step, in FLOPs; then the simpler mesh first.
+
+    Per microbatch fsdp gathers the weights twice and scatters their gradients once, in 2 bytes; data adds the
+    gradients up, twice the bytes of its share. Per token and block tensor gathers and scatters the stream 8 times,
+    context gathers keys and values and scatters their gradients.
+    """
+    tokens = batch_seqs * model.seq_len / layout.replicas
+    flash = layout.attention in ("cudnn", "splash")  # the others compute what causality masks
+    work = flops_per_token(model, causal=flash) * batch_seqs * model.seq_len / layout.chips * RECOMPUTE[layout.remat]
+    weights = 2 * count_params(model)["total"] / layout.tensor
+    sent = 3 * weights * (layout.fsdp - 1) / layout.fsdp
+    if layout.data * layout.context > 1:
+        sent += 2 * weights / layout.fsdp
+    shared = FLOPS_PER_BYTE * sent * batch_seqs / layout.microbatch_seqs
+    stream = 8 * 2 * model.d_model * tokens / layout.context * (layout.tensor - 1) / layout.tensor
+    keys = 3 * 2 * 2 * model.n_kv_heads * model.d_head / layout.tensor * tokens * (layout.context - 1) / layout.context
+    waits = FLOPS_PER_BYTE * model.n_layers * (stream + keys)
+    cost = max(work, shared) + (1 - HIDDEN) * min(work, shared) + waits
+    return cost, layout.tensor * layout.context, layout.fsdp
