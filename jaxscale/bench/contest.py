@@ -41,6 +41,8 @@ class Turn:
     steps: int
     seconds: float
     loss: float | None
+    compile_s: float = 0.0
+    """What of the seconds went into compiling, where that is inside."""
 
     @property
     def step_s(self) -> float:

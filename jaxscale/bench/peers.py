@@ -29,6 +29,10 @@ BATCHES = 8
 """Batches made beforehand and used in turn, so that no contestant waits for data."""
 
 
+EVAL_SEQS = 32
+"""Sequences in one forward pass of a peer's validation, as in ours."""
+
+
 class Unable(Exception):
     """Why this contestant cannot take part, as a sentence for the user."""
 
@@ -67,7 +71,7 @@ def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     import numpy as np
     import optax
 
-    begin, advance = build_nanodo(order, optax.adamw(1e-3))
+    begin, advance, _ = build_nanodo(order, optax.adamw(1e-3))
     shape = (BATCHES, order["B"], order["T"])
     drawn = np.random.default_rng(0).integers(1, order["V"], shape, dtype=np.int32)  # 0 is its padding
     batches = [jax.device_put(batch) for batch in drawn]
@@ -89,8 +93,8 @@ def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     return about, {"step": lambda steps: timed(steps, run)}
 
 
-def build_nanodo(order: dict[str, Any], optimizer: Any) -> tuple[Any, Any]:
-    """(begin: key -> state, advance: (state, tokens [B, T]) -> (state, loss)), both jitted."""
+def build_nanodo(order: dict[str, Any], optimizer: Any) -> tuple[Any, Any, Any]:
+    """Jitted: key -> state, (state, tokens [B, T]) -> (state, loss), and (state, tokens [B, T]) -> loss alone."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -113,7 +117,11 @@ def build_nanodo(order: dict[str, Any], optimizer: Any) -> tuple[Any, Any]:
         updates, moments = optimizer.update(grads, moments, params)
         return (optax.apply_updates(params, updates), moments), loss
 
-    return begin, advance
+    @jax.jit
+    def evaluate(state: Any, tokens: Any) -> Any:
+        return losses.get_default_loss_fn(tokens, module.apply, {})(state[0])[0]
+
+    return begin, advance, evaluate
 
 
 def _import_nanodo(checkout: str) -> tuple[Any, Any]:
@@ -130,30 +138,32 @@ def _import_nanodo(checkout: str) -> tuple[Any, Any]:
 
 
 def make_nanodo_grid(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
-    """A plain loop over NanoDO: asked for cell number i, it trains it from start to end; seeds share a program."""
+    """A plain loop over NanoDO: asked for cell number i, it builds, compiles, trains and validates it."""
     import jax
     import numpy as np
     import optax
 
-    tokens = np.load(order["tokens"], mmap_mode="r")
-    built: dict[str, tuple[Any, Any]] = {}
+    tokens, val = (np.load(order[name], mmap_mode="r") for name in ("train", "val"))
 
     def train(number: int) -> dict[str, Any]:
-        cell = order["cells"][number] | {"checkout": order["checkout"], "dtype": order["dtype"]}
-        shape = json.dumps({**cell, "seed": 0})
-        if shape not in built:
-            rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, cell["warmup"], max(cell["steps"], cell["warmup"] + 1))
-            built[shape] = build_nanodo(cell, optax.adamw(rate))
-        begin, advance = built[shape]
-        rng, places = np.random.default_rng(cell["seed"]), np.arange(cell["T"])
-        start = time.perf_counter()
+        cell = order["cells"][number]
+        T, steps, places = cell["T"], cell["steps"], np.arange(cell["T"])
+        rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, cell["warmup"], max(steps, cell["warmup"] + 1))
+        rng, start = np.random.default_rng(cell["seed"]), time.perf_counter()
+        begin, advance, evaluate = build_nanodo({**order, **cell}, optax.adamw(rate))
         state, loss = begin(jax.random.key(cell["seed"])), None
-        for step in range(cell["steps"]):
-            windows = tokens[rng.integers(0, len(tokens) - cell["T"], cell["B"])[:, None] + places]
-            state, loss = advance(state, windows.astype(np.int32))
+        jax.block_until_ready(state)
+        train_step = advance.lower(state, np.zeros((cell["B"], T), np.int32)).compile()
+        held_out = val[: len(val) // T // EVAL_SEQS * T * EVAL_SEQS].reshape(-1, EVAL_SEQS, T).astype(np.int32)
+        judge = evaluate.lower(state, held_out[0]).compile()
+        compile_s = time.perf_counter() - start
+        for step in range(steps):
+            windows = tokens[rng.integers(0, len(tokens) - T, cell["B"])[:, None] + places]
+            state, loss = train_step(state, windows.astype(np.int32))
             if step % 100 == 99:
                 float(loss)  # as its log does, which keeps the queue short
-        return {"steps": cell["steps"], "seconds": time.perf_counter() - start, "loss": float(loss)}  # type: ignore
+        found = float(np.mean([float(judge(state, batch)) for batch in held_out]))
+        return {"steps": steps, "seconds": time.perf_counter() - start, "loss": found, "compile_s": compile_s}
 
     return {"device": jax.devices()[0].device_kind}, {"cell": train}
 

@@ -381,4 +381,3 @@ def compute_dtype(config: MeshConfig) -> Any:
     if config.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(config.dtype)
-
