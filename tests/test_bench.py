@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic, protocol and refusals, with contestants that only pretend to work; what a grid compiles."""
+"""The benchmarks' arithmetic, protocol and refusals, with contestants that pretend to work; what a grid compiles."""
 
 import json
 import os

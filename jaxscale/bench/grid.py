@@ -1,10 +1,10 @@
 """A study's grid by us beside the same cells by NanoDO's model and a plain loop, in seconds of wall-clock.
 
 Ours is `jaxscale run` (a subset of the cells: `jaxscale train --all`) in a fresh folder with an empty compile cache:
-start-up, compiling, training, validation, checkpoints, and for a whole study fits and report. Theirs is one process that
-takes the cells one after another, each with its width, layers, heads, length, vocabulary, batch and steps: optax.adamw
-on a warmup and cosine schedule, one jitted step with donated state, windows drawn from the same token file, the mean
-loss over the same validation tokens at the end; it saves nothing. The token file is made beforehand.
+start-up, compiling, training, validation, checkpoints, and for a whole study fits and report. Theirs is one process
+that takes the cells one after another, each with its width, layers, heads, length, vocabulary, batch and steps:
+optax.adamw on a warmup and cosine schedule, one jitted step with donated state, windows drawn from the same token file,
+the mean loss over the same validation tokens at the end; it saves nothing. The token file is made beforehand.
 
     ratio         their seconds over ours; they compile each cell, as a loop does that builds a model and an optimizer
     ratio_shared  the same, had they compiled once for all seeds of a cell

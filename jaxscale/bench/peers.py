@@ -1,8 +1,9 @@
 """The peers, each the program of one child process, and the protocol that every contestant speaks.
 
-Run by its path, so that the interpreter need not know jaxscale: `python peers.py nanodo|nanogpt ORDER`, ORDER a JSON
-object with D, L, H, B, T, V, `checkout`, `dtype` (float32, bfloat16) and `threads` (nanodo_grid: cells). The child builds and warms up, then
-answers on stdout, a JSON line each:
+Run by its path, so that the interpreter need not know jaxscale: `python peers.py NAME ORDER`, NAME one of MAKERS,
+ORDER a JSON object with D, L, H, B, T, V, `checkout`, `dtype` (float32, bfloat16) and `threads`; for nanodo_grid
+`cells`, each with these letters, `steps`, `warmup`, `seed`, and the token files `train` and `val`. The child builds and
+warms up, then answers on stdout, a JSON line each:
 
     {"ready": {"device": .., "compile_s": .., ...}}         once, or {"error": SENTENCE} and exit code 2
     {"turn": "step", "steps": n}   ->   {"steps": n or a little more, "seconds": .., "loss": ..}     until stdin closes
@@ -19,8 +20,9 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 Turns = dict[str, Callable[[int], dict[str, Any]]]
 """What a contestant can be asked: a turn's name -> (steps -> answer)."""
@@ -86,7 +88,7 @@ def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
         for i in range(steps):
             held[0], loss = train(held[0], batches[i % BATCHES])
         jax.block_until_ready(held[0])
-        return float(loss)  # type: ignore[arg-type]
+        return float(loss)
 
     run(2)
     about = {"device": jax.devices()[0].device_kind, "compile_s": compile_s, "version": f"jax {jax.__version__}"}
@@ -210,7 +212,7 @@ def make_nanogpt(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
             optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
-        return float(loss)  # type: ignore[arg-type]
+        return float(loss)
 
     start = time.perf_counter()
     run(3)

@@ -46,15 +46,15 @@ def count_compilations() -> Compiled:
         if event == "/jax/compilation_cache/cache_hits":
             here.hit = True  # of the program whose duration this thread tells next
 
-    def hear_duration(event: str, seconds: float, **_: Any) -> None:
+    def hear_duration(event: str, duration_secs: float, **_: Any) -> None:
         if event != "/jax/core/compile/backend_compile_duration":
             return
         hit, here.hit = getattr(here, "hit", False), False
         with guard:
             if hit:
                 counted.reused += 1
-            elif seconds >= MIN_SECONDS:
-                counted.programs, counted.seconds = counted.programs + 1, counted.seconds + seconds
+            elif duration_secs >= MIN_SECONDS:
+                counted.programs, counted.seconds = counted.programs + 1, counted.seconds + duration_secs
 
     jax.monitoring.register_event_listener(hear_event)
     jax.monitoring.register_event_duration_secs_listener(hear_duration)
