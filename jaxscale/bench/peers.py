@@ -84,7 +84,7 @@ def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     held = [state]
 
     def run(steps: int) -> float:
-        loss = None
+        loss: Any = None
         for i in range(steps):
             held[0], loss = train(held[0], batches[i % BATCHES])
         jax.block_until_ready(held[0])
@@ -134,7 +134,7 @@ def _import_nanodo(checkout: str) -> tuple[Any, Any]:
         sys.modules.setdefault(name, _Absent(name))
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
-    from nanodo import loss, model  # type: ignore[import-not-found]
+    from nanodo import loss, model
 
     return loss, model
 
@@ -185,7 +185,7 @@ def make_nanogpt(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
         raise Unable(f"--nanogpt: {sys.executable} has no torch; name one that has with --torch-python PATH, or "
                      f"leave --nanogpt out") from None  # fmt: skip
     sys.path.insert(0, order["checkout"])
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+    from model import GPT, GPTConfig
 
     device = "cuda" if torch.cuda.is_available() and order["dtype"] == "bfloat16" else "cpu"
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def make_nanogpt(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     windows = torch.randint(order["V"], (BATCHES, order["B"], order["T"] + 1)).to(device)
 
     def run(steps: int) -> float:
-        loss = None
+        loss: Any = None
         for i in range(steps):
             window = windows[i % BATCHES]
             with precision():
