@@ -191,7 +191,7 @@ def test_a_grid_compiles_one_program_of_each_kind_a_shape(tmp_path: Path) -> Non
     study = replace(study, mesh=mesh)
     planned = plan_isoflop(study, train_tokens=1e5)
     planned = planned.with_cells([c for c in planned.cells if c.spec.model.d_model == 8])
-    assert len({(c.spec.model, c.spec.batch_seqs, c.spec.steps) for c in planned.cells}) > 2
+    assert len({(c.spec.model, c.spec.batch_seqs, c.spec.steps) for c in planned.cells}) > 1
 
     def compiled(name: str) -> dict[str, float]:
         write_json(tmp_path / name / "plan.json", planned.to_json())
