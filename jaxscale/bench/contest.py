@@ -11,7 +11,7 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ class Turn:
     steps: int
     seconds: float
     loss: float | None
+    compile_s: float = 0.0
+    """What of the seconds went into compiling, where that is inside."""
 
     @property
     def step_s(self) -> float:
@@ -102,10 +104,8 @@ def start_contestant(contestant: Contestant) -> Iterator[_Child]:
 def _end(process: subprocess.Popen[str]) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            try:
+            with suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
     try:
         process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxscale.bench.peers import BATCHES, Turns, serve, timed
@@ -70,7 +69,7 @@ def _bare_step(spec: RunSpec, mesh: MeshConfig) -> Callable[[int], dict[str, Any
     batches, live, held = [engine.stage(windows) for windows in drawn], np.ones(1, bool), [engine.begin()]
 
     def run(steps: int) -> float:
-        metrics = None
+        metrics: Any = None
         for i in range(steps // own):
             held[0], metrics = engine.step(held[0], batches[i % BATCHES], live, own)
         jax.block_until_ready(held[0])

@@ -1,8 +1,9 @@
 """The peers, each the program of one child process, and the protocol that every contestant speaks.
 
-Run by its path, so that the interpreter need not know jaxscale: `python peers.py nanodo|nanogpt ORDER`, ORDER a JSON
-object with D, L, H, B, T, V, `checkout`, `dtype` (float32, bfloat16) and `threads` (nanodo_grid: cells). The child builds and warms up, then
-answers on stdout, a JSON line each:
+Run by its path, so that the interpreter need not know jaxscale: `python peers.py NAME ORDER`, NAME one of MAKERS,
+ORDER a JSON object with D, L, H, B, T, V, `checkout`, `dtype` (float32, bfloat16) and `threads`; for nanodo_grid
+`cells`, each with these letters, `steps`, `warmup`, `seed`, and the token files `train` and `val`. The child builds and
+warms up, then answers on stdout, a JSON line each:
 
     {"ready": {"device": .., "compile_s": .., ...}}         once, or {"error": SENTENCE} and exit code 2
     {"turn": "step", "steps": n}   ->   {"steps": n or a little more, "seconds": .., "loss": ..}     until stdin closes
@@ -19,14 +20,19 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 Turns = dict[str, Callable[[int], dict[str, Any]]]
 """What a contestant can be asked: a turn's name -> (steps -> answer)."""
 
 BATCHES = 8
 """Batches made beforehand and used in turn, so that no contestant waits for data."""
+
+
+EVAL_SEQS = 32
+"""Sequences in one forward pass of a peer's validation, as in ours."""
 
 
 class Unable(Exception):
@@ -67,7 +73,7 @@ def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     import numpy as np
     import optax
 
-    begin, advance = build_nanodo(order, optax.adamw(1e-3))
+    begin, advance, _ = build_nanodo(order, optax.adamw(1e-3))
     shape = (BATCHES, order["B"], order["T"])
     drawn = np.random.default_rng(0).integers(1, order["V"], shape, dtype=np.int32)  # 0 is its padding
     batches = [jax.device_put(batch) for batch in drawn]
@@ -78,19 +84,19 @@ def make_nanodo(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     held = [state]
 
     def run(steps: int) -> float:
-        loss = None
+        loss: Any = None
         for i in range(steps):
             held[0], loss = train(held[0], batches[i % BATCHES])
         jax.block_until_ready(held[0])
-        return float(loss)  # type: ignore[arg-type]
+        return float(loss)
 
     run(2)
     about = {"device": jax.devices()[0].device_kind, "compile_s": compile_s, "version": f"jax {jax.__version__}"}
     return about, {"step": lambda steps: timed(steps, run)}
 
 
-def build_nanodo(order: dict[str, Any], optimizer: Any) -> tuple[Any, Any]:
-    """(begin: key -> state, advance: (state, tokens [B, T]) -> (state, loss)), both jitted."""
+def build_nanodo(order: dict[str, Any], optimizer: Any) -> tuple[Any, Any, Any]:
+    """Jitted: key -> state, (state, tokens [B, T]) -> (state, loss), and (state, tokens [B, T]) -> loss alone."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -113,7 +119,11 @@ def build_nanodo(order: dict[str, Any], optimizer: Any) -> tuple[Any, Any]:
         updates, moments = optimizer.update(grads, moments, params)
         return (optax.apply_updates(params, updates), moments), loss
 
-    return begin, advance
+    @jax.jit
+    def evaluate(state: Any, tokens: Any) -> Any:
+        return losses.get_default_loss_fn(tokens, module.apply, {})(state[0])[0]
+
+    return begin, advance, evaluate
 
 
 def _import_nanodo(checkout: str) -> tuple[Any, Any]:
@@ -124,36 +134,38 @@ def _import_nanodo(checkout: str) -> tuple[Any, Any]:
         sys.modules.setdefault(name, _Absent(name))
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
-    from nanodo import loss, model  # type: ignore[import-not-found]
+    from nanodo import loss, model
 
     return loss, model
 
 
 def make_nanodo_grid(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
-    """A plain loop over NanoDO: asked for cell number i, it trains it from start to end; seeds share a program."""
+    """A plain loop over NanoDO: asked for cell number i, it builds, compiles, trains and validates it."""
     import jax
     import numpy as np
     import optax
 
-    tokens = np.load(order["tokens"], mmap_mode="r")
-    built: dict[str, tuple[Any, Any]] = {}
+    tokens, val = (np.load(order[name], mmap_mode="r") for name in ("train", "val"))
 
     def train(number: int) -> dict[str, Any]:
-        cell = order["cells"][number] | {"checkout": order["checkout"], "dtype": order["dtype"]}
-        shape = json.dumps({**cell, "seed": 0})
-        if shape not in built:
-            rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, cell["warmup"], max(cell["steps"], cell["warmup"] + 1))
-            built[shape] = build_nanodo(cell, optax.adamw(rate))
-        begin, advance = built[shape]
-        rng, places = np.random.default_rng(cell["seed"]), np.arange(cell["T"])
-        start = time.perf_counter()
+        cell = order["cells"][number]
+        T, steps, places = cell["T"], cell["steps"], np.arange(cell["T"])
+        rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, cell["warmup"], max(steps, cell["warmup"] + 1))
+        rng, start = np.random.default_rng(cell["seed"]), time.perf_counter()
+        begin, advance, evaluate = build_nanodo({**order, **cell}, optax.adamw(rate))
         state, loss = begin(jax.random.key(cell["seed"])), None
-        for step in range(cell["steps"]):
-            windows = tokens[rng.integers(0, len(tokens) - cell["T"], cell["B"])[:, None] + places]
-            state, loss = advance(state, windows.astype(np.int32))
+        jax.block_until_ready(state)
+        train_step = advance.lower(state, np.zeros((cell["B"], T), np.int32)).compile()
+        held_out = val[: len(val) // T // EVAL_SEQS * T * EVAL_SEQS].reshape(-1, EVAL_SEQS, T).astype(np.int32)
+        judge = evaluate.lower(state, held_out[0]).compile()
+        compile_s = time.perf_counter() - start
+        for step in range(steps):
+            windows = tokens[rng.integers(0, len(tokens) - T, cell["B"])[:, None] + places]
+            state, loss = train_step(state, windows.astype(np.int32))
             if step % 100 == 99:
                 float(loss)  # as its log does, which keeps the queue short
-        return {"steps": cell["steps"], "seconds": time.perf_counter() - start, "loss": float(loss)}  # type: ignore
+        found = float(np.mean([float(judge(state, batch)) for batch in held_out]))
+        return {"steps": steps, "seconds": time.perf_counter() - start, "loss": found, "compile_s": compile_s}
 
     return {"device": jax.devices()[0].device_kind}, {"cell": train}
 
@@ -173,7 +185,7 @@ def make_nanogpt(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
         raise Unable(f"--nanogpt: {sys.executable} has no torch; name one that has with --torch-python PATH, or "
                      f"leave --nanogpt out") from None  # fmt: skip
     sys.path.insert(0, order["checkout"])
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+    from model import GPT, GPTConfig
 
     device = "cuda" if torch.cuda.is_available() and order["dtype"] == "bfloat16" else "cpu"
     torch.manual_seed(0)
@@ -190,7 +202,7 @@ def make_nanogpt(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     windows = torch.randint(order["V"], (BATCHES, order["B"], order["T"] + 1)).to(device)
 
     def run(steps: int) -> float:
-        loss = None
+        loss: Any = None
         for i in range(steps):
             window = windows[i % BATCHES]
             with precision():
@@ -200,7 +212,7 @@ def make_nanogpt(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
             optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
-        return float(loss)  # type: ignore[arg-type]
+        return float(loss)
 
     start = time.perf_counter()
     run(3)

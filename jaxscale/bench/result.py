@@ -1,8 +1,8 @@
 """What a benchmark of steps says: jaxscale.bench/1.
 
-    ratio          our tokens per second over the peer's, the median of the rounds' ratios
-    loop overhead  seconds of a step inside the training loop over those of the bare one, less 1, the same median
-    mfu            flops_per_s over the peak of the devices, where hardware.CHIPS knows them
+ratio          our tokens per second over the peer's, the median of the rounds' ratios
+loop overhead  seconds of a step inside the training loop over those of the bare one, less 1, the same median
+mfu            flops_per_s over the peak of the devices, where hardware.CHIPS knows them
 """
 
 from __future__ import annotations

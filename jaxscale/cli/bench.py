@@ -28,7 +28,7 @@ ratio: our tokens per second over theirs, median of the rounds. Without checkout
 
 example: jaxscale bench step --shape 128,4,4,16,128,256 --nanodo ~/nanodo --loop"""
 
-GRID = """A study by `jaxscale run`, with an empty compile cache, beside the same cells by NanoDO's model and a plain loop.
+GRID = """A study by `jaxscale run`, its compile cache empty, beside the same cells by NanoDO's model and a plain loop.
 
 example: jaxscale bench grid configs/quickstart.py --nanodo ~/nanodo --cells 8"""
 
@@ -40,7 +40,7 @@ class StepOptions:
     shape: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Width, layers, heads, batch, length, vocabulary as D,L,H,B,T,V; may be repeated. Default: four shapes."""
     nanodo: Path | None = None
-    """Checkout of github.com/google-deepmind/nanodo; it runs as shipped, and on CPU also with our allocator settings."""
+    """Checkout of github.com/google-deepmind/nanodo; on CPU it runs as shipped and with our allocator settings."""
     nanogpt: Path | None = None
     """Checkout of github.com/karpathy/nanoGPT."""
     torch_python: str = sys.executable

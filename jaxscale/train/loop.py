@@ -207,8 +207,9 @@ class _Trainer:
     def _shape(self) -> str:
         """What this run's programs depend on, as text; more rather than less."""
         spec, config = self.spec, replace(self.config, compile_cache="")
-        return repr((strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0, spec.microbatch_seqs,
-                     self.layout.slots, self.pack and (self.pack.pack.way, len(self.members)), config))  # fmt: skip
+        way = self.pack and (self.pack.pack.way, len(self.members))
+        return repr((strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0,
+                     spec.microbatch_seqs, self.layout.slots, way, config))  # fmt: skip
 
     def _begin(self) -> TrainState:
         """The state before the first step; a branch's is its trunk's."""

@@ -71,7 +71,7 @@ class Member:
     ) -> None:
         self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
         self.on_progress, self.stopper = on_progress, stopper
-        self.hyper = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))
+        self.hyper: Any = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))  # type: ignore[arg-type]
         self.flops_per_token = flops_per_token(self.spec.model)
         self.result: RunResult | None = folder.read_result()
         self.loss = math.nan
