@@ -156,7 +156,8 @@ class Recipe:
     batch_max_tokens: int = 16_000_000
     """Largest batch the rule may give."""
     microbatch_seqs: int = 4
-    """Sequences in one forward pass; a batch is a whole number of them, added up."""
+    """Sequences in one forward pass; a batch is a whole number of them, added up. (What an accelerator takes at once
+    is mesh.microbatch_seqs.)"""
     lr_from: str = ""
     """Result of `jaxscale mup sweep` (sweep.json or its folder): every cell takes that sweep's best rate, moved to
     its own horizon and batch, and `lr` is not read. Empty: `lr` for all."""
@@ -234,14 +235,19 @@ class MeshConfig:
 
     data: int = -1
     """Devices along the data axis; -1 takes what the other axes leave."""
-    fsdp: int = 1
-    """Devices that share each parameter (fully sharded data parallelism)."""
-    tensor: int = 1
-    """Devices that share each matrix product (tensor parallelism)."""
-    context: int = 1
-    """Devices that share each sequence (context parallelism)."""
-    attention: Literal["auto", "xla", "cudnn", "splash", "blocked"] = "auto"
-    """Kernel of the attention: cudnn on NVIDIA, splash on TPU, blocked on CPU, xla everywhere; auto: a safe one."""
+    fsdp: int = 0
+    """Devices that share each parameter (fully sharded data parallelism); 0: auto, the memory model's choice on
+    accelerators and 1 on CPU."""
+    tensor: int = 0
+    """Devices that share each matrix product (tensor parallelism); 0: auto."""
+    context: int = 0
+    """Devices that share each sequence (context parallelism); 0: auto."""
+    microbatch_seqs: int = 0
+    """Sequences in one forward pass where this is executed, a divisor of the batch; 0: auto, as many as fit an
+    accelerator's memory, and recipe.microbatch_seqs on CPU."""
+    attention: Literal["auto", "xla", "chunked", "cudnn", "splash", "blocked"] = "auto"
+    """Kernel of the attention: cudnn on NVIDIA, splash on TPU, blocked on CPU, xla and chunked (which never holds all
+    scores) everywhere; auto: a safe one."""
     remat: Literal["auto", "none", "dots", "block"] = "auto"
     """What the backward pass computes again: nothing, all but matrix products, whole blocks; auto: what fits."""
     head_chunks: int = 0

@@ -20,12 +20,13 @@ POSITIVE = """
     recipe.lr recipe.batch_coefficient recipe.batch_min_tokens recipe.batch_max_tokens recipe.microbatch_seqs
     data.val_tokens data.max_epochs data.declared_train_tokens
     grid.budgets grid.holdout grid.widths grid.aspect grid.tokens_per_param grid.seeds grid.min_steps
-    grid.holdout_sizes mesh.fsdp mesh.tensor mesh.context forecast_flops
+    grid.holdout_sizes forecast_flops
 """
 NOT_NEGATIVE = """
     model.embed_std model.hidden_std model.head_std model.init_scale model.norm_eps recipe.embed_lr recipe.head_lr
     recipe.adam_lr recipe.eps recipe.weight_decay recipe.clip_norm recipe.z_loss
-    grid.exclude_spike mesh.workers mesh.checkpoint_every_s mesh.head_chunks
+    grid.exclude_spike mesh.workers mesh.checkpoint_every_s mesh.head_chunks mesh.fsdp mesh.tensor mesh.context
+    mesh.microbatch_seqs
     bootstrap seed
 """
 FINITE = """

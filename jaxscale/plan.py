@@ -155,14 +155,15 @@ def _check_study(study: Study) -> None:
 
 
 def _check_mesh(study: Study) -> None:
-    """On named chips a microbatch must divide over the devices that split the batch."""
+    """On named chips a microbatch, and so every batch, must divide over the devices that split it; auto counts as 1."""
     hardware, mesh = parse_hardware(study.hardware), study.mesh
     if hardware.name == "cpu":
         return
-    replicas, rest = divmod(hardware.chips, mesh.tensor * mesh.context)
-    if rest or replicas % mesh.fsdp or mesh.data not in (-1, replicas // mesh.fsdp):
+    fsdp, tensor, context = max(1, mesh.fsdp), max(1, mesh.tensor), max(1, mesh.context)
+    replicas, rest = divmod(hardware.chips, tensor * context)
+    if rest or replicas % fsdp or mesh.data not in (-1, replicas // fsdp):
         raise MisuseError(
-            f"mesh: data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} x context={mesh.context} does not make "
+            f"mesh: data={mesh.data} x fsdp={fsdp} x tensor={tensor} x context={context} does not make "
             f"the {hardware.chips} chips of {study.hardware}; use --mesh.data -1 and divisors of {hardware.chips}"
         )
     batch = study.recipe.microbatch_seqs
@@ -170,7 +171,7 @@ def _check_mesh(study: Study) -> None:
         near = max(1, batch // replicas) * replicas
         raise MisuseError(
             f"recipe.microbatch_seqs: {batch} sequences do not divide over {replicas} devices "
-            f"({study.hardware}, tensor {mesh.tensor}); use {near} or fewer chips"
+            f"({study.hardware}, tensor {tensor}); use {near} or fewer chips"
         )
 
 

@@ -12,9 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "jaxscale"
 ORDER = [
     {"errors"},
     {"config"},
-    {"params", "format", "limits", "checkout"},
+    {"params", "format", "limits", "checkout", "axes"},
     {"flops", "hardware"},
-    {"runs", "laws", "study"},
+    {"runs", "laws", "study", "layout"},
+    {"memory"},
     {"rates", "trunks", "hopeless"},
     {"resolve"},
     {"plan", "sweep", "data", "model", "allocate"},

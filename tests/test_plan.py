@@ -130,7 +130,7 @@ def test_what_cannot_be_planned_is_refused_with_the_way_out(grid: dict[str, obje
         (Study(recipe=Recipe(b1=1.5)), "recipe.b1: 1.5 is outside 0 to"),
         (Study(recipe=Recipe(weight_decay=math.nan)), "recipe.weight_decay: nan is not a number of 0 or more"),
         (Study(recipe=Recipe(schedule="wsd", decay_fraction=0.99)), "more than the whole run"),
-        (Study(mesh=MeshConfig(tensor=0)), "mesh.tensor: 0 is not a positive number"),
+        (Study(mesh=MeshConfig(tensor=-1)), "mesh.tensor: -1 is not a number of 0 or more"),
     ],
 )
 def test_numbers_outside_their_range_are_refused_by_name(study: Study, said: str) -> None:

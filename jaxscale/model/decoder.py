@@ -14,18 +14,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxscale.config import ModelConfig
 from jaxscale.model.attention import attend_heads
 from jaxscale.model.loss import head_logits, head_losses
 from jaxscale.model.lowering import Lowering
 from jaxscale.model.mup import forward_multipliers, param_rules
+from jaxscale.model.partition import gather_block, place
+from jaxscale.model.remat import rematerialize
 from jaxscale.params import param_shapes
 
 __all__ = ["Decoder", "Stds", "init_stds", "make_decoder"]
 
 Stds = Mapping[str, float | jax.Array]
 """Init standard deviation of every matrix by its name in `params.param_shapes`; may be traced."""
+
+BETWEEN, INSIDE = ("batch", "sequence", "width"), ("batch", "positions", "width")
+"""Logical axes of [b, t, d] between the halves of a block and inside them."""
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
@@ -70,13 +76,15 @@ class Decoder(nnx.Module):
     def losses(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
         scale = forward_multipliers(self.model).logits
-        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering.head_chunks)
+        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering)
 
     def hidden(self, tokens_bt: jax.Array) -> jax.Array:
         """What the head reads: the normed last states [b, t, d]."""
         scale = forward_multipliers(self.model)
-        x_btd = (_embed(self.embed[...], tokens_bt) * scale.embed).astype(self.dtype)
-        return rms_norm(self._run_blocks(x_btd), self.final_norm[...], self.model.norm_eps)
+        mesh = self.lowering.mesh
+        x_btd = (_embed(self.embed[...], tokens_bt, mesh) * scale.embed).astype(self.dtype)
+        x_btd = self._run_blocks(place(x_btd, BETWEEN, mesh))
+        return rms_norm(x_btd, place(self.final_norm[...], ("width",), mesh), self.model.norm_eps)
 
     def _head(self) -> jax.Array:
         return self.embed[...].T if self.model.tied else self.head[...]
@@ -87,8 +95,10 @@ class Decoder(nnx.Module):
         rope = rope_table(x_btd.shape[1], self.model.d_head, self.model.rope_theta)
 
         def body(x: jax.Array, block: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+            block = gather_block(block, self.model, self.lowering.mesh, self.dtype)
             return apply_block(block, x, rope, self.model, self.lowering), None
 
+        body = rematerialize(body, self.lowering, x_btd.dtype)
         if self.lowering.unroll:
             for i in range(self.model.n_layers):
                 x_btd, _ = body(x_btd, {name: value[i] for name, value in layers.items()})
@@ -119,8 +129,10 @@ def _init_param(key: jax.Array, name: str, shape: tuple[int, ...], std: float | 
     return std * jax.random.normal(own_key, shape, jnp.float32)
 
 
-def _embed(table_vd: jax.Array, tokens_bt: jax.Array) -> jax.Array:
-    return jnp.take(table_vd, tokens_bt, axis=0)
+def _embed(table_vd: jax.Array, tokens_bt: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Rows of a table that may be split over fsdp by width: looked up for all rows of the batch, then exchanged."""
+    tokens_bt = place(tokens_bt, ("rows", "positions"), mesh)
+    return place(jnp.take(table_vd, tokens_bt, axis=0), ("rows", "positions", "embed"), mesh)
 
 
 def apply_block(
@@ -128,11 +140,11 @@ def apply_block(
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
     """One block on [b, t, d]: attention, then MLP, each on a normed copy and added back."""
-    residual = forward_multipliers(model).residual
-    normed = rms_norm(x_btd, block["attn_norm"], model.norm_eps)
-    x_btd = x_btd + residual * attend(block, normed, rope, model, lowering)
-    normed = rms_norm(x_btd, block["mlp_norm"], model.norm_eps)
-    return x_btd + residual * apply_mlp(block, normed, model)
+    residual, mesh = forward_multipliers(model).residual, lowering.mesh
+    normed = place(rms_norm(x_btd, block["attn_norm"], model.norm_eps), INSIDE, mesh)
+    x_btd = x_btd + residual * place(attend(block, normed, rope, model, lowering), BETWEEN, mesh)
+    normed = place(rms_norm(x_btd, block["mlp_norm"], model.norm_eps), INSIDE, mesh)
+    return x_btd + residual * place(apply_mlp(block, normed, model, mesh), BETWEEN, mesh)
 
 
 def attend(
@@ -146,8 +158,11 @@ def attend(
     if model.qk_norm:
         q_bthe = rms_norm(q_bthe, block["q_norm"], model.norm_eps)
         k_btke = rms_norm(k_btke, block["k_norm"], model.norm_eps)
+    q_bthe = place(q_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     scale = forward_multipliers(model).attention
-    mixed_bthe = attend_heads(rotate(q_bthe, rope), rotate(k_btke, rope), v_btke, scale, lowering)
+    keys = ("batch", "keys", "kv", "head_dim")
+    k_btke, v_btke = place(rotate(k_btke, rope), keys, lowering.mesh), place(v_btke, keys, lowering.mesh)
+    mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering)
     return mixed_bthe.reshape(x_btd.shape) @ block["wo"].astype(x_btd.dtype)
 
 
@@ -155,7 +170,9 @@ def _split_heads(x_btd: jax.Array, heads: int) -> jax.Array:
     return x_btd.reshape(*x_btd.shape[:2], heads, -1)
 
 
-def apply_mlp(block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig) -> jax.Array:
+def apply_mlp(
+    block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig, mesh: Mesh | None = None
+) -> jax.Array:
     """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu."""
     activate = ACTIVATIONS[model.mlp]
     up = x_btd @ block["w_up"].astype(x_btd.dtype)
@@ -163,6 +180,7 @@ def apply_mlp(block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig)
         hidden = activate(x_btd @ block["w_gate"].astype(x_btd.dtype)) * up
     else:
         hidden = activate(up)
+    hidden = place(hidden, ("batch", "positions", "mlp"), mesh)
     return hidden @ block["w_down"].astype(x_btd.dtype)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxscale.model.lowering import Lowering
+from jaxscale.model.pieces import losses_in_pieces
+
 __all__ = ["head_logits", "head_losses", "token_losses"]
 
 
@@ -21,7 +24,9 @@ def token_losses(logits_btv: jax.Array, targets_bt: jax.Array) -> tuple[jax.Arra
 
 
 def head_losses(
-    x_btd: jax.Array, head_dv: jax.Array, targets_bt: jax.Array, scale: float, chunks: int = 1
+    x_btd: jax.Array, head_dv: jax.Array, targets_bt: jax.Array, scale: float, lowering: Lowering
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy in nats and log Z, float32 [b, t] each, of hidden states under the head; in `chunks` pieces."""
+    """Cross-entropy in nats and log Z, float32 [b, t] each, of hidden states under the head."""
+    if lowering.mesh is not None or lowering.head_chunks > 1:
+        return losses_in_pieces(x_btd, head_dv, targets_bt, scale, lowering.head_chunks, lowering.mesh)
     return token_losses(head_logits(x_btd, head_dv, scale), targets_bt)

@@ -1,19 +1,25 @@
 """How a model's function is compiled: choices of which none changes what is computed, beyond rounding.
 
 attention    which kernel computes softmax(q k^T) v
-remat        what the backward pass computes again instead of keeping it
+remat        what the backward pass computes again instead of keeping it: nothing, all but matrix products, or all of
+             a block but its input
 head_chunks  pieces in which head and cross-entropy are computed, so that no B x T x V array is held
 unroll       layers as a loop in Python rather than a scan
+mesh         the devices over which values are cut; None for one
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from jaxscale.config import MeshConfig, ModelConfig
+from jaxscale.layout import Attention, Layout, Remat, check_attention, choose_attention
 
-__all__ = ["Lowering", "choose_lowering"]
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+__all__ = ["Lowering", "choose_lowering", "lower_layout"]
 
 UNROLL_LAYERS = 4
 """On CPU stacks this short are unrolled: XLA runs a scan's body at about .8 of the unrolled speed."""
@@ -23,15 +29,26 @@ UNROLL_LAYERS = 4
 class Lowering:
     """Concrete choices for one program; hashable."""
 
-    attention: Literal["xla", "cudnn", "splash", "blocked"] = "xla"
-    remat: Literal["none", "dots", "block"] = "none"
+    attention: Attention = "xla"
+    remat: Remat = "none"
     head_chunks: int = 1
     unroll: bool = False
+    mesh: Mesh | None = None
 
 
-def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str) -> Lowering:
-    """What `mesh` asks for, its "auto"s made concrete for a platform (cpu, gpu or tpu)."""
-    attention = "xla" if mesh.attention == "auto" else mesh.attention
-    remat = "none" if mesh.remat == "auto" else mesh.remat
+def lower_layout(layout: Layout, model: ModelConfig, platform: str) -> Lowering:
+    """The lowering of a layout; `Program` adds its mesh."""
     unroll = platform == "cpu" and model.n_layers <= UNROLL_LAYERS
-    return Lowering(attention, remat, max(1, mesh.head_chunks), unroll)
+    return Lowering(layout.attention, layout.remat, layout.head_chunks, unroll)
+
+
+def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str, dtype: str = "float32") -> Lowering:
+    """What `mesh` asks for, its "auto"s made concrete for a platform (cpu, gpu or tpu) without a memory model.
+
+    MisuseError for an attention that cannot work here.
+    """
+    context = max(1, mesh.context)
+    attention = choose_attention(model, platform, dtype, context) if mesh.attention == "auto" else mesh.attention
+    check_attention(attention, model, platform, dtype, context)
+    remat: Remat = "none" if mesh.remat == "auto" else mesh.remat
+    return lower_layout(Layout(attention=attention, remat=remat, head_chunks=max(1, mesh.head_chunks)), model, platform)

@@ -245,7 +245,7 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 def splits_runs(mesh: MeshConfig) -> bool:
     """Whether this mesh splits one run: then runs are not packed."""
-    return mesh.fsdp * mesh.tensor * mesh.context > 1 or jax.process_count() > 1
+    return max(mesh.fsdp, mesh.tensor, mesh.context) > 1 or jax.process_count() > 1
 
 
 def make_engine(specs: Sequence[RunSpec], slots: int, way: Way, mesh: MeshConfig, dtype: Any) -> Engine:

@@ -1,9 +1,4 @@
-"""Where arrays live: one table from logical axes to mesh axes, and the mesh itself.
-
-Mesh axes: data (replicas), fsdp (replicas that also split the parameters), tensor (splits products), context
-(splits sequences).
-A dimension that its mesh axis does not divide is replicated; results do not depend on the choice.
-"""
+"""Where arrays live: the mesh, and the shardings that `jaxscale.axes` gives on it."""
 
 from __future__ import annotations
 
@@ -12,53 +7,70 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxscale.axes import AXES, BATCH, split_axes
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
+from jaxscale.memory import Layout
 
-__all__ = ["AXIS_RULES", "BATCH", "check_batch", "make_mesh", "param_sharding", "replicated"]
-
-AXIS_RULES: dict[str, str | None] = {
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv": "tensor",
-    "mlp": "tensor",
-    "head_dim": None,
-    "layers": None,
-}
-"""Logical axis -> mesh axis."""
-
-AXES = ("data", "fsdp", "tensor", "context")
-"""Mesh axes, outermost first."""
-
-BATCH = ("data", "fsdp")
-"""Mesh axes that split the batch."""
+__all__ = ["batch_sharding", "check_batch", "layout_mesh", "local_rows", "make_mesh", "param_sharding", "replicated"]
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """A (data, fsdp, tensor, context) mesh over `devices` (default: all); MisuseError if the product is off."""
+    """A (data, fsdp, tensor, context) mesh over `devices` (default: all); MisuseError if the product is off.
+
+    An axis of 0 (auto) that nobody has chosen counts as 1.
+    """
     devices = jax.devices() if devices is None else devices
-    inner = config.fsdp * config.tensor * config.context
+    fsdp, tensor, context = max(1, config.fsdp), max(1, config.tensor), max(1, config.context)
+    inner = fsdp * tensor * context
     data = len(devices) // inner if config.data == -1 else config.data
     if data * inner != len(devices):
         raise MisuseError(
-            f"mesh: data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} x context={config.context} "
+            f"mesh: data={config.data} x fsdp={fsdp} x tensor={tensor} x context={context} "
             f"does not make {len(devices)} devices; use --mesh.data -1 and a divisor of {len(devices)}"
         )
-    shape, auto = (data, config.fsdp, config.tensor, config.context), (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, auto, devices=devices)
+    return _mesh((data, fsdp, tensor, context), devices)
+
+
+def layout_mesh(layout: Layout, devices: list[Any] | None = None) -> Mesh:
+    """The mesh of a layout, over as many devices as it names; they may be those of a topology."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) != layout.chips:
+        raise MisuseError(f"mesh: a layout of {layout.chips} chips does not cover {len(devices)} devices; choose anew")
+    return _mesh((layout.data, layout.fsdp, layout.tensor, layout.context), devices)
+
+
+def _mesh(shape: tuple[int, ...], devices: list[Any]) -> Mesh:
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def param_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
     """Sharding of a parameter with these logical axes."""
-    wanted = [AXIS_RULES[axis] for axis in axes]
-    fits = [name if name and size % mesh.shape[name] == 0 else None for name, size in zip(wanted, shape, strict=True)]
-    return NamedSharding(mesh, PartitionSpec(*fits))
+    return NamedSharding(mesh, PartitionSpec(*split_axes(axes, shape, mesh.shape)))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of windows [n, b, t + 1]: rows over the batch axes, every position on all devices that share a row."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def local_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """(first, end) of the rows of a batch that this process's devices hold, together; several may hold the same.
+
+    MisuseError where they are not neighbours: then the mesh puts a process's devices far from each other.
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((1, rows))
+    spans = sorted({(span.start or 0, rows if span.stop is None else span.stop) for _, span in places.values()})
+    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        if start != end:
+            raise MisuseError(f"mesh: the rows of process {jax.process_index()} are not neighbours; let fsdp x tensor "
+                              f"x context be a divisor or a multiple of its {len(places)} devices")  # fmt: skip
+    return spans[0][0], spans[-1][1]
 
 
 def check_batch(microbatch_seqs: int, mesh: Mesh) -> None:

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.model.decoder import Decoder, Stds, init_stds, make_decoder
 from jaxscale.model.lowering import Lowering, choose_lowering
+from jaxscale.model.partition import place
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
-from jaxscale.train.sharding import BATCH, param_sharding, replicated
+from jaxscale.train.sharding import batch_sharding, local_rows, param_sharding, replicated
 
 __all__ = ["Program", "StepMetrics", "TrainState", "make_program", "strip_init"]
 
@@ -63,11 +64,12 @@ class Program:
         self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
         self.optimizer, self.averages = optimizer, averages
         platform = mesh.devices.flat[0].platform
-        self.lowering = choose_lowering(MeshConfig(), model, platform) if lowering is None else lowering
+        lowering = choose_lowering(MeshConfig(), model, platform, jnp.dtype(dtype).name) if lowering is None else lowering
+        self.lowering = replace(lowering, mesh=mesh if mesh.size > 1 else None)
         abstract = nnx.eval_shape(partial(make_decoder, model, 0, dtype, lowering=self.lowering))
         self.graphdef, self.abstract_params = nnx.split(abstract, nnx.Param)
         self.state_sharding = self._shard_state()
-        batch = NamedSharding(mesh, PartitionSpec(None, BATCH))
+        batch = batch_sharding(mesh)
         whole = replicated(mesh)
         self.batch_sharding = batch
         self._jit_init = jax.jit(self.begin, out_shardings=self.state_sharding)
@@ -133,7 +135,15 @@ class Program:
 
     def apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         decoder: Decoder = nnx.merge(self.graphdef, params)
-        return decoder.losses(windows_bt[:, :-1], windows_bt[:, 1:])
+        inputs, targets = (place(part, ("batch", "positions"), self.lowering.mesh) for part in
+                           (windows_bt[:, :-1], windows_bt[:, 1:]))  # fmt: skip
+        return decoder.losses(inputs, targets)
+
+    def _as_params(self, tree: Any) -> Any:
+        """A tree like the parameters, lying as they do."""
+        if self.lowering.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.state_sharding.params)
 
     def loss(self, params: Any, windows_bt: jax.Array, z_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
         losses_bt, log_z_bt = self.apply(params, windows_bt)
@@ -155,7 +165,7 @@ class Program:
 
         def one_step(i: jax.Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
             (params, opt_state, step, average), metrics = carry
-            zeros = jax.tree.map(jnp.zeros_like, params)
+            zeros = self._as_params(jax.tree.map(jnp.zeros_like, params))
             start = (params, i * accumulate)
             total, loss, _ = jax.lax.fori_loop(0, accumulate, add_microbatch, (zeros, jnp.float32(0), start))
             grads = jax.tree.map(lambda g: g / accumulate, total)
@@ -181,9 +191,14 @@ class Program:
 
         return jax.lax.map(one, (windows_nbt, mask_nbt))
 
-    def put_batch(self, windows: np.ndarray) -> jax.Array:
-        """Local rows [n, b, t] as one global array split over the batch axes."""
-        return jax.make_array_from_process_local_data(self.batch_sharding, windows)
+    def put_batch(self, windows: np.ndarray, rows: int | None = None) -> jax.Array:
+        """This process's rows [n, local_rows, t] as one global array split over the batch axes."""
+        shape = None if rows is None else (windows.shape[0], rows, windows.shape[2])
+        return jax.make_array_from_process_local_data(self.batch_sharding, windows, shape)
+
+    def local_rows(self, rows: int) -> tuple[int, int]:
+        """(first, end) of the rows of a batch that this process feeds to `put_batch`."""
+        return local_rows(self.mesh, rows)
 
 
 def _take_in(average: Any, params: Any, step: jax.Array, hyper: Hyper) -> Any:
