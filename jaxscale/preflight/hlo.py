@@ -209,48 +209,64 @@ class _Walk:
     def _moved(self, instruction: _Instruction, around: _Computation) -> float:
         """Bytes that one run of an instruction reads from and writes to memory."""
         opcode = instruction.opcode
-        if opcode in FREE or opcode.endswith("-done") or opcode == "async-start" or opcode == "async-update":
+        if opcode in FREE or opcode.endswith("-done") or opcode in ("async-start", "async-update"):
             return 0.0
         operands = [around.instructions.get(name) for name in instruction.operands]
         sizes = [operand.memory_bytes if operand else 0.0 for operand in operands]
         written = instruction.memory_bytes
         if opcode.endswith("-start"):  # its shape repeats the operands
-            written = min(sum(sizes), written / 2)
+            whole = sum(operand.bytes for operand in operands if operand)
+            return max(0.0, instruction.bytes - whole) + max(0.0, written - sum(sizes))
         if opcode in ("dynamic-slice", "gather", "slice"):
-            return 2 * written
+            return instruction.bytes + written
         if opcode == "dynamic-update-slice":
             return 2 * sizes[1]
         if opcode == "fusion":
             fused = self.computations[instruction.called("calls")]
-            return sum(_read_by(fused, sizes)) + _written_by(fused, written)
+            return sum(self._read(fused, i, size) for i, size in enumerate(sizes)) + self._written(fused, written)
         return sum(sizes) + written
 
+    def _read(self, fused: _Computation, index: int, size: float) -> float:
+        """Bytes that a fusion reads of its operand: only the slices where it takes slices, none where it is updated."""
+        parameter = next((i for i in fused.instructions.values()
+                          if i.opcode == "parameter" and i.operands == [str(index)]), None)  # fmt: skip
+        return size if parameter is None else min(size, self._touched(fused, parameter.name, size))
 
-def _read_by(fused: _Computation, sizes: list[float]) -> Iterator[float]:
-    """Bytes that a fusion reads of each operand: only the slice where it takes slices of it."""
-    parameters = [i for i in fused.instructions.values() if i.opcode == "parameter"]
-    for parameter in parameters:
-        index = int(parameter.operands[0])
-        size = sizes[index] if index < len(sizes) else 0.0
-        uses = fused.users.get(parameter.name, [])
-        if uses and all(use.opcode in ("dynamic-slice", "gather") and use.operands[0] == parameter.name for use in uses):
-            size = min(size, sum(use.bytes for use in uses))
-        elif uses and all(u.opcode == "dynamic-update-slice" and u.operands[0] == parameter.name for u in uses):
-            size = 0.0  # written in place
-        yield size
+    def _touched(self, fused: _Computation, name: str, size: float) -> float:
+        total = 0.0
+        for use in fused.users.get(name, []):
+            first = use.operands[0] == name
+            if first and use.opcode in ("dynamic-slice", "gather", "slice"):
+                total += use.bytes
+            elif first and use.opcode == "dynamic-update-slice":
+                continue  # written in place
+            elif use.opcode in VIEWS:
+                total += self._touched(fused, use.name, size)
+            elif use.opcode == "fusion":
+                inner = self.computations[use.called("calls")]
+                total += sum(self._read(inner, i, size) for i, other in enumerate(use.operands) if other == name)
+            elif use.opcode != "tuple":
+                return size
+        return total
+
+    def _written(self, fused: _Computation, size: float) -> float:
+        """Bytes that a fusion writes: only the slices where it updates arrays in place."""
+        root = fused.instructions[fused.root]
+        outputs = [fused.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        return min(size, sum(self._stored(fused, output) for output in outputs))
+
+    def _stored(self, fused: _Computation, output: _Instruction) -> float:
+        while output.opcode in VIEWS and output.operands[0] in fused.instructions:
+            output = fused.instructions[output.operands[0]]
+        if output.opcode == "dynamic-update-slice":
+            return fused.instructions[output.operands[1]].bytes
+        if output.opcode == "fusion":
+            return self._written(self.computations[output.called("calls")], output.bytes)
+        return output.memory_bytes
 
 
-def _written_by(fused: _Computation, written: float) -> float:
-    """Bytes that a fusion writes: only the slice where it updates one in place."""
-    root = fused.instructions[fused.root]
-    while root.opcode in ("bitcast", "convert", "copy") and root.operands and root.operands[0] in fused.instructions:
-        root = fused.instructions[root.operands[0]]
-    if root.opcode == "dynamic-update-slice":
-        update = fused.instructions.get(root.operands[1])
-        return min(written, update.bytes if update else written)
-    return written
-
-
+VIEWS = ("bitcast", "convert", "copy", "reshape", "transpose")
+"""Operations inside a fusion that make no more of an array than they get."""
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
 
