@@ -133,6 +133,7 @@ class _Walk:
         self.collectives: list[Collective] = []
         self.memory_bytes = 0.0
         self.trips: list[int] = []
+        self.channels: set[tuple[str, str]] = set()
 
     def run(self, computation: _Computation, times: int, depth: int) -> None:
         """Count a computation that runs `times`, inside `depth` loops of unknown count."""
@@ -146,7 +147,7 @@ class _Walk:
                 self.run(self.computations[name], times, depth)
             self._add_collective(instruction, computation, times, merged=False)
             if instruction.opcode == "fusion":
-                self._enter_fusion(self.computations[instruction.called("calls")], times)
+                self._enter_fusion(self.computations[instruction.called("calls")], times, computation.name)
             self.memory_bytes += times * self._moved(instruction, computation)
 
     def _called(self, instruction: _Instruction) -> list[str]:
@@ -165,7 +166,7 @@ class _Walk:
             return int(noted.group(1)), False
         bound = self._read_bound(loop, around)
         if bound is not None:
-            return bound, False
+            return -(-bound // self._read_stride(loop)), False
         return (self.dynamic[depth] if depth < len(self.dynamic) else 1), True
 
     def _read_bound(self, loop: _Instruction, around: _Computation) -> int | None:
@@ -186,13 +187,39 @@ class _Walk:
         value = re.match(r"\d+$", limit.operands[0]) if limit.operands else None
         return int(value.group()) if value else None
 
-    def _enter_fusion(self, fused: _Computation, times: int) -> None:
-        """Collectives inside a fusion: a TPU's all-reduce of which each device keeps a slice is a reduce-scatter."""
+    def _read_stride(self, loop: _Instruction) -> int:
+        """What the loop's body adds to its counter: more than 1 where the compiler unrolled it."""
+        condition, body = (self.computations[loop.called(key)] for key in ("condition", "body"))
+        counter = condition.instructions[condition.instructions[condition.root].operands[0]]
+        index = re.search(r"index=(\d+)", counter.attributes)
+        place = int(index.group(1)) if index else 0
+        root, total = body.instructions[body.root], 0
+        if root.opcode != "tuple" or place >= len(root.operands):
+            return 1
+        value = body.instructions.get(root.operands[place])
+        while value is not None and value.opcode in ("add", "copy"):
+            step = body.instructions.get(value.operands[-1])
+            if value.opcode == "add":
+                if step is None or step.opcode != "constant" or not step.operands[0].isdigit():
+                    return 1
+                total += int(step.operands[0])
+            value = body.instructions.get(value.operands[0])
+        return max(1, total)
+
+    def _enter_fusion(self, fused: _Computation, times: int, around: str) -> None:
+        """Collectives inside a fusion: a TPU's all-reduce of which each device keeps a slice is a reduce-scatter.
+
+        One that a TPU makes beside other work appears in several fusions (start, work, done) under one channel.
+        """
         sliced = any(i.opcode == "dynamic-slice" for i in fused.instructions.values())
         for instruction in fused.instructions.values():
-            self._add_collective(instruction, fused, times, merged=sliced)
+            channel = (around, (re.findall(r"channel_id=\d+", instruction.attributes) or [instruction.name])[0])
+            if channel not in self.channels:
+                self._add_collective(instruction, fused, times, merged=sliced)
+            if instruction.opcode.removesuffix("-start") in COLLECTIVES:
+                self.channels.add(channel)
             if instruction.opcode == "fusion":
-                self._enter_fusion(self.computations[instruction.called("calls")], times)
+                self._enter_fusion(self.computations[instruction.called("calls")], times, around)
 
     def _add_collective(self, instruction: _Instruction, around: _Computation, times: int, *, merged: bool) -> None:
         kind = instruction.opcode.removesuffix("-start")
