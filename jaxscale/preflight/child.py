@@ -1,0 +1,85 @@
+"""The child that compiles: a request on stdin, the answer as JSON in the file that is its argument.
+
+The program is the trainer's own (`jaxscale.train.step.Program`), over a mesh of the topology's devices, with shapes in
+place of values.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxscale.config import ModelConfig
+from jaxscale.layout import Layout
+from jaxscale.preflight.hlo import Counts, count_hlo
+from jaxscale.preflight.job import Job, Sent
+from jaxscale.preflight.targets import parse_target
+
+__all__ = ["compile_program", "main"]
+
+
+def main() -> None:
+    """Compile the job on stdin; a refusal by the compiler is an answer too."""
+    request, out = json.loads(sys.stdin.read()), Path(sys.argv[1])
+    job = Job(**{**request, "model": ModelConfig(**request["model"]), "layout": Layout(**request["layout"])})
+    try:
+        answer = compile_program(job)
+    except Exception as error:  # the compiler's words, whatever their type, are what was asked for
+        answer = {"reason": f"{type(error).__name__}: {error}"}
+    out.write_text(json.dumps(answer))
+
+
+def compile_program(job: Job) -> dict[str, Any]:
+    """The fields of a `Compiled`."""
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from jaxscale.model.lowering import lower_layout
+    from jaxscale.train.sharding import layout_mesh
+    from jaxscale.train.step import Program
+
+    target = parse_target(job.target)
+    devices = list(topologies.get_topology_desc(**target.topology()).devices)[: job.layout.chips]
+    mesh = layout_mesh(job.layout, devices)
+    started = time.monotonic()
+    program = Program(job.model, job.schedule, job.slots, mesh, jnp.bfloat16, job.optimizer, job.averages,
+                      lower_layout(job.layout, job.model, target.backend))  # fmt: skip
+    compiled = program.train(job.layout.microbatch_seqs)
+    compile_s = time.monotonic() - started
+    memory = compiled.memory_analysis()
+    places = [_place(device, target.chip.kind) for device in mesh.devices.flat]
+    counts = count_hlo(compiled.as_text(), (1, job.accumulate))
+    return {
+        "argument_bytes": memory.argument_size_in_bytes, "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes, "moved_bytes": counts.memory_bytes,
+        "sent": [asdict(row) for row in _gather_sent(counts, places)], "trips": counts.trips, "compile_s": compile_s,
+    }  # fmt: skip
+
+
+def _place(device: Any, kind: str) -> tuple[int, ...]:
+    """Where a device is: its coordinates on the torus, or its host and place there."""
+    coords = tuple(device.coords)
+    return coords[1:] if kind == "gpu" else coords
+
+
+def _gather_sent(counts: Counts, places: Sequence[tuple[int, ...]]) -> list[Sent]:
+    """Collectives added up by kind and by the form of their groups."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for one in counts.collectives:
+        spots = [places[device] for device in one.group if device < len(places)]
+        span = tuple(len(set(axis)) for axis in zip(*spots, strict=True))
+        row = found.setdefault((one.kind, len(one.group), span), [0, 0.0, 0.0])
+        row[0] += one.times
+        row[1] += one.times * one.payload_bytes
+        row[2] += one.sent_bytes
+    return [Sent(kind, size, span, int(row[0]), row[1], row[2]) for (kind, size, span), row in sorted(found.items())]
+
+
+if __name__ == "__main__":
+    main()
