@@ -21,7 +21,7 @@ from jaxscale.model.attention import attend_heads
 from jaxscale.model.loss import head_logits, head_losses
 from jaxscale.model.lowering import Lowering
 from jaxscale.model.mup import forward_multipliers, param_rules
-from jaxscale.model.partition import gather_block, place
+from jaxscale.model.partition import gather_block, gather_keys, place
 from jaxscale.model.remat import rematerialize
 from jaxscale.params import param_shapes
 
@@ -160,9 +160,9 @@ def attend(
         k_btke = rms_norm(k_btke, block["k_norm"], model.norm_eps)
     q_bthe = place(q_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     scale = forward_multipliers(model).attention
-    keys = ("batch", "keys", "kv", "head_dim")
-    k_btke, v_btke = place(rotate(k_btke, rope), keys, lowering.mesh), place(v_btke, keys, lowering.mesh)
+    k_btke, v_btke = gather_keys(rotate(k_btke, rope), model, lowering.mesh), gather_keys(v_btke, model, lowering.mesh)
     mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering)
+    mixed_bthe = place(mixed_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     return mixed_bthe.reshape(x_btd.shape) @ block["wo"].astype(x_btd.dtype)
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from math import gcd
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxscale.axes import split_axes
 from jaxscale.config import ModelConfig
 from jaxscale.params import param_shapes
 
-__all__ = ["gather", "gather_block", "place"]
+__all__ = ["gather", "gather_block", "gather_keys", "place"]
 
 
 def place(x: jax.Array, axes: tuple[str, ...], mesh: Mesh | None) -> jax.Array:
@@ -59,3 +61,17 @@ def gather_block(block: Mapping[str, jax.Array], model: ModelConfig, mesh: Mesh 
         return gather(weight, axes, whole, mesh, dtype if weight.ndim > 1 else weight.dtype)
 
     return {name: ready(name, weight) for name, weight in block.items()}
+
+
+def gather_keys(x_btke: jax.Array, model: ModelConfig, mesh: Mesh | None) -> jax.Array:
+    """Keys or values of all positions, as every chip's queries need them (Llama 3, 2407.21783, section 3.3.2).
+
+    Fewer key heads than chips along tensor are repeated, so that each chip has those of its own queries.
+    """
+    if mesh is None:
+        return x_btke
+    tensor, heads = mesh.shape["tensor"], x_btke.shape[2]
+    copies = tensor // gcd(tensor, heads)
+    if model.n_heads % tensor == 0 and copies > 1:
+        x_btke = jnp.repeat(x_btke, copies, axis=2)
+    return place(x_btke, ("batch", "keys", "kv", "head_dim"), mesh)
