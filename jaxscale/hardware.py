@@ -40,6 +40,8 @@ class Chip:
     """Axes of the TPU's torus: a chip has a link each way along every axis."""
     ring: int = 0
     """An axis of the torus closes into a ring where its length is a multiple of this; a line otherwise."""
+    devices: int = 1
+    """Devices that JAX sees in a chip; they share its rates and its memory."""
     usd_per_hour: float | None = None
     """List price of a chip-hour on demand; None where none is published."""
     priced: str = ""
@@ -54,11 +56,11 @@ _AWS = "AWS EC2 Capacity Blocks, US East, end of 2024"
 CHIP_TABLE: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v4", "tpu", 275e12, 32 * GIB, 1228 * GB, 50 * GB, 0, 3, 4, 3.22, _GOOGLE),
-        Chip("v5e", "tpu", 197e12, 16 * GIB, 819 * GB, 50 * GB, 0, 2, 16, 1.20, _GOOGLE),
-        Chip("v5p", "tpu", 459e12, 95 * GIB, 2765 * GB, 100 * GB, 0, 3, 4, 4.20, _GOOGLE),
-        Chip("v6e", "tpu", 918e12, 32 * GIB, 1638 * GB, 100 * GB, 0, 2, 16, 2.70, _GOOGLE),
-        Chip("tpu7x", "tpu", 2307e12, 192 * GIB, 7380 * GB, 100 * GB, 0, 3, 4),
+        Chip("v4", "tpu", 275e12, 32 * GIB, 1228 * GB, 50 * GB, 0, 3, 4, 1, 3.22, _GOOGLE),
+        Chip("v5e", "tpu", 197e12, 16 * GIB, 819 * GB, 50 * GB, 0, 2, 16, 1, 1.20, _GOOGLE),
+        Chip("v5p", "tpu", 459e12, 95 * GIB, 2765 * GB, 100 * GB, 0, 3, 4, 1, 4.20, _GOOGLE),
+        Chip("v6e", "tpu", 918e12, 32 * GIB, 1638 * GB, 100 * GB, 0, 2, 16, 1, 2.70, _GOOGLE),
+        Chip("tpu7x", "tpu", 2307e12, 192 * GIB, 7380 * GB, 100 * GB, 0, 3, 4, 2),
         Chip("a100", "gpu", 312e12, 80 * GIB, 2039 * GB, 300 * GB, 25 * GB, usd_per_hour=1.844, priced=_AWS),
         Chip("h100", "gpu", 989e12, 80 * GIB, 3352 * GB, 450 * GB, 50 * GB, usd_per_hour=4.916, priced=_AWS),
         Chip("h200", "gpu", 989e12, 141 * GB, 4800 * GB, 450 * GB, 50 * GB, usd_per_hour=5.408, priced=_AWS),

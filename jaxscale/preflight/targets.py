@@ -39,9 +39,14 @@ class Target:
         return prod(self.shape)
 
     @property
+    def devices(self) -> int:
+        """Devices that JAX sees; a program is cut over these."""
+        return self.chips * self.chip.devices
+
+    @property
     def usable_bytes(self) -> float:
-        """Memory of one chip that a program may take."""
-        return self.chip.hbm_bytes * (1 - GPU_RESERVE if self.chip.kind == "gpu" else 1)
+        """Memory of one device that a program may take."""
+        return self.chip.hbm_bytes / self.chip.devices * (1 - GPU_RESERVE if self.chip.kind == "gpu" else 1)
 
     @property
     def backend(self) -> str:
