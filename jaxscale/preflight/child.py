@@ -47,18 +47,20 @@ def compile_program(job: Job) -> dict[str, Any]:
     devices = list(topologies.get_topology_desc(**target.topology()).devices)[: job.layout.chips]
     mesh = layout_mesh(job.layout, devices)
     started = time.monotonic()
-    program = Program(job.model, job.schedule, job.slots, mesh, jnp.bfloat16, job.optimizer, job.averages,
+    program = Program(job.model, job.schedule, 1, mesh, jnp.bfloat16, job.optimizer, job.averages,
                       lower_layout(job.layout, job.model, target.backend))  # fmt: skip
     compiled = program.train(job.layout.microbatch_seqs)
     compile_s = time.monotonic() - started
     memory = compiled.memory_analysis()
     places = [_place(device, target.chip.kind) for device in mesh.devices.flat]
-    counts = count_hlo(compiled.as_text(), (1, job.accumulate))
+    text = compiled.as_text()
+    once, all_of_it = count_hlo(text, (1, 0)), count_hlo(text, (1, 1))
     return {
         "argument_bytes": memory.argument_size_in_bytes, "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes,
-        "code_bytes": memory.generated_code_size_in_bytes, "moved_bytes": counts.memory_bytes,
-        "sent": [asdict(row) for row in _gather_sent(counts, places)], "trips": counts.trips, "compile_s": compile_s,
+        "code_bytes": memory.generated_code_size_in_bytes, "step_moved_bytes": once.memory_bytes,
+        "microbatch_moved_bytes": all_of_it.memory_bytes - once.memory_bytes, "compile_s": compile_s,
+        "step_sent": _gather_sent(once, places), "microbatch_sent": _gather_sent(all_of_it, places, without=once),
     }  # fmt: skip
 
 
@@ -68,17 +70,20 @@ def _place(device: Any, kind: str) -> tuple[int, ...]:
     return coords[1:] if kind == "gpu" else coords
 
 
-def _gather_sent(counts: Counts, places: Sequence[tuple[int, ...]]) -> list[Sent]:
-    """Collectives added up by kind and by the form of their groups."""
+def _gather_sent(
+    counts: Counts, places: Sequence[tuple[int, ...]], without: Counts | None = None
+) -> list[dict[str, Any]]:
+    """Collectives added up by kind and by the form of their groups, as records."""
     found: dict[tuple[Any, ...], list[float]] = {}
-    for one in counts.collectives:
-        spots = [places[device] for device in one.group if device < len(places)]
-        span = tuple(len(set(axis)) for axis in zip(*spots, strict=True))
-        row = found.setdefault((one.kind, len(one.group), span), [0, 0.0, 0.0])
-        row[0] += one.times
-        row[1] += one.times * one.payload_bytes
-        row[2] += one.sent_bytes
-    return [Sent(kind, size, span, int(row[0]), row[1], row[2]) for (kind, size, span), row in sorted(found.items())]
+    for sign, part in ((1, counts), (-1, without)):
+        for one in part.collectives if part else ():
+            spots = [places[device] for device in one.group if device < len(places)]
+            span = tuple(len(set(axis)) for axis in zip(*spots, strict=True))
+            row = found.setdefault((one.kind, len(one.group), span), [0, 0.0, 0.0])
+            row[0] += sign * one.times
+            row[1] += sign * one.times * one.payload_bytes
+            row[2] += sign * one.sent_bytes
+    return [asdict(Sent(*key, int(row[0]), row[1], row[2])) for key, row in sorted(found.items()) if row[0]]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,6 @@ class Job:
     schedule: str = "cosine"
     optimizer: str = "adamw"
     averages: bool = False
-    slots: int = 1
-    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,13 @@ class Sent:
     """TPU: how many places a group takes along each axis of the torus. GPU: hosts, GPUs in each."""
     times: int
     payload_bytes: float
+    """Whole buffers of the group."""
     sent_bytes: float
+
+    def scale(self, times: int) -> Sent:
+        """All of it so many times."""
+        return replace(self, times=self.times * times, payload_bytes=self.payload_bytes * times,
+                       sent_bytes=self.sent_bytes * times)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,25 @@ class Compiled:
     """Part of the output that takes the place of arguments."""
     temp_bytes: float
     code_bytes: float
-    moved_bytes: float
-    """Read from and written to main memory in one step."""
-    sent: tuple[Sent, ...]
-    trips: tuple[int, ...]
+    step_moved_bytes: float
+    """Read from and written to main memory once a step, and for every microbatch."""
+    microbatch_moved_bytes: float
+    step_sent: tuple[Sent, ...]
+    """Collectives made once a step, and for every microbatch."""
+    microbatch_sent: tuple[Sent, ...]
     compile_s: float
 
     @property
     def total_bytes(self) -> float:
         return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temp_bytes + self.code_bytes
+
+    def moved_bytes(self, microbatches: int) -> float:
+        """Memory traffic of a step of so many microbatches."""
+        return self.step_moved_bytes + microbatches * self.microbatch_moved_bytes
+
+    def sent(self, microbatches: int) -> tuple[Sent, ...]:
+        """Collectives of a step of so many microbatches."""
+        return (*self.step_sent, *(one.scale(microbatches) for one in self.microbatch_sent))
 
 
 @dataclass(frozen=True)
@@ -169,8 +183,9 @@ def _last_words(stderr: str) -> str:
 def _read(answer: dict[str, Any]) -> Compiled | Refused:
     if "reason" in answer:
         return Refused(answer["kind"], answer["reason"], answer.get("needed_bytes"), answer["compile_s"])
-    sent = tuple(Sent(**{**row, "span": tuple(row["span"])}) for row in answer["sent"])
-    return Compiled(**{**answer, "sent": sent, "trips": tuple(answer["trips"])})
+    sent = {name: tuple(Sent(**{**row, "span": tuple(row["span"])}) for row in answer[name])
+            for name in ("step_sent", "microbatch_sent")}  # fmt: skip
+    return Compiled(**{**answer, **sent})
 
 
 def _key(job: Job) -> str:
