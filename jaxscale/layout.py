@@ -92,6 +92,8 @@ def _obstacle(kind: str, model: ModelConfig, platform: str, dtype: str, context:
             return f"computes in bfloat16 and mesh.dtype is {dtype}"
         if model.d_head % 8 or model.d_head > CUDNN_HEAD:
             return f"takes heads whose width is a multiple of 8 up to {CUDNN_HEAD} and these are {model.d_head} wide"
+        if context > 1:
+            return f"takes whole sequences and mesh.context is {context}"
     if kind == "splash":
         if platform != "tpu":
             return f"runs on TPUs and this is a {platform}"

@@ -144,7 +144,7 @@ def apply_block(
     normed = place(rms_norm(x_btd, block["attn_norm"], model.norm_eps), INSIDE, mesh)
     x_btd = x_btd + residual * place(attend(block, normed, rope, model, lowering), BETWEEN, mesh)
     normed = place(rms_norm(x_btd, block["mlp_norm"], model.norm_eps), INSIDE, mesh)
-    return x_btd + residual * place(apply_mlp(block, normed, model, mesh), BETWEEN, mesh)
+    return x_btd + residual * place(apply_mlp(block, normed, model, lowering), BETWEEN, mesh)
 
 
 def attend(
@@ -171,8 +171,9 @@ def _split_heads(x_btd: jax.Array, heads: int) -> jax.Array:
 
 
 def apply_mlp(
-    block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig, mesh: Mesh | None = None
-) -> jax.Array:
+    block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig,
+    lowering: Lowering = Lowering(),  # noqa: B008 - frozen
+) -> jax.Array:  # fmt: skip
     """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu."""
     activate = ACTIVATIONS[model.mlp]
     up = x_btd @ block["w_up"].astype(x_btd.dtype)
@@ -180,7 +181,7 @@ def apply_mlp(
         hidden = activate(x_btd @ block["w_gate"].astype(x_btd.dtype)) * up
     else:
         hidden = activate(up)
-    hidden = place(hidden, ("batch", "positions", "mlp"), mesh)
+    hidden = place(hidden, ("batch", "positions", "mlp"), lowering.mesh)
     return hidden @ block["w_down"].astype(x_btd.dtype)
 
 

@@ -6,6 +6,7 @@ remat        what the backward pass computes again instead of keeping it: nothin
 head_chunks  pieces in which head and cross-entropy are computed, so that no B x T x V array is held
 unroll       layers as a loop in Python rather than a scan
 mesh         the devices over which values are cut; None for one
+interpret    accelerator kernels step by step on a CPU, for tests
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Lowering:
     head_chunks: int = 1
     unroll: bool = False
     mesh: Mesh | None = None
+    interpret: bool = False
 
 
 def lower_layout(layout: Layout, model: ModelConfig, platform: str) -> Lowering:
