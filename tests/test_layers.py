@@ -29,7 +29,7 @@ ORDER = [
     {"backtest", "simulate", "nextcells"},
     {"register"},
     {"train", "report"},
-    {"mup"},
+    {"mup", "preflight"},
     {"cli"},
     {"__init__", "__main__"},
 ]

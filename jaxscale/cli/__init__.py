@@ -30,6 +30,7 @@ VERBS: dict[str, Verb] = {
     "status": Verb("folder", "DIR", "table of cells: state, progress, time left; --watch keeps it live"),
     "collect": Verb("folder", "DIR", "finished runs as observations.csv, refused ones with their reason"),
     "report": Verb("answer", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
+    "preflight": Verb("preflight", "STUDY.py", "compile for a pod without the pod: memory, step time, cost; --target"),
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
     "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned; --censored: those stopped early"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),

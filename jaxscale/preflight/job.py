@@ -167,7 +167,9 @@ def _classify(reason: str) -> dict[str, Any]:
     """
     words = " ".join(reason.split())
     memory = "RESOURCE_EXHAUSTED" in words or "out of memory" in words.lower()
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of|temporaries \(([\d.]+)([KMGT]?)\)|memory requirement of ([\d.]+)([KMGT]?)", words)
+    found = re.search(
+        r"Used ([\d.]+)([KMGT]?) of|temporaries \(([\d.]+)([KMGT]?)\)|memory requirement of ([\d.]+)([KMGT]?)", words
+    )
     needed = None
     if found:
         number, unit = [part for part in found.groups() if part is not None][:2]
@@ -176,7 +178,9 @@ def _classify(reason: str) -> dict[str, Any]:
 
 
 def _last_words(stderr: str) -> str:
-    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith(("WARNING", "I0000", "W0000"))]
+    lines = [
+        line for line in stderr.splitlines() if line.strip() and not line.startswith(("WARNING", "I0000", "W0000"))
+    ]
     return " ".join(lines[-1].split())[:200] if lines else "without a word"
 
 

@@ -59,7 +59,10 @@ class Target:
             shape = "x".join(map(str, (1, *self.shape)))
             return {"platform": "cuda", "topology_name": self.chip.name, "topology": shape,
                     "target_config": read_target_config(self.chip.name)}  # fmt: skip
-        wanted: dict[str, Any] = {"platform": "tpu", "topology_name": f"{self.chip.name}:{'x'.join(map(str, self.shape))}"}
+        wanted: dict[str, Any] = {
+            "platform": "tpu",
+            "topology_name": f"{self.chip.name}:{'x'.join(map(str, self.shape))}",
+        }
         if self.chips == 1:
             wanted["chips_per_host_bounds"] = (1, 1, 1)
         if self.chip.name == "v4":
@@ -84,7 +87,9 @@ def parse_target(text: str) -> Target:
     numbers = tuple(int(size) for size in sizes)
     wanted = AXES.get(name, 2)
     if len(numbers) != wanted:
-        raise MisuseError(f"--target: {text!r} has {len(numbers)} numbers and {name} takes {wanted}; write {_example(chip)}")
+        raise MisuseError(
+            f"--target: {text!r} has {len(numbers)} numbers and {name} takes {wanted}; write {_example(chip)}"
+        )
     if chip.kind == "tpu" and prod(numbers) > 1 and any(size % HOST for size in numbers[:2]):
         raise MisuseError(f"--target: {text!r} does not divide into hosts of 2 x 2 chips; write {_example(chip)}")
     return Target(text, chip, numbers)
