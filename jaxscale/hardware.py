@@ -19,7 +19,7 @@ from typing import Literal
 
 from jaxscale.errors import MisuseError
 
-__all__ = ["CHIPS", "CHIP_TABLE", "CHIP_WATTS", "Chip", "Hardware", "parse_hardware"]
+__all__ = ["CHIPS", "CHIP_TABLE", "CHIP_WATTS", "Chip", "Hardware", "find_chip", "parse_hardware"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ CHIP_WATTS: dict[str, float] = {"v4": 192.0, "a100": 400.0, "h100": 700.0, "h200
 """Most watts of one chip. Sources: NVIDIA A100 80GB SXM, H100 SXM and H200 SXM data sheets (thermal design
 power); Jouppi et al. 2023, arXiv 2304.01433 (v4, the largest measured). The other TPUs' are not published."""
 
+DEVICE_KINDS = {
+    "tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5e": "v5e", "tpu v5": "v5p", "tpu v5p": "v5p", "tpu v6 lite": "v6e",
+    "tpu v6e": "v6e", "tpu7x": "tpu7x", "nvidia a100": "a100", "nvidia h100": "h100", "nvidia h200": "h200",
+}  # fmt: skip
+"""How JAX's names of devices begin -> our names."""
+
 ASSUMED_UTILIZATION = 0.4
 """Model FLOPs utilization that a plan assumes of an accelerator (PaLM and Llama 3 report .38 to .46)."""
 
@@ -118,3 +124,14 @@ def parse_hardware(text: str) -> Hardware:
     if count and (not count.isdigit() or int(count) < 1):
         raise MisuseError(f"hardware: {count!r} is not a number of chips; write for example {name}:8")
     return Hardware(name, int(count) if count else default)
+
+
+def find_chip(device_kind: str) -> str | None:
+    """The chip in CHIPS that JAX calls `device_kind`; None for one that is not in the table, a CPU among them.
+
+    >>> find_chip("NVIDIA H100 80GB HBM3"), find_chip("TPU v5 lite"), find_chip("cpu")
+    ('h100', 'v5e', None)
+    """
+    fits = [kind for kind in DEVICE_KINDS if device_kind.lower().startswith(kind)]
+    name = DEVICE_KINDS[max(fits, key=len)] if fits else None
+    return name if name in CHIPS else None

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["preflight"]
 
 ABOUT = """Compile the training step of every cell, or of the flagship, for hardware that is not here: memory,
-collectives, step time, MFU, cost. A target is a TPU slice (v4, v5e, v5p, v6e, tpu7x) or hosts x GPUs (a100, h100, h200).
+collectives, step time, MFU, cost. A target is a TPU slice (v4, v5e, v5p, v6e, tpu7x) or hosts x GPUs (a100, h100,
+h200).
 
 example: jaxscale preflight configs/isoflop_c4.py --target v5e:16x16 --out preflight.json
 

@@ -145,11 +145,12 @@ def _measure(subject: Subject, target: Target, layout: Layout, found: Compiled, 
     flops = flops_per_token(subject.model) * subject.step_tokens
     done = count_done_flops(subject.model, layout, subject.step_tokens)
     sent = found.sent(microbatches)
-    time = time_step(target, done / layout.chips, found.moved_bytes(microbatches), sent)
+    moved, operations = found.moved_bytes(microbatches), found.operations(microbatches)
+    time = time_step(target, done / layout.chips, moved, operations, sent)
     return {
         **_memory(found), **{f"{kind.replace('-', '_')}_bytes": sum(one.sent_bytes for one in sent if one.kind == kind)
                              for kind in COLLECTIVES},
-        "sent_bytes": sum(one.sent_bytes for one in sent), "moved_bytes": found.moved_bytes(microbatches),
+        "sent_bytes": sum(one.sent_bytes for one in sent), "moved_bytes": moved, "operations": operations,
         "flops_per_step": flops, "flops_done_per_step": done, **_times(time),
         **_cost(subject, target, layout, flops, time, settings),
         "extrapolated": settings.shallow and subject.model.n_layers > 4, "compile_s": found.compile_s,
@@ -169,7 +170,7 @@ def _memory(found: Compiled) -> dict[str, float]:
 
 
 def _times(time: StepTime) -> dict[str, float]:
-    return {"compute_s": time.compute_s, "memory_s": time.memory_s, "links_s": time.links_s,
+    return {"compute_s": time.compute_s, "memory_s": time.memory_s, "starts_s": time.starts_s, "links_s": time.links_s,
             "waiting_s": time.waiting_s, "step_s": time.step_s, "step_overlapped_s": time.overlapped_s,
             "step_serial_s": time.serial_s}  # fmt: skip
 

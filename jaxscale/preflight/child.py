@@ -20,7 +20,7 @@ from jaxscale.preflight.hlo import Counts, count_hlo
 from jaxscale.preflight.job import Job, Sent
 from jaxscale.preflight.targets import parse_target
 
-__all__ = ["compile_program", "main"]
+__all__ = ["compile_program", "main", "measure_program"]
 
 
 def main() -> None:
@@ -36,25 +36,34 @@ def main() -> None:
 
 def compile_program(job: Job) -> dict[str, Any]:
     """The fields of a `Compiled`."""
-    import jax.numpy as jnp
     from jax.experimental import topologies
+
+    target = parse_target(job.target)
+    if job.layout.attention == "cudnn":
+        _claim_cudnn()
+    devices = list(topologies.get_topology_desc(**target.topology()).devices)
+    return measure_program(job, devices, [_place(device, target.chip.kind) for device in devices], target.backend)
+
+
+def measure_program(
+    job: Job, devices: Sequence[Any], places: Sequence[tuple[int, ...]], platform: str
+) -> dict[str, Any]:
+    """The fields of a `Compiled` for the first of these devices, which lie at these places."""
+    import jax.numpy as jnp
 
     from jaxscale.model.lowering import lower_layout
     from jaxscale.train.sharding import layout_mesh
     from jaxscale.train.step import Program
 
-    target = parse_target(job.target)
-    if job.layout.attention == "cudnn":
-        _claim_cudnn()
-    devices = list(topologies.get_topology_desc(**target.topology()).devices)[: job.layout.chips]
-    mesh = layout_mesh(job.layout, devices)
+    mesh = layout_mesh(job.layout, list(devices[: job.layout.chips]))
     started = time.monotonic()
     program = Program(job.model, job.schedule, 1, mesh, jnp.bfloat16, job.optimizer, job.averages,
-                      lower_layout(job.layout, job.model, target.backend))  # fmt: skip
+                      lower_layout(job.layout, job.model, platform))  # fmt: skip
     compiled = program.train(job.layout.microbatch_seqs)
     compile_s = time.monotonic() - started
     memory = compiled.memory_analysis()
-    places = [_place(device, target.chip.kind) for device in mesh.devices.flat]
+    spot = {device.id: place for device, place in zip(devices, places, strict=True)}
+    places = [spot[device.id] for device in mesh.devices.flat]
     text = compiled.as_text()
     once, all_of_it = count_hlo(text, (1, 0)), count_hlo(text, (1, 1))
     return {
@@ -62,6 +71,7 @@ def compile_program(job: Job) -> dict[str, Any]:
         "alias_bytes": memory.alias_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes, "step_moved_bytes": once.memory_bytes,
         "microbatch_moved_bytes": all_of_it.memory_bytes - once.memory_bytes, "compile_s": compile_s,
+        "step_operations": once.operations, "microbatch_operations": all_of_it.operations - once.operations,
         "step_sent": _gather_sent(once, places), "microbatch_sent": _gather_sent(all_of_it, places, without=once),
     }  # fmt: skip
 

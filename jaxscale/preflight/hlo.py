@@ -59,6 +59,8 @@ class Counts:
     collectives: tuple[Collective, ...]
     memory_bytes: float
     """Read from and written to its main memory."""
+    operations: int
+    """Instructions that it runs, fusions counting once."""
     trips: tuple[int, ...]
     """Trip counts of the loops, in the order met."""
 
@@ -122,7 +124,7 @@ def count_hlo(text: str, dynamic: Sequence[int] = ()) -> Counts:
     computations, entry = _parse(text)
     walk = _Walk(computations, tuple(dynamic))
     walk.run(computations[entry], 1, 0)
-    return Counts(tuple(walk.collectives), walk.memory_bytes, tuple(walk.trips))
+    return Counts(tuple(walk.collectives), walk.memory_bytes, walk.operations, tuple(walk.trips))
 
 
 class _Walk:
@@ -132,6 +134,7 @@ class _Walk:
         self.computations, self.dynamic = computations, dynamic
         self.collectives: list[Collective] = []
         self.memory_bytes = 0.0
+        self.operations = 0
         self.trips: list[int] = []
         self.channels: set[tuple[str, str]] = set()
 
@@ -148,6 +151,7 @@ class _Walk:
             self._add_collective(instruction, computation, times, merged=False)
             if instruction.opcode == "fusion":
                 self._enter_fusion(self.computations[instruction.called("calls")], times, computation.name)
+            self.operations += times * _is_run(instruction.opcode)
             self.memory_bytes += times * self._moved(instruction, computation)
 
     def _called(self, instruction: _Instruction) -> list[str]:
@@ -236,7 +240,7 @@ class _Walk:
     def _moved(self, instruction: _Instruction, around: _Computation) -> float:
         """Bytes that one run of an instruction reads from and writes to memory."""
         opcode = instruction.opcode
-        if opcode in FREE or opcode.endswith("-done") or opcode in ("async-start", "async-update"):
+        if not _is_run(opcode):
             return 0.0
         operands = [around.instructions.get(name) for name in instruction.operands]
         sizes = [operand.memory_bytes if operand else 0.0 for operand in operands]
@@ -290,6 +294,11 @@ class _Walk:
         if output.opcode == "fusion":
             return self._written(self.computations[output.called("calls")], output.bytes)
         return output.memory_bytes
+
+
+def _is_run(opcode: str) -> bool:
+    """Whether an instruction is work of its own: not the bookkeeping around it, nor the end of what began before."""
+    return opcode not in FREE and not opcode.endswith("-done") and opcode not in ("async-start", "async-update")
 
 
 VIEWS = ("bitcast", "convert", "copy", "reshape", "transpose")

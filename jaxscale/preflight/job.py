@@ -88,6 +88,9 @@ class Compiled:
     step_moved_bytes: float
     """Read from and written to main memory once a step, and for every microbatch."""
     microbatch_moved_bytes: float
+    step_operations: float
+    """Instructions run once a step, and for every microbatch."""
+    microbatch_operations: float
     step_sent: tuple[Sent, ...]
     """Collectives made once a step, and for every microbatch."""
     microbatch_sent: tuple[Sent, ...]
@@ -100,6 +103,10 @@ class Compiled:
     def moved_bytes(self, microbatches: int) -> float:
         """Memory traffic of a step of so many microbatches."""
         return self.step_moved_bytes + microbatches * self.microbatch_moved_bytes
+
+    def operations(self, microbatches: int) -> float:
+        """Instructions run in a step of so many microbatches."""
+        return self.step_operations + microbatches * self.microbatch_operations
 
     def sent(self, microbatches: int) -> tuple[Sent, ...]:
         """Collectives of a step of so many microbatches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     programs = list(_group(rows))
     usable = rows[0]["chip_bytes"] / GIB
     yield render_table(
-        f"{target}: layout and memory, GiB of the {usable:.1f} that a program may take on a device",
+        f"{target}: layout, and bytes of the {usable:.1f} GiB that a program may take on a device",
         ("N", "d", "L", "runs", "batch", "mesh", "micro", "remat", "attn", "state", "temps", "total", ""),
         [_memory_cells(several) for several in programs],
     )
@@ -60,15 +61,13 @@ def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     timed = [several for several in programs if "step_s" in several[0]]
     if timed:
         yield render_table(
-            f"{target}: a step of the largest batch (estimate between all links hidden and none), and all runs",
-            ("N", "TFLOP", "compute", "memory", "links", "step", "hidden", "serial", "MFU", "days", "chip-h", "USD"),
+            f"{target}: a step of the largest batch (between links all hidden and none), and all runs",
+            ("N", "FLOP", "compute", "memory", "starts", "links", "step", "hidden", "none", "MFU", "days", "chip-h",
+             "USD"),
             [_time_cells(several) for several in timed],
-        )
-        yield render_table(
-            f"{target}: GB that a device sends in that step",
-            ("N", *COLLECTIVES),
-            [_sent_cells(several) for several in timed],
-        )
+        )  # fmt: skip
+        yield render_table(f"{target}: bytes that a device sends in that step", ("N", *COLLECTIVES),
+                           [_sent_cells(several) for several in timed])  # fmt: skip
     yield _total(target, rows)
     if any(row.get("extrapolated") for row in rows):
         yield "  figures of deep programs are extrapolated from 2 and 4 layers, not compiled"
@@ -92,23 +91,44 @@ def _memory_cells(several: Sequence[dict[str, Any]]) -> list[Any]:
     mesh = " ".join(f"{short}{row[name]}" for name, short in MESH if row.get(name, 1) > 1) or "one"
     if "data" not in row:
         mesh = UNKNOWN
-    sizes = [_gib(row.get(name)) for name in ("argument_bytes", "temp_bytes", "total_bytes")]
-    return [format_count(row["params"]), row["d_model"], row["n_layers"], sum(one["runs"] for one in several), batch, mesh,
-            row.get("microbatch_seqs"), row.get("remat"), row.get("attention"), *sizes, row["state"]]  # fmt: skip
+    sizes = [_size(row.get(name)) for name in ("argument_bytes", "temp_bytes", "total_bytes")]
+    runs = sum(one["runs"] for one in several)
+    return [format_count(row["params"]), row["d_model"], row["n_layers"], runs, batch, mesh, row.get("microbatch_seqs"),
+            row.get("remat"), row.get("attention"), *sizes, row["state"]]  # fmt: skip
 
 
-def _gib(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value / GIB:.3g}"
+def _size(value: float | None) -> str:
+    """Bytes with the suffixes of powers of 1024.
+
+    >>> _size(512), _size(24_000_000_000)
+    ('512', '22.4G')
+    """
+    if value is None:
+        return UNKNOWN
+    power = max(0, min(5, math.floor(math.log2(max(value, 1)) / 10)))
+    return f"{value / 1024**power:.3g}{('', 'k', 'M', 'G', 'T', 'P')[power]}"
+
+
+def _seconds(value: float) -> str:
+    """Also of a toy's step.
+
+    >>> _seconds(3.21e-6), _seconds(0.0412), _seconds(4.2)
+    ('3.2us', '41ms', '4.2s')
+    """
+    for size, unit in ((1e-6, "us"), (1e-3, "ms")):
+        if value < 999.5 * size:
+            return f"{value / size:.2g}{unit}" if value < 9.95 * size else f"{value / size:.0f}{unit}"
+    return format_seconds(value)
 
 
 def _time_cells(several: Sequence[dict[str, Any]]) -> list[Any]:
     row = several[0]
     hours, days = (sum(one[name] for one in several) for name in ("chip_hours", "days"))
-    money = None if row["usd"] is None else format_count(sum(one["usd"] for one in several))
-    names = ("compute_s", "memory_s", "links_s", "step_s", "step_overlapped_s", "step_serial_s")
-    seconds = [format_seconds(row[name]) for name in names]
-    return [format_count(row["params"]), f"{row['flops_per_step'] / 1e12:.3g}", *seconds, _percent(row["mfu"]),
-            f"{days:.2g}" if days < 10 else f"{days:.0f}", format_count(hours), money]  # fmt: skip
+    money = None if row["usd"] is None else format_count(sum(one["usd"] for one in several), 2)
+    names = ("compute_s", "memory_s", "starts_s", "links_s", "step_s", "step_overlapped_s", "step_serial_s")
+    seconds = [_seconds(row[name]) for name in names]
+    return [format_count(row["params"]), format_flops(row["flops_per_step"]), *seconds, _percent(row["mfu"]),
+            f"{days:.2g}" if days < 10 else f"{days:.0f}", format_count(hours, 2), money]  # fmt: skip
 
 
 def _percent(share: float) -> str:
@@ -118,7 +138,7 @@ def _percent(share: float) -> str:
 def _sent_cells(several: Sequence[dict[str, Any]]) -> list[Any]:
     row = several[0]
     sizes = (row[f"{kind.replace('-', '_')}_bytes"] for kind in COLLECTIVES)
-    return [format_count(row["params"]), *(f"{size / 1e9:.3g}" for size in sizes)]
+    return [format_count(row["params"]), *(_size(size) for size in sizes)]
 
 
 def _total(target: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -130,7 +150,10 @@ def _total(target: str, rows: Sequence[dict[str, Any]]) -> str:
         return words
     chip = CHIP_TABLE[target.partition(":")[0]]
     flops, hours = (sum(row[name] for row in fit) for name in ("flops", "chip_hours"))
-    words += f";\n  {format_flops(flops)} FLOPs, {format_count(hours)} chip-hours at {_percent(flops / hours / 3600 / chip.flops_per_s)} MFU"
+    rate = flops / hours / 3600
+    words += (
+        f";\n  {format_flops(flops)} FLOPs, {format_count(hours)} chip-hours at {_percent(rate / chip.flops_per_s)} MFU"
+    )
     if fit[0]["usd"] is not None:
         price = fit[0]["usd_per_chip_hour"]
         source = chip.priced if price == chip.usd_per_hour else "as given"

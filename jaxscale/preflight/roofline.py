@@ -2,10 +2,11 @@
 
     compute = FLOPs done / (peak * share of the peak that large matrix products reach)
     memory  = bytes moved / HBM bandwidth             links = sum over collectives of bytes / bandwidth of the group
+    starts  = instructions run * the least that one takes, which is what a toy model's step consists of
 
 FLOPs done are the model's (jaxscale.flops: causal attention), those computed again (remat, pieces of the head), and
 for attention that computes all T keys the half that is masked. Two ends: the links' work wholly beside the
-arithmetic, max(compute, memory, links), and wholly after it, max(compute, memory) + links. The estimate stands
+arithmetic, max(compute, memory, starts, links), and wholly after it, max(compute, memory, starts) + links. The estimate stands
 between: collectives that a block of fsdp needs (all-gather, reduce-scatter, and the rings of permutes that a TPU's
 compiler makes of them) are prefetched beside the arithmetic as far as it lasts; the rest is waited for.
 
@@ -32,6 +33,9 @@ ACHIEVABLE = {"v4": 0.9, "v5e": 0.9, "v5p": 0.9, "v6e": 0.85, "tpu7x": 0.85, "a1
 under the power limit (A100 about 270 of 312, H100 about 700 of 989 TFLOP/s). TPUs: above the .71 that MaxText's
 whole training step reaches on v5p (docs/preflight.md)."""
 
+START_S = {"tpu": 1e-6, "gpu": 3e-6}
+"""Least time of one instruction: about a kernel's launch on a GPU, less on a TPU; assumptions."""
+
 OVERLAPPED = frozenset({"all-gather", "reduce-scatter", "collective-permute"})
 """Collectives that depend on no arithmetic just before them, or have no use just after."""
 
@@ -42,6 +46,7 @@ class StepTime:
 
     compute_s: float
     memory_s: float
+    starts_s: float
     links_s: float
     waiting_s: float
     """Part of the links' time that cannot be hidden: collectives in the way of the arithmetic."""
@@ -49,26 +54,33 @@ class StepTime:
     @property
     def overlapped_s(self) -> float:
         """Everything beside everything."""
-        return max(self.compute_s, self.memory_s, self.links_s)
+        return max(self._busy_s, self.links_s)
 
     @property
     def serial_s(self) -> float:
         """No link works while a chip computes."""
-        return max(self.compute_s, self.memory_s) + self.links_s
+        return self._busy_s + self.links_s
 
     @property
     def step_s(self) -> float:
         """The estimate."""
-        return max(self.compute_s, self.memory_s, self.links_s - self.waiting_s) + self.waiting_s
+        return max(self._busy_s, self.links_s - self.waiting_s) + self.waiting_s
+
+    @property
+    def _busy_s(self) -> float:
+        return max(self.compute_s, self.memory_s, self.starts_s)
 
 
-def time_step(target: Target, flops_done: float, moved_bytes: float, sent: Iterable[Sent]) -> StepTime:
-    """Times of one device that does `flops_done` FLOPs a step, of the whole step's `moved_bytes` and collectives."""
+def time_step(
+    target: Target, flops_done: float, moved_bytes: float, operations: float, sent: Iterable[Sent]
+) -> StepTime:
+    """Times of one device that does so many FLOPs, bytes, instructions and collectives in a step."""
     chip = target.chip
     seconds = [(one, link_seconds(target, one)) for one in sent]
     return StepTime(
         flops_done / (chip.flops_per_s / chip.devices * ACHIEVABLE[chip.name]),
         moved_bytes / (chip.hbm_bytes_per_s / chip.devices),
+        operations * START_S[chip.kind],
         sum(time for _, time in seconds),
         sum(time for one, time in seconds if one.kind not in OVERLAPPED),
     )
@@ -136,7 +148,8 @@ def assumptions(target: Target) -> tuple[str, ...]:
     chip = target.chip
     words = [
         f"{chip.name}: {chip.flops_per_s / 1e12:.0f} TFLOP/s peak (bf16), of which {ACHIEVABLE[chip.name]:.0%} reached "
-        f"by matrix products (assumed); HBM {chip.hbm_bytes_per_s / 1e9:.0f} GB/s",
+        f"by matrix products (assumed); HBM {chip.hbm_bytes_per_s / 1e9:.0f} GB/s; an instruction takes "
+        f"{START_S[chip.kind] * 1e6:.0f} us or more (assumed)",
     ]
     if chip.kind == "tpu":
         rings = [size % chip.ring == 0 for size in target.shape]
@@ -144,8 +157,8 @@ def assumptions(target: Target) -> tuple[str, ...]:
                      f"{'rings' if all(rings) else 'lines' if not any(rings) else 'some rings'} "
                      f"(an axis closes at multiples of {chip.ring} chips)")  # fmt: skip
     else:
-        words.append(f"NVLink {chip.link_bytes_per_s / 1e9:.0f} GB/s and network {chip.network_bytes_per_s / 1e9:.0f} "
-                     f"GB/s a GPU and way; no congestion")  # fmt: skip
-    words.append("step: all-gather, reduce-scatter and rings of permutes beside the arithmetic, other collectives after "
-                 "it; no input wait, checkpoints, restarts or stragglers")  # fmt: skip
+        links, network = chip.link_bytes_per_s / 1e9, chip.network_bytes_per_s / 1e9
+        words.append(f"NVLink {links:.0f} GB/s and network {network:.0f} GB/s a GPU and way; no congestion")
+    words.append("step: all-gather, reduce-scatter and rings of permutes beside the arithmetic, other "
+                 "collectives after it; no input wait, checkpoints, restarts or stragglers")  # fmt: skip
     return tuple(words)

@@ -86,8 +86,10 @@ def continue_ladder(study: Study, params: float) -> ModelConfig:
     best = min(_shapes(study, params), key=lambda model: abs(math.log(count_params(model)["total"] / params)))
     off = abs(math.log(count_params(best)["total"] / params))
     if off > 0.35:
-        raise MisuseError(f"--params: {params:g} is {math.exp(off):.1f}x off the nearest shape of this study's ladder "
-                          f"(d_model {best.d_model}, {best.n_layers} layers); set --model.n-layers or --grid.aspect")  # fmt: skip
+        raise MisuseError(
+            f"--params: {params:g} is {math.exp(off):.1f}x off the nearest shape of this study's ladder (d_model "
+            f"{best.d_model}, {best.n_layers} layers); set --model.n-layers or --grid.aspect"
+        )
     return best
 
 

@@ -24,11 +24,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
 from jaxscale.model.decoder import init_stds
-from jaxscale.model.lowering import choose_lowering
+from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way
+from jaxscale.train.execution import Execution, choose_execution, choose_microbatch
 from jaxscale.train.optimizer import Hyper
-from jaxscale.train.sharding import make_mesh
+from jaxscale.train.sharding import make_mesh, row_group
 from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, strip_init
 
 __all__ = ["WAYS", "Engine", "Packed", "Single", "make_engine", "splits_runs"]
@@ -46,6 +47,10 @@ class Engine(Protocol):
     """Microbatches a dispatch holds, for each member."""
     replicas: int
     """Devices over which a validation batch is split."""
+    row_group: tuple[int, int]
+    """(index, count): which of how many equal parts of every batch this process feeds."""
+    microbatch_seqs: int
+    """Sequences in one forward pass of all devices that share a run."""
 
     def compile(self) -> None:
         """Compile training, so that the clock can start after it."""
@@ -78,15 +83,16 @@ class Engine(Protocol):
 class Single:
     """One run over the whole mesh."""
 
-    def __init__(self, spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, config: MeshConfig) -> None:
+    def __init__(self, spec: RunSpec, slots: int, execution: Execution, dtype: Any) -> None:
         self.spec, self.slots = spec, slots
-        self.program = _program(spec, slots, mesh, dtype, config)
-        self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+        mesh, self.microbatch_seqs = execution.mesh, execution.microbatch_seqs
+        self.program = _program(spec, slots, mesh, dtype, execution.lowering)
+        self.replicas, self.row_group = mesh.shape["data"] * mesh.shape["fsdp"], row_group(mesh)
         self.hyper = Hyper.from_spec(spec)
-        self.accumulate = spec.batch_seqs // spec.microbatch_seqs
+        self.accumulate = spec.batch_seqs // self.microbatch_seqs
 
     def compile(self) -> None:
-        self.program.train(self.spec.microbatch_seqs)
+        self.program.train(self.microbatch_seqs)
 
     def abstract_state(self) -> TrainState:
         return self.program.abstract_state()
@@ -104,16 +110,18 @@ class Single:
         return state
 
     def step(self, state: TrainState, windows_mnbt: np.ndarray, live: np.ndarray, steps: int) -> Any:
-        train = self.program.train(self.spec.microbatch_seqs)
-        batch = self.program.put_batch(windows_mnbt[0])
+        train = self.program.train(self.microbatch_seqs)
+        batch = self.program.put_batch(windows_mnbt[0], self.microbatch_seqs)
         return train(state, batch, jnp.int32(steps), jnp.int32(self.accumulate), self.hyper)
 
     def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(metrics.loss)[None, :steps], np.asarray(metrics.grad_norm)[None, :steps]
 
     def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        put = self.program.put_batch
-        return np.asarray(self.program.evaluate(state.answer, put(windows), put(mask)))[None]
+        rows = windows.shape[1]
+        first, end = self.program.local_rows(rows)
+        own = (self.program.put_batch(part[:, first:end], rows) for part in (windows, mask))
+        return np.asarray(self.program.evaluate(state.answer, *own))[None]
 
 
 class PackProgram:
@@ -171,13 +179,15 @@ class Packed:
     ) -> None:  # fmt: skip
         first, devices = specs[0], list(jax.devices() if devices is None else devices)
         self.specs, self.slots, self.replicas, self.way = tuple(specs), slots, 1, way
-        self.devices = tuple(devices[: len(specs)])
-        self.accumulate = first.batch_seqs // first.microbatch_seqs
+        self.devices, self.row_group, config = tuple(devices[: len(specs)]), (0, 1), config or MeshConfig()
+        self.microbatch_seqs = choose_microbatch(first, config)
+        self.accumulate = first.batch_seqs // self.microbatch_seqs
         lanes = -(-len(specs) // len(self.devices)) * len(self.devices)
         self.fill = lanes - len(specs)
         alone = make_mesh(MeshConfig(), devices[:1])
-        program = _program(first, slots, alone, dtype, config or MeshConfig())
-        self.program: PackProgram = make_pack(program, lanes, way, first.microbatch_seqs, self.devices)
+        lowering = choose_lowering(config, first.model, devices[0].platform, jnp.dtype(dtype).name)
+        program = _program(first, slots, alone, dtype, lowering)
+        self.program: PackProgram = make_pack(program, lanes, way, self.microbatch_seqs, self.devices)
         self.hyper = self._place(_stack([Hyper.from_spec(spec) for spec in specs]))
 
     def _place(self, tree: Any) -> Any:
@@ -233,9 +243,8 @@ class Packed:
         return np.asarray(self.program.sums(state.answer, put(windows, same), put(mask, same)))[: len(self.specs)]
 
 
-def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, config: MeshConfig) -> Program:
+def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, lowering: Lowering) -> Program:
     model, averages = strip_init(spec.model), spec.average_steps > 0
-    lowering = choose_lowering(config, model, mesh.devices.flat[0].platform)
     return make_program(model, spec.schedule, slots, mesh, dtype, spec.optimizer, averages, lowering)
 
 
@@ -251,7 +260,7 @@ def splits_runs(mesh: MeshConfig) -> bool:
 def make_engine(specs: Sequence[RunSpec], slots: int, way: Way, mesh: MeshConfig, dtype: Any) -> Engine:
     """The engine for these runs; `process` takes one."""
     if way == "process":
-        return Single(specs[0], slots, make_mesh(mesh), dtype, mesh)
+        return Single(specs[0], slots, choose_execution(specs[0], mesh, dtype), dtype)
     if splits_runs(mesh):
         raise MisuseError(f"mesh.packs: {way} spreads whole runs over the devices of one process and cannot split one "
                           f"(mesh.fsdp {mesh.fsdp}, mesh.tensor {mesh.tensor}, {jax.process_count()} processes); use "

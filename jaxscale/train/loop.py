@@ -34,10 +34,10 @@ from jaxscale.runs import RunResult, RunSpec
 from jaxscale.sweep import Way, pack_key
 from jaxscale.train.checkpoint import Checkpoints, keep_state, read_state
 from jaxscale.train.engine import Engine, make_engine
+from jaxscale.train.execution import choose_execution, choose_microbatch
 from jaxscale.train.member import Member, Progress
 from jaxscale.train.packs import Pack, PackFolder
 from jaxscale.train.record import RunFolder, is_disk_full
-from jaxscale.train.sharding import check_batch, make_mesh
 from jaxscale.train.step import TrainState
 from jaxscale.train.stopping import Stopper
 
@@ -156,9 +156,8 @@ class _Trainer:
         self.members = [Member(folder, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id))
                         for folder in folders]  # fmt: skip
         way: Way = cast(Way, pack.pack.way) if pack else "process"
-        self.accumulate = self.spec.batch_seqs // self.spec.microbatch_seqs
-        if way == "process":
-            check_batch(self.spec.microbatch_seqs, make_mesh(mesh_config))
+        microbatch_seqs = count_microbatch(self.spec, way, mesh_config, dtype)
+        self.accumulate = self.spec.batch_seqs // microbatch_seqs
         slots = count_slots(self.spec, self.accumulate, jax.default_backend(), len(jax.devices()), len(specs))
         self.engine: Engine = make_engine(specs, slots, way, mesh_config, dtype)
         self.steps_per_dispatch = slots // self.accumulate
@@ -283,8 +282,7 @@ class _Trainer:
         seeds = [member.spec.seed for member in self.members]
         streams = {
             seed: iterate_batches(
-                BatchSource(self.tokens.train, seq_len, spec.batch_seqs, seed, jax.process_index(),
-                            jax.process_count()),
+                BatchSource(self.tokens.train, seq_len, spec.batch_seqs, seed, *self.engine.row_group),
                 step, stop, self.steps_per_dispatch,
             )
             for seed in dict.fromkeys(seeds)
@@ -292,7 +290,7 @@ class _Trainer:
         for parts in zip(*streams.values(), strict=True):
             by_seed = dict(zip(streams, parts, strict=True))
             windows = np.stack([by_seed[seed] for seed in seeds])
-            rows = spec.microbatch_seqs // jax.process_count()
+            rows = self.engine.microbatch_seqs // self.engine.row_group[1]
             yield step, windows.reshape(len(seeds), -1, rows, seq_len + 1)
             step += windows.shape[1]
 
@@ -336,9 +334,17 @@ def compute_dtype(config: MeshConfig) -> Any:
     return jnp.dtype(config.dtype)
 
 
+def count_microbatch(spec: RunSpec, way: Way, config: MeshConfig, dtype: Any) -> int:
+    """Sequences in one forward pass of a run that goes this way."""
+    if way != "process":
+        return choose_microbatch(spec, config)
+    return choose_execution(spec, config, dtype).microbatch_seqs
+
+
 def count_slots(spec: RunSpec, accumulate: int, backend: str, devices: int, members: int = 1) -> int:
     """Microbatches in a dispatch: a power of two, at least one optimizer step, at most about a second's work."""
-    microbatch_flops = members * spec.microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
+    microbatch_seqs = spec.batch_seqs // accumulate
+    microbatch_flops = members * microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
     affordable = DISPATCH_FLOPS.get(backend, 1e10) * devices / microbatch_flops
     slots = min(MAX_SLOTS, 1 << max(0, math.floor(math.log2(max(affordable, 1)))))
     return max(slots, 1 << (accumulate - 1).bit_length())

@@ -28,7 +28,7 @@ from jaxscale.errors import MisuseError
 from jaxscale.runs import RunSpec, read_json, to_plain, write_json
 from jaxscale.sweep import Way, pack_key
 from jaxscale.train.engine import WAYS, Engine, make_engine, splits_runs
-from jaxscale.train.loop import compute_dtype, count_slots
+from jaxscale.train.loop import compute_dtype, count_microbatch, count_slots
 
 __all__ = ["choose_way"]
 
@@ -104,11 +104,12 @@ class _Runner:
 
     def __init__(self, specs: Sequence[RunSpec], way: Way, mesh: MeshConfig) -> None:
         spec, self.members = specs[0], len(specs)
-        accumulate = spec.batch_seqs // spec.microbatch_seqs
+        microbatch_seqs = count_microbatch(spec, way, mesh, compute_dtype(mesh))
+        accumulate = spec.batch_seqs // microbatch_seqs
         slots = count_slots(spec, accumulate, jax.default_backend(), len(jax.devices()), len(specs))
         self.steps = slots // accumulate
         self.engine: Engine = make_engine(specs, slots, way, mesh, compute_dtype(mesh))
-        shape = (len(specs), slots, spec.microbatch_seqs, spec.model.seq_len + 1)
+        shape = (len(specs), slots, microbatch_seqs, spec.model.seq_len + 1)
         self.windows = np.random.default_rng(0).integers(0, spec.model.vocab_size, shape).astype(np.int32)
         self.live = np.ones(len(specs), bool)
         self.engine.compile()

@@ -13,7 +13,8 @@ from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
 from jaxscale.memory import Layout
 
-__all__ = ["batch_sharding", "check_batch", "layout_mesh", "local_rows", "make_mesh", "param_sharding", "replicated"]
+__all__ = ["batch_sharding", "check_batch", "layout_mesh", "local_rows", "make_mesh", "param_sharding", "replicated",
+           "row_group"]  # fmt: skip
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
@@ -74,6 +75,16 @@ def local_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
             raise MisuseError(f"mesh: the rows of process {jax.process_index()} are not neighbours; let fsdp x tensor "
                               f"x context be a divisor or a multiple of its {len(places)} devices")  # fmt: skip
     return spans[0][0], spans[-1][1]
+
+
+def row_group(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process feeds part `index` of `count` equal parts of every batch, with those that share it.
+
+    The part follows from where the mesh puts its devices: processes along tensor and context hold the same rows.
+    """
+    replicas = mesh.shape["data"] * mesh.shape["fsdp"]
+    first, end = local_rows(mesh, replicas)
+    return first // (end - first), replicas // (end - first)
 
 
 def check_batch(microbatch_seqs: int, mesh: Mesh) -> None:
