@@ -269,4 +269,4 @@ def test_dispatch_holds_a_whole_step_and_about_a_second_of_work(spec: RunSpec) -
     assert loop.count_slots(spec, 1, "cpu", 1) == 32
     assert loop.count_slots(spec, 40, "cpu", 1) == 64
     large = replace(spec, model=replace(spec.model, d_model=4096, n_layers=32, seq_len=2048))
-    assert loop.count_slots(large, 1, "cpu", 1) == 1
+    assert loop.count_slots(large, 1, "cpu", 1) == 2

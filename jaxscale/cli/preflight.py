@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxscale.cli.options import StudyOptions, is_terminal, parse_study
 from jaxscale.errors import MisuseError
@@ -46,6 +46,8 @@ class PreflightOptions(StudyOptions):
     """Layouts that are compiled at most for a cell, where mesh leaves them open."""
     timeout: float = 1800.0
     """Seconds that one compile may take."""
+    one_layout: bool = False
+    """All batches of a shape by the first layout that fits, so that each shape is compiled once."""
     shallow: bool = False
     """Compile 2 and 4 layers and extrapolate to the model's own depth; the table says so."""
     cache: str = "~/.cache/jaxscale/preflight"
@@ -56,7 +58,7 @@ def preflight(argv: list[str]) -> int:
     """0 where everything compiles and fits, 1 where something does not."""
     options = parse_study(PreflightOptions, argv, "preflight", ABOUT)
     _check(options)
-    from jaxscale.preflight import Preflight, Settings, assumptions, check_plugin, check_subject, parse_target
+    from jaxscale.preflight import Preflight, Settings, assumptions, check_plugin, check_subjects, parse_target
     from jaxscale.runs import write_json
 
     targets = [parse_target(text) for text in options.target]
@@ -64,12 +66,9 @@ def preflight(argv: list[str]) -> int:
         check_plugin(target)
     subjects = _subjects(options)
     cache = Path(options.cache).expanduser() if options.cache else None
-    settings = Settings(options.study.mesh, options.price, options.tries, options.timeout, options.shallow, cache)
-    rows: list[dict[str, Any]] = []
-    for target in targets:
-        for subject in subjects:
-            done = f"{len(rows) + 1}/{len(subjects) * len(targets)}"
-            rows.append(check_subject(subject, target, settings, lambda text, done=done: _tell(f"{done} {text}")))  # type: ignore[misc]
+    settings = Settings(options.study.mesh, options.price, options.tries, options.timeout, options.one_layout,
+                        options.shallow, cache)  # fmt: skip
+    rows = [row for target in targets for row in check_subjects(subjects, target, settings, _tell)]
     _tell("")
     found = Preflight(options.study.name, tuple(rows), {target.name: assumptions(target) for target in targets})
     print(found)

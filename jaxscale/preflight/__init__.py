@@ -1,6 +1,6 @@
 """Compile for a pod without the pod: memory, collectives, step time and cost of a study's programs."""
 
-from jaxscale.preflight.check import Settings, check_subject, list_layouts
+from jaxscale.preflight.check import Settings, check_subject, check_subjects, list_layouts
 from jaxscale.preflight.job import Compiled, Job, Refused, check_plugin, compile_job
 from jaxscale.preflight.result import Preflight
 from jaxscale.preflight.roofline import assumptions
@@ -18,6 +18,7 @@ __all__ = [
     "assumptions",
     "check_plugin",
     "check_subject",
+    "check_subjects",
     "compile_job",
     "find_flagship",
     "list_cells",

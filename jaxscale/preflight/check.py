@@ -8,7 +8,7 @@ chips a run takes fewer, and several runs share the target.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from jaxscale.preflight.roofline import StepTime, count_done_flops, time_step
 from jaxscale.preflight.subjects import Subject
 from jaxscale.preflight.targets import Target
 
-__all__ = ["Settings", "check_subject", "list_layouts"]
+__all__ = ["Settings", "check_subject", "check_subjects", "list_layouts"]
 
 TPU_TENSOR = 16
 """Most chips of a TPU slice that share a matrix product: a side of the torus."""
@@ -40,17 +40,39 @@ class Settings:
     tries: int = 4
     """Layouts that are compiled at most before a subject counts as too big."""
     timeout_s: float = 1800.0
+    one_layout: bool = False
+    """Serve all batches of a shape by the first layout that fits, so that it is compiled once."""
     shallow: bool = False
     """Compile few layers and extrapolate."""
     cache: Path | None = None
 
 
+def check_subjects(
+    subjects: Sequence[Subject], target: Target, settings: Settings, tell: Callable[[str], None] = lambda text: None
+) -> Iterator[dict[str, Any]]:
+    """A record for each, in order."""
+    kept: dict[Any, Layout] = {}
+    for place, subject in enumerate(subjects):
+        own = f"{place + 1}/{len(subjects)} "
+        first = kept.get(subject.model) if settings.one_layout else None
+        record = check_subject(subject, target, settings, lambda text, own=own: tell(own + text), first)  # type: ignore[misc]
+        if record["state"] == "fits":
+            kept.setdefault(subject.model, Layout(**{field.name: record[field.name] for field in fields(Layout)}))
+        yield record
+
+
 def check_subject(
-    subject: Subject, target: Target, settings: Settings, tell: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """A flat record: the layout, what the compiler says, times, cost. `state` is fits, too big or refused."""
+    subject: Subject, target: Target, settings: Settings, tell: Callable[[str], None] = lambda text: None,
+    first: Layout | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A flat record: the layout, what the compiler says, times, cost. `state` is fits, too big or refused.
+
+    `first`: a layout to try before the others, where the batch is a whole number of its microbatches.
+    """
     record = _describe(subject, target)
     layouts = list_layouts(subject, target, settings)
+    if first is not None and subject.batch_seqs % first.microbatch_seqs == 0:
+        layouts = [first, *layouts]
     if not layouts:
         reason = (f"a batch of {subject.batch_seqs} sequences and this model divide over no mesh of {target.devices} "
                   f"devices that --mesh allows; free an axis (0) or change the batch")  # fmt: skip
@@ -158,9 +180,9 @@ def _measure(subject: Subject, target: Target, layout: Layout, found: Compiled, 
 
 
 def _waiting_windows(subject: Subject, layout: Layout, microbatches: int) -> int:
-    """Bytes of the other microbatches' tokens: a dispatch holds a power of two of them, and one was compiled."""
-    slots = 1 << (microbatches - 1).bit_length()
-    return 4 * (slots - 1) * (layout.microbatch_seqs // layout.replicas) * (subject.model.seq_len + 1)
+    """Bytes of the other microbatches' tokens: a dispatch holds a power of two of them, and two were compiled."""
+    slots = max(2, 1 << (microbatches - 1).bit_length())
+    return 4 * (slots - 2) * (layout.microbatch_seqs // layout.replicas) * (subject.model.seq_len + 1)
 
 
 def _memory(found: Compiled) -> dict[str, float]:

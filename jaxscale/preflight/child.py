@@ -23,6 +23,11 @@ from jaxscale.preflight.targets import parse_target
 __all__ = ["compile_program", "main", "measure_program"]
 
 
+SLOTS = 2
+"""Microbatches that the compiled dispatch holds. With one, its index cannot change, and XLA moves the gradient out of
+the loop over microbatches."""
+
+
 def main() -> None:
     """Compile the job on stdin; a refusal by the compiler is an answer too."""
     request, out = json.loads(sys.stdin.read()), Path(sys.argv[1])
@@ -57,7 +62,7 @@ def measure_program(
 
     mesh = layout_mesh(job.layout, list(devices[: job.layout.chips]))
     started = time.monotonic()
-    program = Program(job.model, job.schedule, 1, mesh, jnp.bfloat16, job.optimizer, job.averages,
+    program = Program(job.model, job.schedule, SLOTS, mesh, jnp.bfloat16, job.optimizer, job.averages,
                       lower_layout(job.layout, job.model, platform))  # fmt: skip
     compiled = program.train(job.layout.microbatch_seqs)
     compile_s = time.monotonic() - started

@@ -347,4 +347,4 @@ def count_slots(spec: RunSpec, accumulate: int, backend: str, devices: int, memb
     microbatch_flops = members * microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
     affordable = DISPATCH_FLOPS.get(backend, 1e10) * devices / microbatch_flops
     slots = min(MAX_SLOTS, 1 << max(0, math.floor(math.log2(max(affordable, 1)))))
-    return max(slots, 1 << (accumulate - 1).bit_length())
+    return max(2, slots, 1 << (accumulate - 1).bit_length())  # of one, XLA moves the gradient out of its loop
