@@ -13,13 +13,14 @@ SXM5 and H200 SXM (peak without sparsity, memory, NVLink both ways), and the net
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxscale.errors import MisuseError
 
-__all__ = ["CHIPS", "CHIP_TABLE", "CHIP_WATTS", "Chip", "Hardware", "find_chip", "parse_hardware"]
+__all__ = ["CHIPS", "CHIP_TABLE", "CHIP_WATTS", "Chip", "Hardware", "find_chip", "has_device_file", "parse_hardware"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,15 @@ class Hardware:
                     "a core")  # fmt: skip
         return (f"{self.chips} x {self.name} at {CHIPS[self.name] / 1e12:.0f} TFLOP/s peak (bf16), "
                 f"{ASSUMED_UTILIZATION:.0%} assumed utilization")  # fmt: skip
+
+
+DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd", "/dev/dxg")
+"""Where Linux shows a GPU or TPU: NVIDIA, TPUs of two generations, AMD, a GPU under Windows."""
+
+
+def has_device_file() -> bool:
+    """Whether a device file hints at a GPU or TPU."""
+    return any(glob.glob(pattern) for pattern in DEVICE_FILES)
 
 
 def parse_hardware(text: str) -> Hardware:

@@ -8,8 +8,11 @@ Exit codes: 0 done; 1 a negative verdict or a failure; 2 misuse; 75 preempted an
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass
+
+from jaxscale.hardware import has_device_file
 
 __all__ = ["VERBS", "main"]
 
@@ -45,7 +48,13 @@ VERBS: dict[str, Verb] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `jaxscale`: run one verb and exit with its code."""
+    """Entry point of `jaxscale`: run one verb and exit with its code.
+
+    On a machine without accelerators JAX is told so: with a plugin installed (the preflight extra) each start of it
+    would look for devices, complain, and lose seconds.
+    """
+    if not has_device_file():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
 
 

@@ -5,10 +5,10 @@
     starts  = instructions run * the least that one takes, which is what a toy model's step consists of
 
 FLOPs done are the model's (jaxscale.flops: causal attention), those computed again (remat, pieces of the head), and
-for attention that computes all T keys the half that is masked. Two ends: the links' work wholly beside the
-arithmetic, max(compute, memory, starts, links), and wholly after it, max(compute, memory, starts) + links. The estimate stands
-between: collectives that a block of fsdp needs (all-gather, reduce-scatter, and the rings of permutes that a TPU's
-compiler makes of them) are prefetched beside the arithmetic as far as it lasts; the rest is waited for.
+for attention that computes all T keys the half that is masked. Two ends: the links' work wholly beside the rest,
+max(compute, memory, starts, links), and wholly after it, max(compute, memory, starts) + links. The estimate stands
+between: collectives that fsdp needs (all-gather, reduce-scatter, and the rings of permutes that a TPU's compiler
+makes of them) are prefetched beside the arithmetic as far as it lasts; the rest is waited for.
 
 A group's bandwidth, one way a chip. TPU: link rate x (2 where an axis that it fills is a ring, else 1), summed over
 the axes of the torus that it takes (Austin et al. 2025, "How to Scale Your Model", chapter 3). GPU: NVLink inside a
