@@ -20,7 +20,17 @@ from typing import Literal
 
 from jaxscale.errors import MisuseError
 
-__all__ = ["CHIPS", "CHIP_TABLE", "CHIP_WATTS", "Chip", "Hardware", "find_chip", "has_device_file", "parse_hardware"]
+__all__ = [
+    "CHIPS",
+    "CHIP_TABLE",
+    "CHIP_WATTS",
+    "Chip",
+    "Hardware",
+    "find_chip",
+    "find_peak",
+    "has_device_file",
+    "parse_hardware",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,9 @@ DEVICE_KINDS = {
     "tpu v6e": "v6e", "tpu7x": "tpu7x", "nvidia a100": "a100", "nvidia h100": "h100", "nvidia h200": "h200",
 }  # fmt: skip
 """How JAX's names of devices begin -> our names."""
+
+DEVICES_PER_CHIP = {"tpu7x": 2}
+"""JAX devices in one chip, where it is not one."""
 
 ASSUMED_UTILIZATION = 0.4
 """Model FLOPs utilization that a plan assumes of an accelerator (PaLM and Llama 3 report .38 to .46)."""
@@ -145,3 +158,13 @@ def find_chip(device_kind: str) -> str | None:
     fits = [kind for kind in DEVICE_KINDS if device_kind.lower().startswith(kind)]
     name = DEVICE_KINDS[max(fits, key=len)] if fits else None
     return name if name in CHIPS else None
+
+
+def find_peak(device_kind: str) -> float | None:
+    """Peak dense bf16 FLOP/s of one JAX device; None for one that is not in the table.
+
+    >>> find_peak("TPU v6e"), find_peak("cpu")
+    (918000000000000.0, None)
+    """
+    name = find_chip(device_kind)
+    return None if name is None else CHIPS[name] / DEVICES_PER_CHIP.get(name, 1)

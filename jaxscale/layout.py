@@ -21,7 +21,7 @@ SPLASH_BLOCK = 128
 CUDNN_HEAD = 128
 """Widest head that cuDNN's flash attention trains on every NVIDIA generation since Ampere (256 on Hopper)."""
 SCORES_BYTES = 64 << 20
-"""Attention keeps all scores of a sequence and head group below this; above, auto takes them in pieces."""
+"""Scores of one sequence that auto lets attention hold at once; above, it takes them in pieces of about this."""
 PIECE_BYTES = 256 << 20
 """Largest piece of logits on an accelerator that auto holds at once."""
 

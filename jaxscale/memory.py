@@ -1,8 +1,13 @@
 """Bytes per chip of a training step, from shapes alone, and the layouts that fit a chip, best first.
 
-    total = weights + optimizer + gradients + max(backward, head) + batch
+    total = state + batch + sum of gradients + kept + max(head, block)
 
-The parts are counted, not measured; `docs/memory.md` has how far they are from what compilers report.
+kept   what the forward pass leaves for the backward pass, by the remat kind (`jaxscale.model.remat`), all layers
+head   logits of one piece and the gradients of table and head
+block  the gradients of all blocks, and the work of one: what is computed again, and cotangents
+
+What a block keeps is counted from the jaxpr of its backward pass, the work of one is fitted to what compilers report;
+`docs/memory.md` has the errors.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from math import prod
 from jaxscale.axes import count_shards
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.flops import count_params, flops_per_token
-from jaxscale.layout import Layout, Remat, choose_attention, choose_chunks
+from jaxscale.layout import SCORES_BYTES, Layout, Remat, choose_attention, choose_chunks
 from jaxscale.params import param_shapes
 
 __all__ = ["Layout", "MemoryEstimate", "estimate_memory", "rank_layouts"]
@@ -26,9 +31,19 @@ error."""
 REMATS: tuple[Remat, ...] = ("none", "dots", "block")
 
 
+KEPT = {"gelu": 6, "swiglu": 6, "relu2": 4}
+"""Values of the MLP's hidden width that "none" keeps for each token."""
+LOGITS_COPIES = 3.0
+"""Float32 copies of the logits at a time: themselves, their softmax and their gradient."""
+PIECE_COPIES = 2.5
+"""The same of one piece, whose gradient is in the compute dtype."""
+SCORES_COPIES = 3
+"""Float32 copies of scores at a time in a backward pass that computes them again."""
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes per chip by kind. The donated state (weights, optimizer, averages) is counted once."""
+    """Bytes per chip by kind, at the fullest moment of a step. The donated state is counted once."""
 
     weights: int
     optimizer: int
@@ -36,10 +51,11 @@ class MemoryEstimate:
     gradients: int
     """What has been added up, and what the backward pass is making."""
     activations: int
-    """Kept from the forward pass, and what the backward pass of one block holds."""
+    """Kept from the forward pass, and the work of one block where that is the fullest moment."""
     logits: int
+    """0 where the fullest moment is in a block."""
     gathered: int
-    """Parameters that fsdp splits, whole for the block in work and the next."""
+    """Parameters that fsdp splits, whole while they are in use."""
     batch: int
 
     @property
@@ -51,59 +67,96 @@ class MemoryEstimate:
 def estimate_memory(
     model: ModelConfig, layout: Layout, dtype: str, optimizer: str = "adamw", averages: bool = False, slots: int = 1
 ) -> MemoryEstimate:
-    """Bytes per chip of one training program, from shapes; `slots` microbatches lie in a dispatch."""
+    """Bytes per chip of one training program, from shapes; `slots` microbatches lie in a dispatch.
+
+    >>> small = ModelConfig(d_model=256, n_layers=8, vocab_size=8192, seq_len=512)
+    >>> estimate_memory(small, Layout(fsdp=4, microbatch_seqs=4), "bfloat16").weights
+    10491136
+    """
     width = 2 if dtype == "bfloat16" else 4
-    weights = _state_bytes(model, layout)
+    weights, tables = 4 * _count_state(model, layout.fsdp, layout.tensor), 4 * _count_tables(model, layout)
     rows = max(1, layout.microbatch_seqs // layout.replicas)
     tokens = rows * (model.seq_len // layout.context)
+    kept = model.n_layers * _kept_bytes(model, layout, tokens, width)
+    copies = PIECE_COPIES if layout.head_chunks > 1 else LOGITS_COPIES
+    logits = int(copies * 4 * tokens * model.vocab_size / (layout.tensor * layout.head_chunks))
+    whole = _gathered_bytes(model, layout, width)
+    work = _work_bytes(model, layout, tokens, width)
+    in_block = weights + work + whole[1] > tables + logits + whole[0]
     return MemoryEstimate(
         weights=weights,
         optimizer={"adamw": 2, "sgd": 1, "muon": 2}[optimizer] * weights,
         averages=weights if averages else 0,
-        gradients=2 * weights,
-        activations=_activations(model, layout, tokens, rows, width),
-        logits=3 * 4 * tokens * model.vocab_size // (layout.tensor * layout.head_chunks),
-        gathered=_gathered(model, layout, width),
+        gradients=weights + (weights if in_block else tables),
+        activations=kept + (work if in_block else 0),
+        logits=0 if in_block else logits,
+        gathered=whole[1] if in_block else whole[0],
         batch=4 * slots * rows * (model.seq_len + 1),
     )
 
 
 @lru_cache(maxsize=4096)
-def _count_state(model: ModelConfig, fsdp: int, tensor: int) -> int:
-    mesh = {"data": 1, "fsdp": fsdp, "tensor": tensor, "context": 1}
-    total = 0
-    for axes in param_shapes(model).values():
-        names, shape = tuple(name for name, _ in axes), tuple(size for _, size in axes)
-        total += prod(shape) // count_shards(names, shape, mesh)
+def _count_state(model: ModelConfig, fsdp: int, tensor: int, tables: bool = True) -> int:
+    """Parameters on a chip, with or without table and head."""
+    mesh, total = {"data": 1, "fsdp": fsdp, "tensor": tensor, "context": 1}, 0
+    for full_name, axes in param_shapes(model).items():
+        if tables or full_name not in ("embed", "head"):
+            names, shape = tuple(name for name, _ in axes), tuple(size for _, size in axes)
+            total += prod(shape) // count_shards(names, shape, mesh)
     return total
 
 
-def _state_bytes(model: ModelConfig, layout: Layout) -> int:
-    return 4 * _count_state(model, layout.fsdp, layout.tensor)
+def _count_tables(model: ModelConfig, layout: Layout) -> int:
+    everything = _count_state(model, layout.fsdp, layout.tensor)
+    return everything - _count_state(model, layout.fsdp, layout.tensor, tables=False)
 
 
-def _gathered(model: ModelConfig, layout: Layout, width: int) -> int:
+def _gathered_bytes(model: ModelConfig, layout: Layout, width: int) -> tuple[int, int]:
+    """What fsdp gathers while the head is in use, and while a block is: its weights, its gradient, the next one's."""
+    head = model.vocab_size * model.d_model // layout.tensor * width
     if layout.fsdp == 1:
-        return 0
-    whole = _count_state(model, 1, layout.tensor)
-    table = model.vocab_size * model.d_model // layout.tensor
-    tables = table * (1 if model.tied else 2)
-    return width * (2 * (whole - tables) // model.n_layers + tables)
+        return (0 if width == 4 else head), 0
+    return head, 3 * width * _count_state(model, 1, layout.tensor, tables=False) // model.n_layers
 
 
-def _activations(model: ModelConfig, layout: Layout, tokens: int, rows: int, width: int) -> int:
-    """Kept for every layer, and the work of one."""
-    d, shared = model.d_model, layout.tensor
-    heads = model.n_heads * model.d_head // shared
-    kv = model.n_kv_heads * model.d_head // (shared if model.n_kv_heads % shared == 0 else 1)
-    ff = model.d_ff * (2 if model.mlp == "swiglu" else 1) // shared
-    scores = 0
-    if layout.attention in ("xla", "blocked"):
-        scores = max(1, model.n_heads // shared) * tokens * model.seq_len
-    kept = {"block": d, "dots": 2 * d + 2 * heads + 2 * kv + ff, "none": 4 * d + 4 * heads + 4 * kv + 3 * ff}
-    each = kept[layout.remat] * tokens * width + (2 * scores * width if layout.remat == "none" else 0)
-    work = tokens * (6 * d + 4 * heads + 4 * kv + 3 * ff) * width + 3 * scores * 4
-    return model.n_layers * each + work
+def _widths(model: ModelConfig, layout: Layout) -> tuple[float, float, float, float]:
+    """Of a chip's part of a token: residual stream d, query heads h, key heads k, MLP f."""
+    split = layout.tensor
+    d = model.d_model / (split if model.seq_len % (split * layout.context) == 0 else 1)
+    h = model.n_heads * model.d_head / (split if model.n_heads % split == 0 else 1)
+    k = model.n_kv_heads * model.d_head / (split if model.n_kv_heads % split == 0 else 1)
+    return d, h, k, model.d_ff / (split if model.d_ff % split == 0 else 1)
+
+
+def _kept_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int, remat: Remat | None = None) -> int:
+    """What the backward pass of one block reads, as jax.ad_checkpoint.saved_residuals lists it."""
+    d, h, k, f = _widths(model, layout)
+    kind = remat or layout.remat
+    if kind == "block":
+        return int(tokens * d * width)
+    if kind == "dots":
+        return int(tokens * width * (2 * d + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)))
+    streams = 9 * d + 4 * h + 5 * k if width == 4 else 5 * d + 2 * h + 3 * k
+    scores = (13 if width == 4 else 11) * _count_scores(model, layout, tokens) if layout.attention == "xla" else 0
+    return int(tokens * width * (streams + KEPT[model.mlp] * f) + scores)
+
+
+def _count_scores(model: ModelConfig, layout: Layout, tokens: int) -> float:
+    heads = model.n_heads / (layout.tensor if model.n_heads % layout.tensor == 0 else 1)
+    return heads * tokens * model.seq_len
+
+
+def _work_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int) -> int:
+    """What one block holds in its backward pass beside what was kept."""
+    d, h, k, f = _widths(model, layout)
+    inside = d * (layout.tensor if layout.tensor > 1 else 1)
+    scores = SCORES_COPIES * 4 * _count_scores(model, layout, tokens)
+    scores = min(scores, SCORES_COPIES * SCORES_BYTES) if layout.attention == "chunked" else scores
+    scores = 0 if layout.attention in ("cudnn", "splash") else scores
+    again = {"none": 0.0, "dots": 0.5, "block": 1.0}[layout.remat] * (KEPT[model.mlp] * f + 4 * (d + h + k))
+    cotangents = 2 * inside + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)
+    kept_scores = layout.remat == "none" and layout.attention == "xla"
+    return int(tokens * width * (again + cotangents) + (scores / SCORES_COPIES if kept_scores else scores))
 
 
 def rank_layouts(
@@ -169,21 +222,27 @@ FLOPS_PER_BYTE = 2000.0
 450 GB/s inside and 50 GB/s between hosts (H100). An assumption that only orders layouts."""
 RECOMPUTE = {"none": 1.0, "dots": 1.03, "block": 4 / 3}
 """Work over the work without remat: a block's forward pass again is a third of forward and backward."""
+HIDDEN = 0.9
+"""Share of fsdp's and data's traffic that runs behind arithmetic, or the other way round."""
 
 
 def _cost(model: ModelConfig, batch_seqs: int, layout: Layout) -> tuple[float, int, int]:
-    """Arithmetic of a chip and step, and what it waits for, in FLOPs; then the simpler mesh first."""
-    tokens = batch_seqs * model.seq_len
-    work = flops_per_token(model) * tokens / layout.chips * RECOMPUTE[layout.remat]
-    accumulate = batch_seqs // layout.microbatch_seqs
-    local = 2 * count_params(model)["total"] / layout.tensor
-    gathers = 3 if layout.fsdp > 1 else 0
-    fsdp = gathers * local * (layout.fsdp - 1) / layout.fsdp
-    data = 2 * local / layout.fsdp if layout.data > 1 or layout.context > 1 else 0.0
-    own = tokens / layout.chips * layout.tensor * 2
-    tensor = 8 * model.n_layers * model.d_model * own * (layout.tensor - 1) / layout.tensor
-    keys = model.n_kv_heads * model.d_head / layout.tensor
-    context = 6 * model.n_layers * keys * own * (layout.context - 1)
-    waits = FLOPS_PER_BYTE * (tensor + context)
-    overlapped = FLOPS_PER_BYTE * accumulate * (fsdp + data)
-    return max(work, overlapped) + waits + 0.1 * min(work, overlapped), layout.tensor * layout.context, layout.fsdp
+    """A chip's arithmetic and waiting for one step, in FLOPs; then the simpler mesh first.
+
+    Per microbatch fsdp gathers the weights twice and scatters their gradients once, in 2 bytes; data adds the
+    gradients up, twice the bytes of its share. Per token and block tensor gathers and scatters the stream 8 times,
+    context gathers keys and values and scatters their gradients.
+    """
+    tokens = batch_seqs * model.seq_len / layout.replicas
+    flash = layout.attention in ("cudnn", "splash")  # the others compute what causality masks
+    work = flops_per_token(model, causal=flash) * batch_seqs * model.seq_len / layout.chips * RECOMPUTE[layout.remat]
+    weights = 2 * count_params(model)["total"] / layout.tensor
+    sent = 3 * weights * (layout.fsdp - 1) / layout.fsdp
+    if layout.data * layout.context > 1:
+        sent += 2 * weights / layout.fsdp
+    shared = FLOPS_PER_BYTE * sent * batch_seqs / layout.microbatch_seqs
+    stream = 8 * 2 * model.d_model * tokens / layout.context * (layout.tensor - 1) / layout.tensor
+    keys = 3 * 2 * 2 * model.n_kv_heads * model.d_head / layout.tensor * tokens * (layout.context - 1) / layout.context
+    waits = FLOPS_PER_BYTE * model.n_layers * (stream + keys)
+    cost = max(work, shared) + (1 - HIDDEN) * min(work, shared) + waits
+    return cost, layout.tensor * layout.context, layout.fsdp

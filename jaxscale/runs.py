@@ -261,6 +261,8 @@ class RunResult:
     schema: str = "jaxscale.result/1"
     begun_step: int = 0
     """Steps that a branch took over from its trunk; `seconds` and the rates leave them out, tokens and flops do not."""
+    mfu: float | None = None
+    """Model FLOPs utilization: `flops_per_s` over the bf16 peak of all chips; None on CPU and unknown chips."""
 
     @property
     def paid_flops(self) -> float:

@@ -99,6 +99,7 @@ def _status_rows(statuses: Sequence[CellStatus], watches: Sequence[Watch]) -> di
             "step": status.step,
             "steps": status.cell.spec.steps,
             "loss": status.loss,
+            "mfu": status.result.mfu if status.result else None,
         }
         for status in statuses
     ]

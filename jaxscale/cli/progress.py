@@ -74,7 +74,8 @@ class StudyProgress:
         if event["run_id"] in self.share:
             self.share[event["run_id"]] = done
         info = (f"loss {format_loss(event['loss'])}  {format_count(event['tokens_per_s'])} tok/s  "
-                f"{format_flops(event['flops_per_s'], 2)} FLOP/s")  # fmt: skip
+                f"{format_flops(event['flops_per_s'], 2)} FLOP/s"
+                + (f"  MFU {event['mfu']:.0%}" if event.get("mfu") is not None else ""))  # fmt: skip
         self.bars.update(self._task(event["worker"]), completed=done, info=info)
         self._update_overall()
 

@@ -160,5 +160,11 @@ def _status_row(status: CellStatus) -> list[str]:
         f"{status.step / spec.steps:.0%}",
         format_loss(status.loss),
         format_seconds(status.result.seconds if status.result else cell.seconds),
-        escape(status.reason) or _kind(cell),
+        escape(status.reason) or ", ".join(filter(None, (_kind(cell), _mfu(status)))),
     ]
+
+
+def _mfu(status: CellStatus) -> str:
+    """Model FLOPs utilization, where the chip's peak is known."""
+    mfu = status.result.mfu if status.result else None
+    return "" if mfu is None else f"MFU {mfu:.0%}"

@@ -32,13 +32,30 @@ def attend_cudnn(q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale:
     return jax.nn.dot_product_attention(q_bthe, k_bske, v_bske, is_causal=True, scale=scale, implementation="cudnn")
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def attend_chunked(
     q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Mesh | None
 ) -> jax.Array:
-    """Causal attention [b, t, h, e], at most SCORES_BYTES of one sequence's scores at a time."""
+    """Causal attention [b, t, h, e], at most about SCORES_BYTES of scores on a chip at a time, forward and back."""
+    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh)
+
+
+def _attend_forward(q_bthe: Any, k_bske: Any, v_bske: Any, scale: float, mesh: Any) -> Any:
+    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh), (q_bthe, k_bske, v_bske)
+
+
+def _attend_backward(scale: float, mesh: Any, kept: Any, grad_bthe: jax.Array) -> Any:
+    return jax.vjp(lambda *heads: _attend_pieces(*heads, scale, mesh), *kept)[1](grad_bthe)
+
+
+attend_chunked.defvjp(_attend_forward, _attend_backward)
+
+
+def _attend_pieces(q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Any) -> jax.Array:
     b, t, h, e = q_bthe.shape
     parts = 1 if mesh is None else mesh.shape["context"]
-    pieces = _count_pieces(t // parts, 4 * h * t)
+    share = 1 if mesh is None else mesh.size // parts  # rows and heads are split over the other axes
+    pieces = _count_pieces(t // parts, 4 * h * t * b // share)
     q_cbthe = jnp.moveaxis(q_bthe.reshape(b, parts, pieces, -1, h, e), 2, 0).reshape(pieces, b, -1, h, e)
     ids_ct = jnp.moveaxis(jnp.arange(t).reshape(parts, pieces, -1), 1, 0).reshape(pieces, -1)
     keys, values = k_bske.astype(jnp.float32), v_bske.astype(jnp.float32)  # their gradients add up in float32

@@ -1,10 +1,12 @@
 """What the backward pass of a block keeps from its forward pass.
 
-none   all that it reads, but no second copy of a weight: not a cast one, not one that was gathered from other chips
+none   all that it reads in the compute dtype, but no second copy of a weight: not a cast one, not one that was gathered
+       from other chips
 dots   results of matrix products with weights
 block  the block's input only
 
-Casts and gathers are done again in all three: kept, a scan would hold every layer's weights whole at once.
+What comes from other chips is asked for again in all three: kept, a scan would hold every layer's weights whole at
+once. Under bfloat16 the float32 insides of norms and rotations are computed again from their bfloat16 ends.
 """
 
 from __future__ import annotations
@@ -19,11 +21,19 @@ from jaxscale.model.lowering import Lowering
 
 __all__ = ["rematerialize"]
 
-MOVES = ("convert_element_type", "sharding_constraint")
 
+def _keep_compute_dtype(dtype: Any) -> Callable[..., bool]:
+    """The policy of "none"; arrays of up to two axes are weights and gains, larger ones activations."""
+    width = jnp.dtype(dtype).itemsize
 
-def _all_but_moves(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name not in MOVES
+    def keep(primitive: Any, *inputs: Any, **options: Any) -> bool:
+        if primitive.name == "sharding_constraint":
+            return False
+        if primitive.name == "convert_element_type":
+            return inputs[0].ndim > 2 and jnp.dtype(options["new_dtype"]).itemsize < inputs[0].dtype.itemsize
+        return all(x.ndim <= 2 or x.dtype.itemsize <= width for x in inputs)
+
+    return keep
 
 
 def rematerialize(body: Callable[..., Any], lowering: Lowering, dtype: Any) -> Callable[..., Any]:
@@ -31,7 +41,7 @@ def rematerialize(body: Callable[..., Any], lowering: Lowering, dtype: Any) -> C
     if lowering.remat == "none" and lowering.mesh is None and dtype == jnp.float32:
         return body
     policy = {
-        "none": _all_but_moves,
+        "none": _keep_compute_dtype(dtype),
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "block": jax.checkpoint_policies.nothing_saveable,
     }[lowering.remat]

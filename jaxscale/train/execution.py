@@ -42,7 +42,7 @@ def choose_execution(spec: RunSpec, config: MeshConfig, dtype: Any) -> Execution
     """
     devices = jax.devices()
     platform, name = devices[0].platform, jnp.dtype(dtype).name
-    memory = 0.0 if platform == "cpu" else _chip_bytes(jax.local_devices()[0])
+    memory = _chip_bytes(jax.local_devices()[0])
     if not memory:
         mesh, microbatch = make_mesh(config), choose_microbatch(spec, config)
         check_batch(microbatch, mesh)

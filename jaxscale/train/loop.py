@@ -343,7 +343,7 @@ def count_microbatch(spec: RunSpec, way: Way, config: MeshConfig, dtype: Any) ->
 
 def count_slots(spec: RunSpec, accumulate: int, backend: str, devices: int, members: int = 1) -> int:
     """Microbatches in a dispatch: a power of two, at least one optimizer step, at most about a second's work."""
-    microbatch_seqs = spec.batch_seqs // accumulate
+    microbatch_seqs = max(1, spec.batch_seqs // accumulate)
     microbatch_flops = members * microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
     affordable = DISPATCH_FLOPS.get(backend, 1e10) * devices / microbatch_flops
     slots = min(MAX_SLOTS, 1 << max(0, math.floor(math.log2(max(affordable, 1)))))

@@ -12,18 +12,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxscale.data.files import DataInfo
 from jaxscale.flops import count_params, flops_per_token
+from jaxscale.hardware import find_peak
 from jaxscale.runs import RunResult, State
 from jaxscale.train.optimizer import Hyper, learning_rate
 from jaxscale.train.provenance import describe_machine
 from jaxscale.train.record import RunFolder
 from jaxscale.train.stopping import Stopper
 
-__all__ = ["Member", "Progress"]
+__all__ = ["Member", "Progress", "find_mfu"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Progress:
     loss: float
     tokens_per_s: float
     flops_per_s: float
+    mfu: float | None = None
+    """flops_per_s over the peak of all chips (model FLOPs utilization, PaLM, 2204.02311); None without a peak."""
 
 
 @dataclass
@@ -121,7 +125,8 @@ class Member:
             tokens = (step - self.clock.first_step) * self.spec.batch_seqs * self.spec.model.seq_len
             rate = tokens / max(self.clock.since_start(), 1e-9)
             flops = rate * self.flops_per_token
-            self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, self.loss, rate, flops))
+            told = (self.loss, rate, flops, find_mfu(flops))
+            self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, *told))
 
     def stop_if_hopeless(self) -> None:
         """End the run as censored where its rule says so; after `take` of every run beside it."""
@@ -185,5 +190,13 @@ class Member:
             restarts=self.restarts,
             provenance=describe_machine(self.dtype) | self.kinds | told,
             begun_step=begun,
+            mfu=find_mfu(rate * self.flops_per_token),
         )
         self.folder.write_result(self.result)
+
+
+def find_mfu(flops_per_s: float) -> float | None:
+    """A rate over the bf16 peak of all devices; None on a CPU and on chips that jaxscale.hardware does not list."""
+    devices = jax.devices()
+    peak = find_peak(devices[0].device_kind)
+    return None if peak is None else flops_per_s / (peak * len(devices))
