@@ -60,11 +60,12 @@ def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
     timed = [several for several in programs if "step_s" in several[0]]
     if timed:
+        toys = any(row["starts_s"] > max(row["compute_s"], row["memory_s"]) for row in (p[0] for p in timed))
         yield render_table(
-            f"{target}: a step of the largest batch (between links all hidden and none), and all runs",
-            ("N", "FLOP", "compute", "memory", "starts", "links", "step", "hidden", "none", "MFU", "days", "chip-h",
-             "USD"),
-            [_time_cells(several) for several in timed],
+            f"{target}: a step of the largest batch (bounds: links all hidden, none hidden), and all runs",
+            ("N", "FLOP", "compute", "memory", *(["starts"] if toys else []), "links", "step", "bounds", "MFU", "days",
+             "chip-h", "USD"),
+            [_time_cells(several, toys) for several in timed],
         )  # fmt: skip
         yield render_table(f"{target}: bytes that a device sends in that step", ("N", *COLLECTIVES),
                            [_sent_cells(several) for several in timed])  # fmt: skip
@@ -121,14 +122,15 @@ def _seconds(value: float) -> str:
     return format_seconds(value)
 
 
-def _time_cells(several: Sequence[dict[str, Any]]) -> list[Any]:
+def _time_cells(several: Sequence[dict[str, Any]], toys: bool) -> list[Any]:
     row = several[0]
     hours, days = (sum(one[name] for one in several) for name in ("chip_hours", "days"))
-    money = None if row["usd"] is None else format_count(sum(one["usd"] for one in several), 2)
-    names = ("compute_s", "memory_s", "starts_s", "links_s", "step_s", "step_overlapped_s", "step_serial_s")
+    money = None if row["usd"] is None else format_count(sum(one["usd"] for one in several))
+    names = ("compute_s", "memory_s", *(["starts_s"] if toys else []), "links_s", "step_s")
     seconds = [_seconds(row[name]) for name in names]
-    return [format_count(row["params"]), format_flops(row["flops_per_step"]), *seconds, _percent(row["mfu"]),
-            f"{days:.2g}" if days < 10 else f"{days:.0f}", format_count(hours, 2), money]  # fmt: skip
+    bounds = f"{_seconds(row['step_overlapped_s'])}-{_seconds(row['step_serial_s'])}"
+    return [format_count(row["params"]), format_flops(row["flops_per_step"]), *seconds, bounds, _percent(row["mfu"]),
+            f"{days:.2g}" if days < 10 else f"{days:.0f}", format_count(hours), money]  # fmt: skip
 
 
 def _percent(share: float) -> str:
