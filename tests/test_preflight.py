@@ -17,7 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxscale.cli import dispatch, main
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.errors import MisuseError
-from jaxscale.flops import count_matmul_params, flops_per_token
+from jaxscale.flops import count_matmul_params, count_params, flops_per_token
 from jaxscale.hardware import CHIP_TABLE, CHIPS
 from jaxscale.layout import Layout
 from jaxscale.params import param_shapes, param_size
@@ -28,7 +28,7 @@ from jaxscale.preflight.depth import extrapolate
 from jaxscale.preflight.hlo import Counts, count_hlo
 from jaxscale.preflight.job import ENVIRONMENT, Sent, _classify, _read, compile_job
 from jaxscale.preflight.roofline import ACHIEVABLE, count_done_flops, link_seconds, time_step
-from jaxscale.preflight.subjects import continue_ladder, read_flagship
+from jaxscale.preflight.subjects import continue_ladder, own_run, read_flagship
 from jaxscale.study import load_study
 
 ROOT = Path(__file__).parents[1]
@@ -279,6 +279,14 @@ def test_the_ladder_goes_on_to_the_flagship() -> None:
     study = load_study(str(ROOT / "configs/isoflop_c4.py"))
     model = continue_ladder(study, 7e10)
     assert model.d_model % 128 == 0 and model.n_layers == round(model.d_model / 107)
+
+
+def test_the_flagship_config_is_llama_3_405b() -> None:
+    study = load_study(str(ROOT / "configs/flagship_405b.py"))
+    assert count_params(study.model)["total"] == 405_853_388_800  # as the weights on the hub count
+    assert (study.model.n_heads, study.model.n_kv_heads, study.model.d_ff) == (128, 8, 53_248)
+    subject = own_run(study, study.model, 16e12)
+    assert subject.batch_seqs == 2048 and subject.steps * subject.step_tokens == pytest.approx(16e12, rel=1e-5)
 
 
 def test_a_flagship_is_the_declared_row_of_the_largest_compute(tmp_path: Path) -> None:
