@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv with jaxscale in it, once; sourced by local.sh and test.sh.
-#   setup_venv EXTRAS      EXTRAS is empty or like "[test]"
+#   setup_venv EXTRAS      EXTRAS is empty or like "[test,preflight]"
 # A second call with the same pyproject.toml and constraints finds its stamp and does nothing.
 # Where python3 lacks ensurepip (Debian without python3-venv), virtualenv makes the environment instead.
 set -euo pipefail
@@ -32,11 +32,12 @@ make_venv() {
 }
 
 setup_venv() {
-    local extras=$1 python stamp wanted
+    local extras=$1 python stamp made sources
     stamp=.venv/.jaxscale-setup
-    wanted="$extras $(cat pyproject.toml launch/constraints.txt | sha256sum | cut -d' ' -f1)"
-    # test.sh's environment holds all that local.sh needs, so its stamp serves both
-    if [ -f "$stamp" ] && { [ "$(cat "$stamp")" = "$wanted" ] || [ "$(cat "$stamp")" = "[test]$wanted" ]; }; then
+    made=$(cat "$stamp" 2>/dev/null || true)
+    sources=$(cat pyproject.toml launch/constraints.txt | sha256sum | cut -d' ' -f1)
+    # an environment with any extras holds all that one without them needs: test.sh's serves local.sh
+    if [ "${made##* }" = "$sources" ] && { [ -z "$extras" ] || [ "${made% *}" = "$extras" ]; }; then
         return
     fi
     python=$(find_python)
@@ -46,5 +47,5 @@ setup_venv() {
     fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
         --constraint launch/constraints.txt --editable ".$extras"
-    echo "$wanted" >"$stamp"
+    echo "$extras $sources" >"$stamp"
 }

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
-setup_venv "[test]"
+setup_venv "[test,preflight]"
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff format --check --quiet . || { echo "test: run .venv/bin/ruff format ." >&2; exit 1; }
 .venv/bin/ruff check --quiet .

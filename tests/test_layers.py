@@ -29,7 +29,7 @@ ORDER = [
     {"backtest", "simulate", "nextcells"},
     {"register"},
     {"train", "report"},
-    {"mup", "bench"},
+    {"mup", "bench", "preflight"},
     {"cli"},
     {"__init__", "__main__"},
 ]

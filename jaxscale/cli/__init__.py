@@ -8,8 +8,11 @@ Exit codes: 0 done; 1 a negative verdict or a failure; 2 misuse; 75 preempted an
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass
+
+from jaxscale.hardware import has_device_file
 
 __all__ = ["VERBS", "main"]
 
@@ -30,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "status": Verb("folder", "DIR", "table of cells: state, progress, time left; --watch keeps it live"),
     "collect": Verb("folder", "DIR", "finished runs as observations.csv, refused ones with their reason"),
     "report": Verb("answer", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
+    "preflight": Verb("preflight", "STUDY.py", "compile for a pod without the pod: memory, step time, cost; --target"),
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
     "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned; --censored: those stopped early"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),
@@ -45,7 +49,13 @@ VERBS: dict[str, Verb] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `jaxscale`: run one verb and exit with its code."""
+    """Entry point of `jaxscale`: run one verb and exit with its code.
+
+    On a machine without accelerators JAX is told so: with a plugin installed (the preflight extra) each start of it
+    would look for devices, complain, and lose seconds.
+    """
+    if not has_device_file():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
 
 

@@ -34,7 +34,7 @@ class BudgetArguments:
     tflops: float | None = None
     """TFLOP/s that one chip achieves."""
     chip: str | None = None
-    """Chip by name, for its peak and its power: v4, v5e, v5p, v6e, a100, h100, h200."""
+    """Chip by name, for its peak and its power: v4, v5e, v5p, v6e, tpu7x, a100, h100, h200."""
     mfu: float | None = None
     """Share of the chip's peak that is achieved; .4 is assumed where only --chip is given."""
     params: float | None = None

@@ -9,7 +9,6 @@ A branch is handed out when its trunk has kept the state it begins from, and end
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from typing import Any, cast
 
 from jaxscale.config import MeshConfig
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
+from jaxscale.hardware import has_device_file
 from jaxscale.hopeless import Contest, check_stoppable
 from jaxscale.runs import Cell
 from jaxscale.sweep import Job, Way, fail_cell, find_parent, group_cells, next_job, read_plan, shape
@@ -80,9 +80,7 @@ def count_workers(mesh: MeshConfig) -> tuple[int, bool]:
 
 def _has_accelerator() -> bool:
     """Whether JAX sees a GPU or TPU; asked of a child process, and only where a device file hints at one."""
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not (
-        glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    ):
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not has_device_file():
         return False
     probe = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     return subprocess.run(probe, capture_output=True, text=True).stdout.strip() not in ("cpu", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxscale.axes import AXES, BATCH, split_axes
@@ -42,7 +43,9 @@ def layout_mesh(layout: Layout, devices: list[Any] | None = None) -> Mesh:
 
 
 def _mesh(shape: tuple[int, ...], devices: list[Any]) -> Mesh:
-    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    """An axis may take a part of one of the torus's: 8 of the 24 chips along one side of a v5p:16x16x24."""
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def param_sharding(mesh: Mesh, axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
