@@ -113,9 +113,10 @@ def _count_tables(model: ModelConfig, layout: Layout) -> int:
 
 def _gathered_bytes(model: ModelConfig, layout: Layout, width: int) -> tuple[int, int]:
     """What fsdp gathers while the head is in use, and while a block is: its weights, its gradient, the next one's."""
-    head = model.vocab_size * model.d_model // layout.tensor * width
+    copies = 2 if layout.head_chunks > 1 else 1  # the pieces are laid out anew
+    head = copies * model.vocab_size * model.d_model // layout.tensor * width
     if layout.fsdp == 1:
-        return (0 if width == 4 else head), 0
+        return (0 if width == 4 and copies == 1 else head), 0
     return head, 3 * width * _count_state(model, 1, layout.tensor, tables=False) // model.n_layers
 
 
@@ -136,7 +137,8 @@ def _kept_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int, rem
         return int(tokens * d * width)
     if kind == "dots":
         return int(tokens * width * (2 * d + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)))
-    streams = 9 * d + 4 * h + 5 * k if width == 4 else 5 * d + 2 * h + 3 * k
+    whole = d * (layout.tensor if layout.tensor > 1 else 1)  # as a block's matrix products read it
+    streams = 7 * d + 2 * whole + 4 * h + 5 * k if width == 4 else 3 * d + 2 * whole + 2 * h + 3 * k
     scores = (13 if width == 4 else 11) * _count_scores(model, layout, tokens) if layout.attention == "xla" else 0
     return int(tokens * width * (streams + KEPT[model.mlp] * f) + scores)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -66,8 +67,9 @@ def local_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
     MisuseError where they are not neighbours: then the mesh puts a process's devices far from each other.
     """
     places = batch_sharding(mesh).addressable_devices_indices_map((1, rows))
-    spans = sorted({(span.start or 0, rows if span.stop is None else span.stop) for _, span in places.values()})
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    cuts = [place[1] for place in places.values() if place is not None]
+    spans = sorted({(cut.start or 0, rows if cut.stop is None else cut.stop) for cut in cuts})
+    for (_, end), (start, _) in pairwise(spans):
         if start != end:
             raise MisuseError(f"mesh: the rows of process {jax.process_index()} are not neighbours; let fsdp x tensor "
                               f"x context be a divisor or a multiple of its {len(places)} devices")  # fmt: skip

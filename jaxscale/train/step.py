@@ -64,7 +64,9 @@ class Program:
         self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
         self.optimizer, self.averages = optimizer, averages
         platform = mesh.devices.flat[0].platform
-        lowering = choose_lowering(MeshConfig(), model, platform, jnp.dtype(dtype).name) if lowering is None else lowering
+        lowering = (
+            choose_lowering(MeshConfig(), model, platform, jnp.dtype(dtype).name) if lowering is None else lowering
+        )
         self.lowering = replace(lowering, mesh=mesh if mesh.size > 1 else None)
         abstract = nnx.eval_shape(partial(make_decoder, model, 0, dtype, lowering=self.lowering))
         self.graphdef, self.abstract_params = nnx.split(abstract, nnx.Param)

@@ -1,6 +1,6 @@
 """Seconds of CPU to compile the train step against depth: under scan they do not grow (docs/memory.md).
 
-    JAX_PLATFORMS=cpu python tests/bench/compile_depth.py [scan|unroll] [DEPTH ...]
+JAX_PLATFORMS=cpu python tests/bench/compile_depth.py [scan|unroll] [DEPTH ...]
 """
 
 from __future__ import annotations
