@@ -176,7 +176,8 @@ def rank_layouts(
             layout = _largest(model, batch_seqs, shape, remat, chip_bytes, dtype, mesh, platform, optimizer, averages)
             if layout is not None:
                 found.append(layout)
-    return sorted(found, key=lambda layout: _cost(model, batch_seqs, layout))
+    island = chips if platform == "tpu" else chips_per_host
+    return sorted(found, key=lambda layout: _cost(model, batch_seqs, layout, island))
 
 
 def _shapes(model: ModelConfig, chips: int, chips_per_host: int, mesh: MeshConfig) -> Iterator[Layout]:
@@ -205,7 +206,7 @@ def _largest(
 ) -> Layout | None:  # fmt: skip
     """The largest microbatch that fits this mesh and remat."""
     attention = mesh.attention if mesh.attention != "auto" else choose_attention(model, platform, dtype, shape.context)
-    if batch_seqs % shape.replicas:
+    if batch_seqs % shape.replicas or (mesh.microbatch_seqs and batch_seqs % mesh.microbatch_seqs):
         return None
     per_chip = batch_seqs // shape.replicas
     for accumulate in _choices(batch_seqs // mesh.microbatch_seqs if mesh.microbatch_seqs else 0, per_chip):
@@ -219,7 +220,7 @@ def _largest(
     return None
 
 
-FLOPS_PER_BYTE = 2000.0
+NEAR, FAR = 2000.0, 20_000.0
 """Arithmetic that a chip does while it sends or gets one byte: 197e12 FLOP/s over about 100 GB/s (v5e), 989e12 over
 450 GB/s inside and 50 GB/s between hosts (H100). An assumption that only orders layouts."""
 RECOMPUTE = {"none": 1.0, "dots": 1.03, "block": 4 / 3}
@@ -228,9 +229,10 @@ HIDDEN = 0.9
 """Share of fsdp's and data's traffic that runs behind arithmetic, or the other way round."""
 
 
-def _cost(model: ModelConfig, batch_seqs: int, layout: Layout) -> tuple[float, int, int]:
+def _cost(model: ModelConfig, batch_seqs: int, layout: Layout, island: int) -> tuple[float, int, int]:
     """A chip's arithmetic and waiting for one step, in FLOPs; then the simpler mesh first.
 
+    `island` chips are near each other; context and tensor are the inner axes of the mesh, so they are near first.
     Per microbatch fsdp gathers the weights twice and scatters their gradients once, in 2 bytes; data adds the
     gradients up, twice the bytes of its share. Per token and block tensor gathers and scatters the stream 8 times,
     context gathers keys and values and scatters their gradients.
@@ -242,9 +244,10 @@ def _cost(model: ModelConfig, batch_seqs: int, layout: Layout) -> tuple[float, i
     sent = 3 * weights * (layout.fsdp - 1) / layout.fsdp
     if layout.data * layout.context > 1:
         sent += 2 * weights / layout.fsdp
-    shared = FLOPS_PER_BYTE * sent * batch_seqs / layout.microbatch_seqs
+    shared = (NEAR if layout.chips <= island else FAR) * sent * batch_seqs / layout.microbatch_seqs
     stream = 8 * 2 * model.d_model * tokens / layout.context * (layout.tensor - 1) / layout.tensor
     keys = 3 * 2 * 2 * model.n_kv_heads * model.d_head / layout.tensor * tokens * (layout.context - 1) / layout.context
-    waits = FLOPS_PER_BYTE * model.n_layers * (stream + keys)
+    inner = layout.tensor * layout.context
+    waits = (NEAR if inner <= island else FAR) * model.n_layers * (stream + keys)
     cost = max(work, shared) + (1 - HIDDEN) * min(work, shared) + waits
     return cost, layout.tensor * layout.context, layout.fsdp

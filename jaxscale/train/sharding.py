@@ -86,12 +86,12 @@ def row_group(mesh: Mesh) -> tuple[int, int]:
     return first // (end - first), replicas // (end - first)
 
 
-def check_batch(microbatch_seqs: int, mesh: Mesh) -> None:
+def check_batch(microbatch_seqs: int, mesh: Mesh, field: str = "recipe.microbatch_seqs") -> None:
     """MisuseError unless a microbatch divides evenly over the data and fsdp axes."""
     replicas = mesh.shape["data"] * mesh.shape["fsdp"]
     if microbatch_seqs % replicas:
         low = max(replicas, microbatch_seqs // replicas * replicas)
         raise MisuseError(
-            f"recipe.microbatch_seqs: {microbatch_seqs} does not divide over {replicas} devices; "
+            f"{field}: {microbatch_seqs} does not divide over {replicas} devices; "
             f"use {low} or {low + replicas}, or fewer devices"
         )
