@@ -27,6 +27,7 @@ class Lowering:
     remat: Literal["none", "dots", "block"] = "none"
     head_chunks: int = 1
     unroll: bool = False
+    cpu_forms: bool = False
 
 
 def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str) -> Lowering:
@@ -34,4 +35,7 @@ def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str) -> Lowe
     attention = "xla" if mesh.attention == "auto" else mesh.attention
     remat = "none" if mesh.remat == "auto" else mesh.remat
     unroll = platform == "cpu" and model.n_layers <= UNROLL_LAYERS
-    return Lowering(attention, remat, max(1, mesh.head_chunks), unroll)
+    cpu_forms = platform == "cpu"
+    if cpu_forms and mesh.attention == "auto":
+        attention = "blocked"
+    return Lowering(attention, remat, max(1, mesh.head_chunks), unroll, cpu_forms)
