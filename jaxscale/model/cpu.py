@@ -69,6 +69,7 @@ def _gelu_gate(x: jax.Array) -> jax.Array:
 
 
 def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    x = _in_memory(x)  # so that the gate is computed again, not kept
     gate = _gelu_gate(x)
     slope = 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * x * x)
     return (dy * gate * (1 + x * (1 - gate) * slope),)

@@ -15,7 +15,7 @@ from jaxscale.config import MeshConfig, ModelConfig
 
 __all__ = ["Lowering", "choose_lowering"]
 
-UNROLL_LAYERS = 4
+UNROLL_LAYERS = 8
 """On CPU stacks this short are unrolled: XLA runs a scan's body at about .8 of the unrolled speed."""
 
 
