@@ -3,6 +3,7 @@
 out[t] = sum_{s <= t} softmax_s(scale q_t . k_s) v_s,   softmax in float32
 
 xla      jax.nn.dot_product_attention as XLA compiles it: everywhere
+blocked  rows of queries in blocks, with a backward pass of its own (`model.cpu`): CPUs
 """
 
 from __future__ import annotations

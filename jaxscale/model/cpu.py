@@ -8,22 +8,24 @@ backward reduces over a T x T array; scatters.
     attention    rows of queries in blocks, each over the keys it sees; P dO summed as O dO (Dao et al. 2022, 2205.14135)
     gelu         x / (1 + exp(-2u)), u = sqrt(2/pi) (x + .044715 x^3): one exponential, nothing kept but x
     embedding    gradient as a product with one-hot rows
-    losses       dlogits = softmax * (dloss + dlogZ) - onehot * dloss, from the logits and log Z
+    losses       dlogits = softmax * (dloss + dlogZ) - onehot * dloss, from the logits and log Z; the logits' scale
+                 is put on the hidden states, which are fewer
 """
 
 from __future__ import annotations
 
-from functools import partial
 from math import pi, sqrt
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["attend_blocked", "embed_rows", "gelu", "project", "token_losses"]
+__all__ = ["attend_blocked", "embed_rows", "gelu", "head_losses", "project", "token_losses"]
 
 BLOCK = 128
 """Rows of queries in a block of attention."""
+ONE_HOT_VOCAB = 1024
+"""Largest vocabulary whose embedding gets its gradient by a product; a larger one adds row by row."""
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -34,7 +36,7 @@ _in_memory = jax.lax.optimization_barrier
 @jax.custom_vjp
 def project(x: jax.Array, w_io: jax.Array) -> jax.Array:
     """x [.., i] @ w [i, o]."""
-    return x @ w_io
+    return _project_forward(x, w_io)[0]
 
 
 def _project_forward(x: jax.Array, w_io: jax.Array) -> tuple[jax.Array, Pair]:
@@ -48,7 +50,7 @@ def _project_backward(saved: Pair, dy: jax.Array) -> Pair:
 
 
 def _contract_rows(x_ni: jax.Array, y_no: jax.Array) -> jax.Array:
-    """x^T y [i, o]."""
+    """x^T y [i, o], the narrower of the two transposed in memory."""
     x_ni, y_no = _in_memory((x_ni, y_no))
     if x_ni.shape[1] <= y_no.shape[1]:
         return _in_memory(x_ni.T) @ y_no
@@ -81,17 +83,20 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 @jax.custom_vjp
 def embed_rows(table_vd: jax.Array, tokens_bt: jax.Array) -> jax.Array:
     """Rows of the table [b, t, d]."""
-    return jnp.take(table_vd, tokens_bt, axis=0)
+    return _embed_forward(table_vd, tokens_bt)[0]
 
 
-def _embed_forward(table_vd: jax.Array, tokens_bt: jax.Array) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-    return jnp.take(table_vd, tokens_bt, axis=0), (table_vd[:, :0], tokens_bt)
+def _embed_forward(table_vd: jax.Array, tokens_bt: jax.Array) -> tuple[jax.Array, Pair]:
+    return jnp.take(table_vd, tokens_bt, axis=0), (table_vd, tokens_bt)
 
 
-def _embed_backward(saved: tuple[Any, jax.Array], dx_btd: jax.Array) -> tuple[jax.Array, None]:
-    empty_v, tokens_bt = saved
-    onehot_vn = (jnp.arange(empty_v.shape[0])[:, None] == tokens_bt.reshape(-1)).astype(dx_btd.dtype)
-    return onehot_vn @ _in_memory(dx_btd.reshape(-1, dx_btd.shape[-1])), None
+def _embed_backward(saved: Pair, dx_btd: jax.Array) -> tuple[jax.Array, None]:
+    table_vd, tokens_n = saved[0], saved[1].reshape(-1)
+    dx_nd = _in_memory(dx_btd.reshape(-1, dx_btd.shape[-1]))
+    if table_vd.shape[0] > ONE_HOT_VOCAB:
+        return jnp.zeros_like(table_vd).at[tokens_n].add(dx_nd), None
+    onehot_vn = jnp.arange(table_vd.shape[0])[:, None] == tokens_n
+    return onehot_vn.astype(dx_nd.dtype) @ dx_nd, None
 
 
 embed_rows.defvjp(_embed_forward, _embed_backward)
@@ -120,13 +125,20 @@ def _losses_backward(saved: tuple[jax.Array, ...], slopes: Pair) -> tuple[jax.Ar
 token_losses.defvjp(_losses_forward, _losses_backward)
 
 
+def head_losses(x_btd: jax.Array, head_dv: jax.Array, targets_bt: jax.Array, scale: float) -> Pair:
+    """`token_losses` of hidden states under the head."""
+    x_btd = x_btd.astype(jnp.promote_types(x_btd.dtype, jnp.float32))
+    return token_losses(project(x_btd * scale, head_dv.astype(x_btd.dtype)), targets_bt)
+
+
 def attend_blocked(q_bthe: jax.Array, k_btke: jax.Array, v_btke: jax.Array, scale: float) -> jax.Array:
-    """Causal attention [b, t, h, e] in blocks of rows; k divides h."""
+    """Causal attention of queries [b, t, h, e] over keys and values [b, t, k, e]; k divides h. Gives [b, t, h, e]."""
     b, t, h, e = q_bthe.shape
-    groups = k_btke.shape[2]
-    q_bkgte = (q_bthe * scale).reshape(b, t, groups, h // groups, e).transpose(0, 2, 3, 1, 4)
-    k_bkte, v_bkte = k_btke.swapaxes(1, 2), v_btke.swapaxes(1, 2)
-    return _attend(q_bkgte, k_bkte, v_bkte).transpose(0, 3, 1, 2, 4).reshape(b, t, h, e)
+    k, dtype = k_btke.shape[2], jnp.promote_types(q_bthe.dtype, jnp.float32)
+    q_bkgte = (q_bthe.astype(dtype) * scale).reshape(b, t, k, h // k, e).transpose(0, 2, 3, 1, 4)
+    k_bkte, v_bkte = (x_btke.astype(dtype).swapaxes(1, 2) for x_btke in (k_btke, v_btke))
+    mixed_bkgte = _attend(q_bkgte, k_bkte, v_bkte)
+    return mixed_bkgte.transpose(0, 3, 1, 2, 4).reshape(b, t, h, e).astype(q_bthe.dtype)
 
 
 @jax.custom_vjp

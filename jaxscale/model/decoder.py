@@ -76,7 +76,7 @@ class Decoder(nnx.Module):
     def hidden(self, tokens_bt: jax.Array) -> jax.Array:
         """What the head reads: the normed last states [b, t, d]."""
         scale = forward_multipliers(self.model)
-        embed = cpu.embed_rows if self.lowering.cpu_forms and self.model.vocab_size <= 1024 else _embed
+        embed = cpu.embed_rows if self.lowering.cpu_forms else _embed
         x_btd = (embed(self.embed[...], tokens_bt) * scale.embed).astype(self.dtype)
         return rms_norm(self._run_blocks(x_btd), self.final_norm[...], self.model.norm_eps)
 

@@ -29,5 +29,5 @@ def head_losses(
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Cross-entropy in nats and log Z, float32 [b, t] each, of hidden states under the head."""
     if lowering.cpu_forms:
-        return cpu.token_losses(cpu.project(x_btd, head_dv.astype(x_btd.dtype)) * scale, targets_bt)
+        return cpu.head_losses(x_btd, head_dv, targets_bt, scale)
     return token_losses(head_logits(x_btd, head_dv, scale), targets_bt)
