@@ -71,7 +71,9 @@ class Decoder(nnx.Module):
     def losses(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
         scale = forward_multipliers(self.model).logits
-        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering)
+        if self.lowering.cpu_forms:
+            return cpu.head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale)
+        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering.head_chunks)
 
     def hidden(self, tokens_bt: jax.Array) -> jax.Array:
         """What the head reads: the normed last states [b, t, d]."""
