@@ -78,7 +78,8 @@ def test_attention_by_blocks(length: int, heads: int, kv_heads: int, width: int)
 
 def test_attention_keeps_scores_far_apart_finite() -> None:
     q, k, v = (1e3 * draw(i, 1, 130, 2, 4) for i in range(3))
-    grads = jax.grad(lambda *x: jnp.sum(jnp.sin(cpu.attend_blocked(*x, 1.0))), argnums=(0, 1, 2))(q, k, v)
+    total = lambda *x: jnp.sum(jnp.sin(cpu.attend_blocked(*x, 1.0)))  # noqa: E731
+    grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, k, v)
     assert all(np.isfinite(g).all() for g in grads)
 
 
@@ -90,7 +91,7 @@ def test_no_row_sees_a_later_one_across_blocks() -> None:
     def rows(kv: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.sum(cpu.attend_blocked(q, *kv, 1.0), axis=(0, 2, 3))[around]
 
-    for jacobian in jax.jacrev(rows)((k, v)):
+    for jacobian in jax.jit(jax.jacrev(rows))((k, v)):
         reach = np.abs(np.asarray(jacobian)[:, 0, :, 0]).sum(-1)[:, around]
         assert np.all(reach[np.triu_indices(6, 1)] == 0) and np.all(reach[np.tril_indices(6)] > 0)
 
@@ -136,8 +137,8 @@ def test_vmap_gives_each_lane_its_own_gradients() -> None:
         losses, _ = cpu.head_losses(cpu.gelu(x) + cpu.embed_rows(w.T, tokens), w, tokens, 0.5)
         return jnp.sum(losses) + jnp.sum(cpu.attend_blocked(q, q, q, 0.5) ** 2)
 
-    gradient = jax.grad(loss, argnums=(0, 1, 2))
-    together = jax.vmap(gradient)(x, w, q, tokens)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    together = jax.jit(jax.vmap(gradient))(x, w, q, tokens)
     alone = [gradient(x[i], w[i], q[i], tokens[i]) for i in range(4)]
     for got, want in zip(together, zip(*alone, strict=True), strict=True):
         np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-5, atol=1e-5)
@@ -154,17 +155,18 @@ def test_gradients_equal_finite_differences_in_float64() -> None:
         tokens = jax.random.randint(jax.random.key(9), (2, 7), 0, 11)
         rope = tuple(jnp.asarray(r, jnp.float64) for r in rope_table(6, 4, 10_000.0))
 
+        @jax.jit
         def loss(weights: dict[str, jax.Array]) -> jax.Array:
             x = apply_block(weights, cpu.embed_rows(weights["embed"], tokens[:, :-1]), rope, model, FORMS)
             losses, log_z = cpu.head_losses(x, weights["head"], tokens[:, 1:], 0.7)
             return jnp.sum(losses) + jnp.sum(jnp.square(log_z))
 
         direction = {name: draw(20 + i, *v.shape) for i, (name, v) in enumerate(block.items())}
-        exact = sum(jnp.vdot(g, direction[name]) for name, g in jax.grad(loss)(block).items())
+        exact = sum(jnp.vdot(g, direction[name]) for name, g in jax.jit(jax.grad(loss))(block).items())
         moved = [jax.tree.map(lambda v, u, s=s: v + s * 1e-3 * u, block, direction) for s in (1, -1)]
         assert float(loss(moved[0]) - loss(moved[1])) / 2e-3 == pytest.approx(float(exact), rel=2e-3)
-        parts = {name: slope(weights) for name, slope in _float64_slopes(block).items() for weights in [block]}
-        for name, (exact_slope, found) in parts.items():
+        for name, slopes in _float64_slopes(block).items():
+            exact_slope, found = slopes(block)
             assert found == pytest.approx(exact_slope, rel=1e-7), name
 
 
@@ -182,7 +184,8 @@ def _float64_slopes(block: dict[str, jax.Array]) -> dict[str, Callable[[Any], tu
         def slopes(weights: Any) -> tuple[float, float]:
             w = weights["wk"]
             u, h = jnp.cos(jnp.arange(w.size, dtype=jnp.float64)).reshape(w.shape), 1e-6
-            return float(jnp.vdot(jax.grad(form)(w), u)), float(form(w + h * u) - form(w - h * u)) / (2 * h)
+            value = jax.jit(form)
+            return float(jnp.vdot(jax.jit(jax.grad(form))(w), u)), float(value(w + h * u) - value(w - h * u)) / (2 * h)
 
         return slopes
 
