@@ -4,12 +4,14 @@ out[t] = sum_{s <= t} softmax_s(scale q_t . k_s) v_s,   softmax in float32
 
 xla      jax.nn.dot_product_attention as XLA compiles it: everywhere
 chunked, cudnn, splash: `jaxscale.model.flash`
+blocked  rows of queries in blocks, with a backward pass of its own (`model.cpu`): CPUs
 """
 
 from __future__ import annotations
 
 import jax
 
+from jaxscale.model import cpu
 from jaxscale.model.flash import attend_chunked, attend_cudnn, attend_splash
 from jaxscale.model.lowering import Lowering
 
@@ -26,4 +28,6 @@ def attend_heads(
         return attend_cudnn(q_bthe, k_btke, v_btke, scale)
     if lowering.attention == "splash":
         return attend_splash(q_bthe, k_btke, v_btke, scale, lowering.mesh, lowering.interpret)
+    if lowering.attention == "blocked":
+        return cpu.attend_blocked(q_bthe, k_btke, v_btke, scale)
     return jax.nn.dot_product_attention(q_bthe, k_btke, v_btke, is_causal=True, scale=scale)

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from jaxscale.config import ModelConfig
+from jaxscale.model import cpu
 from jaxscale.model.attention import attend_heads
 from jaxscale.model.loss import head_logits, head_losses
 from jaxscale.model.lowering import Lowering
@@ -76,13 +76,15 @@ class Decoder(nnx.Module):
     def losses(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
         scale = forward_multipliers(self.model).logits
+        if self.lowering.cpu_forms and self.lowering.head_chunks == 1:
+            return cpu.head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale)
         return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering)
 
     def hidden(self, tokens_bt: jax.Array) -> jax.Array:
         """What the head reads: the normed last states [b, t, d]."""
         scale = forward_multipliers(self.model)
         mesh = self.lowering.mesh
-        x_btd = (_embed(self.embed[...], tokens_bt, mesh) * scale.embed).astype(self.dtype)
+        x_btd = (_embed(self.embed[...], tokens_bt, self.lowering) * scale.embed).astype(self.dtype)
         x_btd = self._run_blocks(place(x_btd, BETWEEN, mesh))
         return rms_norm(x_btd, place(self.final_norm[...], ("width",), mesh), self.model.norm_eps)
 
@@ -129,10 +131,11 @@ def _init_param(key: jax.Array, name: str, shape: tuple[int, ...], std: float | 
     return std * jax.random.normal(own_key, shape, jnp.float32)
 
 
-def _embed(table_vd: jax.Array, tokens_bt: jax.Array, mesh: Mesh | None) -> jax.Array:
+def _embed(table_vd: jax.Array, tokens_bt: jax.Array, lowering: Lowering) -> jax.Array:
     """Rows of a table that may be split over fsdp by width: looked up for all rows of the batch, then exchanged."""
-    tokens_bt = place(tokens_bt, ("rows", "positions"), mesh)
-    return place(jnp.take(table_vd, tokens_bt, axis=0), ("rows", "positions", "embed"), mesh)
+    tokens_bt = place(tokens_bt, ("rows", "positions"), lowering.mesh)
+    x_btd = cpu.embed_rows(table_vd, tokens_bt) if lowering.cpu_forms else jnp.take(table_vd, tokens_bt, axis=0)
+    return place(x_btd, ("rows", "positions", "embed"), lowering.mesh)
 
 
 def apply_block(
@@ -152,9 +155,7 @@ def attend(
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
     """Causal self-attention with rotary positions; softmax in float32."""
-    q_bthe = _split_heads(x_btd @ block["wq"].astype(x_btd.dtype), model.n_heads)
-    k_btke = _split_heads(x_btd @ block["wk"].astype(x_btd.dtype), model.n_kv_heads)
-    v_btke = _split_heads(x_btd @ block["wv"].astype(x_btd.dtype), model.n_kv_heads)
+    q_bthe, k_btke, v_btke = _project_heads(block, x_btd, model, lowering)
     if model.qk_norm:
         q_bthe = rms_norm(q_bthe, block["q_norm"], model.norm_eps)
         k_btke = rms_norm(k_btke, block["k_norm"], model.norm_eps)
@@ -163,11 +164,27 @@ def attend(
     k_btke, v_btke = gather_keys(rotate(k_btke, rope), model, lowering.mesh), gather_keys(v_btke, model, lowering.mesh)
     mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering)
     mixed_bthe = place(mixed_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
-    return mixed_bthe.reshape(x_btd.shape) @ block["wo"].astype(x_btd.dtype)
+    return multiply(mixed_bthe.reshape(x_btd.shape), block["wo"], lowering)
 
 
-def _split_heads(x_btd: jax.Array, heads: int) -> jax.Array:
-    return x_btd.reshape(*x_btd.shape[:2], heads, -1)
+def _project_heads(
+    block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig, lowering: Lowering
+) -> list[jax.Array]:
+    """Queries [b, t, h, e], keys and values [b, t, k, e]."""
+    names, sizes = ("wq", "wk", "wv"), (model.n_heads, model.n_kv_heads, model.n_kv_heads)
+    if lowering.cpu_forms:
+        joined = multiply(x_btd, jnp.concatenate([block[name] for name in names], axis=1), lowering)
+        cuts = [model.n_heads * model.d_head, (model.n_heads + model.n_kv_heads) * model.d_head]
+        flat = jnp.split(joined, cuts, axis=-1)
+    else:
+        flat = [multiply(x_btd, block[name], lowering) for name in names]
+    return [each.reshape(*x_btd.shape[:2], size, -1) for each, size in zip(flat, sizes, strict=True)]
+
+
+def multiply(x: jax.Array, w_io: jax.Array, lowering: Lowering) -> jax.Array:
+    """x [.., i] @ w [i, o] in the precision of x."""
+    w_io = w_io.astype(x.dtype)
+    return cpu.project(x, w_io) if lowering.cpu_forms else x @ w_io
 
 
 def apply_mlp(
@@ -175,14 +192,11 @@ def apply_mlp(
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
     """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu."""
-    activate = ACTIVATIONS[model.mlp]
-    up = x_btd @ block["w_up"].astype(x_btd.dtype)
-    if model.mlp == "swiglu":
-        hidden = activate(x_btd @ block["w_gate"].astype(x_btd.dtype)) * up
-    else:
-        hidden = activate(up)
+    activate = cpu.gelu if lowering.cpu_forms and model.mlp == "gelu" else ACTIVATIONS[model.mlp]
+    up = multiply(x_btd, block["w_up"], lowering)
+    hidden = activate(multiply(x_btd, block["w_gate"], lowering)) * up if model.mlp == "swiglu" else activate(up)
     hidden = place(hidden, ("batch", "positions", "mlp"), lowering.mesh)
-    return hidden @ block["w_down"].astype(x_btd.dtype)
+    return multiply(hidden, block["w_down"], lowering)
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:

@@ -5,6 +5,7 @@ remat        what the backward pass computes again instead of keeping it: nothin
              a block but its input
 head_chunks  pieces in which head and cross-entropy are computed, so that no B x T x V array is held
 unroll       layers as a loop in Python rather than a scan
+cpu_forms    products, GELU, embedding and losses with the backward passes of `model.cpu`
 mesh         the devices over which values are cut; None for one
 interpret    accelerator kernels step by step on a CPU, for tests
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lowering", "choose_lowering", "lower_layout"]
 
-UNROLL_LAYERS = 4
+UNROLL_LAYERS = 8
 """On CPU stacks this short are unrolled: XLA runs a scan's body at about .8 of the unrolled speed."""
 
 
@@ -34,6 +35,7 @@ class Lowering:
     remat: Remat = "none"
     head_chunks: int = 1
     unroll: bool = False
+    cpu_forms: bool = False
     mesh: Mesh | None = None
     interpret: bool = False
 
@@ -41,7 +43,8 @@ class Lowering:
 def lower_layout(layout: Layout, model: ModelConfig, platform: str) -> Lowering:
     """The lowering of a layout; `Program` adds its mesh."""
     unroll = platform == "cpu" and model.n_layers <= UNROLL_LAYERS
-    return Lowering(layout.attention, layout.remat, layout.head_chunks, unroll)
+    cpu_forms = platform == "cpu" and layout.tensor * layout.context == 1
+    return Lowering(layout.attention, layout.remat, layout.head_chunks, unroll, cpu_forms)
 
 
 def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str, dtype: str = "float32") -> Lowering:
@@ -49,8 +52,12 @@ def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str, dtype: 
 
     MisuseError for an attention that cannot work here.
     """
-    context = max(1, mesh.context)
+    tensor, context = max(1, mesh.tensor), max(1, mesh.context)
     attention = choose_attention(model, platform, dtype, context) if mesh.attention == "auto" else mesh.attention
+    if mesh.attention == "auto" and platform == "cpu" and tensor * context == 1:
+        attention = "blocked"
     check_attention(attention, model, platform, dtype, context)
     remat: Remat = "none" if mesh.remat == "auto" else mesh.remat
-    return lower_layout(Layout(attention=attention, remat=remat, head_chunks=max(1, mesh.head_chunks)), model, platform)
+    layout = Layout(tensor=tensor, context=context, attention=attention, remat=remat,
+                    head_chunks=max(1, mesh.head_chunks))  # fmt: skip
+    return lower_layout(layout, model, platform)

@@ -38,7 +38,8 @@ def _keep_compute_dtype(dtype: Any) -> Callable[..., bool]:
 
 def rematerialize(body: Callable[..., Any], lowering: Lowering, dtype: Any) -> Callable[..., Any]:
     """`body` of a loop over layers, keeping what `lowering` says; as it is where it keeps all and moves nothing."""
-    if lowering.remat == "none" and lowering.mesh is None and dtype == jnp.float32:
+    moves = lowering.mesh is not None and lowering.mesh.shape["fsdp"] > 1
+    if lowering.remat == "none" and not moves and dtype == jnp.float32:
         return body
     policy = {
         "none": _keep_compute_dtype(dtype),

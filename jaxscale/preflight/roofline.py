@@ -138,7 +138,7 @@ def count_done_flops(model: ModelConfig, layout: Layout, tokens: float) -> float
         done += attention  # scores again in the backward pass
     if not flash:
         done += (6 + 2 * (layout.remat == "block")) * attention  # what the mask throws away
-    if layout.head_chunks > 1:
+    if layout.head_chunks > 1 or layout.chips > 1:
         done += head
     return done * tokens
 
