@@ -42,7 +42,7 @@ def test_pack_that_kills_its_worker_is_taken_apart_and_its_state_dropped(tmp_pat
     job = Job(cells, "turn")
     folder = begin_pack(tmp_path, Pack(tuple(cell.run_id for cell in cells), "turn"))
     events: list[dict[str, Any]] = []
-    pool = _Pool(tmp_path, [], {cell.run_id for cell in cells[1:]}, events.append, pinned=True)
+    pool = _Pool(tmp_path, [], {cell.run_id for cell in cells[1:]}, events.append, seats=())
     worker = cast(Any, SimpleNamespace(index=0, ended={cells[0].run_id}))
     for _ in range(MAX_ATTEMPTS):
         assert folder.path.exists()

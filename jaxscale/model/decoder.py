@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxscale.config import ModelConfig
+from jaxscale.model import cpu
 from jaxscale.model.attention import attend_heads
 from jaxscale.model.loss import head_logits, head_losses
 from jaxscale.model.lowering import Lowering
@@ -70,12 +71,13 @@ class Decoder(nnx.Module):
     def losses(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
         scale = forward_multipliers(self.model).logits
-        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering.head_chunks)
+        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering)
 
     def hidden(self, tokens_bt: jax.Array) -> jax.Array:
         """What the head reads: the normed last states [b, t, d]."""
         scale = forward_multipliers(self.model)
-        x_btd = (_embed(self.embed[...], tokens_bt) * scale.embed).astype(self.dtype)
+        embed = cpu.embed_rows if self.lowering.cpu_forms else _embed
+        x_btd = (embed(self.embed[...], tokens_bt) * scale.embed).astype(self.dtype)
         return rms_norm(self._run_blocks(x_btd), self.final_norm[...], self.model.norm_eps)
 
     def _head(self) -> jax.Array:
@@ -132,7 +134,7 @@ def apply_block(
     normed = rms_norm(x_btd, block["attn_norm"], model.norm_eps)
     x_btd = x_btd + residual * attend(block, normed, rope, model, lowering)
     normed = rms_norm(x_btd, block["mlp_norm"], model.norm_eps)
-    return x_btd + residual * apply_mlp(block, normed, model)
+    return x_btd + residual * apply_mlp(block, normed, model, lowering)
 
 
 def attend(
@@ -140,30 +142,41 @@ def attend(
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
     """Causal self-attention with rotary positions; softmax in float32."""
-    q_bthe = _split_heads(x_btd @ block["wq"].astype(x_btd.dtype), model.n_heads)
-    k_btke = _split_heads(x_btd @ block["wk"].astype(x_btd.dtype), model.n_kv_heads)
-    v_btke = _split_heads(x_btd @ block["wv"].astype(x_btd.dtype), model.n_kv_heads)
+    q_bthe, k_btke, v_btke = _project_heads(block, x_btd, model, lowering)
     if model.qk_norm:
         q_bthe = rms_norm(q_bthe, block["q_norm"], model.norm_eps)
         k_btke = rms_norm(k_btke, block["k_norm"], model.norm_eps)
     scale = forward_multipliers(model).attention
     mixed_bthe = attend_heads(rotate(q_bthe, rope), rotate(k_btke, rope), v_btke, scale, lowering)
-    return mixed_bthe.reshape(x_btd.shape) @ block["wo"].astype(x_btd.dtype)
+    return multiply(mixed_bthe.reshape(x_btd.shape), block["wo"], lowering)
 
 
-def _split_heads(x_btd: jax.Array, heads: int) -> jax.Array:
-    return x_btd.reshape(*x_btd.shape[:2], heads, -1)
-
-
-def apply_mlp(block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig) -> jax.Array:
-    """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu."""
-    activate = ACTIVATIONS[model.mlp]
-    up = x_btd @ block["w_up"].astype(x_btd.dtype)
-    if model.mlp == "swiglu":
-        hidden = activate(x_btd @ block["w_gate"].astype(x_btd.dtype)) * up
+def _project_heads(
+    block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig, lowering: Lowering
+) -> list[jax.Array]:
+    """Queries [b, t, h, e], keys and values [b, t, k, e]."""
+    names, sizes = ("wq", "wk", "wv"), (model.n_heads, model.n_kv_heads, model.n_kv_heads)
+    if lowering.cpu_forms:
+        joined = multiply(x_btd, jnp.concatenate([block[name] for name in names], axis=1), lowering)
+        cuts = [model.n_heads * model.d_head, (model.n_heads + model.n_kv_heads) * model.d_head]
+        flat = jnp.split(joined, cuts, axis=-1)
     else:
-        hidden = activate(up)
-    return hidden @ block["w_down"].astype(x_btd.dtype)
+        flat = [multiply(x_btd, block[name], lowering) for name in names]
+    return [each.reshape(*x_btd.shape[:2], size, -1) for each, size in zip(flat, sizes, strict=True)]
+
+
+def multiply(x: jax.Array, w_io: jax.Array, lowering: Lowering) -> jax.Array:
+    """x [.., i] @ w [i, o] in the precision of x."""
+    w_io = w_io.astype(x.dtype)
+    return cpu.project(x, w_io) if lowering.cpu_forms else x @ w_io
+
+
+def apply_mlp(block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig, lowering: Lowering) -> jax.Array:
+    """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu."""
+    activate = cpu.gelu if lowering.cpu_forms and model.mlp == "gelu" else ACTIVATIONS[model.mlp]
+    up = multiply(x_btd, block["w_up"], lowering)
+    hidden = activate(multiply(x_btd, block["w_gate"], lowering)) * up if model.mlp == "swiglu" else activate(up)
+    return multiply(hidden, block["w_down"], lowering)
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:

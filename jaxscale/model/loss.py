@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxscale.model import cpu
+from jaxscale.model.lowering import Lowering
+
 __all__ = ["head_logits", "head_losses", "token_losses"]
 
 
@@ -21,7 +24,10 @@ def token_losses(logits_btv: jax.Array, targets_bt: jax.Array) -> tuple[jax.Arra
 
 
 def head_losses(
-    x_btd: jax.Array, head_dv: jax.Array, targets_bt: jax.Array, scale: float, chunks: int = 1
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy in nats and log Z, float32 [b, t] each, of hidden states under the head; in `chunks` pieces."""
+    x_btd: jax.Array, head_dv: jax.Array, targets_bt: jax.Array, scale: float,
+    lowering: Lowering = Lowering(),  # noqa: B008 - frozen
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Cross-entropy in nats and log Z, float32 [b, t] each, of hidden states under the head."""
+    if lowering.cpu_forms:
+        return cpu.head_losses(x_btd, head_dv, targets_bt, scale)
     return token_losses(head_logits(x_btd, head_dv, scale), targets_bt)

@@ -4,6 +4,7 @@ attention    which kernel computes softmax(q k^T) v
 remat        what the backward pass computes again instead of keeping it
 head_chunks  pieces in which head and cross-entropy are computed, so that no B x T x V array is held
 unroll       layers as a loop in Python rather than a scan
+cpu_forms    products, GELU, embedding and losses with the backward passes of `model.cpu`
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxscale.config import MeshConfig, ModelConfig
 
 __all__ = ["Lowering", "choose_lowering"]
 
-UNROLL_LAYERS = 4
+UNROLL_LAYERS = 8
 """On CPU stacks this short are unrolled: XLA runs a scan's body at about .8 of the unrolled speed."""
 
 
@@ -27,6 +28,7 @@ class Lowering:
     remat: Literal["none", "dots", "block"] = "none"
     head_chunks: int = 1
     unroll: bool = False
+    cpu_forms: bool = False
 
 
 def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str) -> Lowering:
@@ -34,4 +36,7 @@ def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str) -> Lowe
     attention = "xla" if mesh.attention == "auto" else mesh.attention
     remat = "none" if mesh.remat == "auto" else mesh.remat
     unroll = platform == "cpu" and model.n_layers <= UNROLL_LAYERS
-    return Lowering(attention, remat, max(1, mesh.head_chunks), unroll)
+    cpu_forms = platform == "cpu" and mesh.tensor * mesh.context == 1
+    if cpu_forms and mesh.attention == "auto":
+        attention = "blocked"
+    return Lowering(attention, remat, max(1, mesh.head_chunks), unroll, cpu_forms)

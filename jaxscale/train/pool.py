@@ -1,5 +1,6 @@
 """Train many cells with a pool of worker processes: one a core on CPU, one in all on accelerators.
 
+
 The parent never imports JAX. It hands out jobs (a cell, or cells that train together) longest first, listens, shows
 progress, restarts a worker that died, and on Ctrl-C asks all workers to save before it leaves. A cell that kills its
 worker three times ends as failed, with the worker's last words; a pack that does is taken apart first.
@@ -31,6 +32,7 @@ from jaxscale.hopeless import Contest, check_stoppable
 from jaxscale.runs import Cell
 from jaxscale.sweep import Job, Way, fail_cell, find_parent, group_cells, next_job, read_plan, shape
 from jaxscale.train.packs import Pack, PackFolder, open_packs
+from jaxscale.train.seats import Seat, seat_worker
 
 __all__ = ["MAX_ATTEMPTS", "PREEMPTED", "Terminated", "count_workers", "train_cells"]
 
@@ -40,14 +42,6 @@ PREEMPTED = 75
 """Exit code of a process that was asked to stop and has saved."""
 STOP_SECONDS = 60.0
 """How long workers get to save when the parent is interrupted."""
-
-CPU_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "MALLOC_MMAP_MAX_": "0",  # keep XLA's large temporaries: no page faults anew at each step
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "OMP_NUM_THREADS": "1",
-}
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -71,7 +65,7 @@ class _Worker:
 
 
 def count_workers(mesh: MeshConfig) -> tuple[int, bool]:
-    """(worker processes, whether each gets a core of its own)."""
+    """(worker processes, whether each gets cores of its own)."""
     if _has_accelerator():
         return max(1, mesh.workers), False
     cores = len(os.sched_getaffinity(0))
@@ -105,11 +99,13 @@ def train_cells(
     jobs = _resume_packs(study_dir, cells)
     begun = {cell.run_id for job in jobs for cell in job.cells}
     jobs += group_cells([cell for cell in cells if cell.run_id not in begun], workers, mesh.packs, contests)
+    workers = min(workers, len(jobs))
+    seats = [seat_worker(i, workers, mesh, cells) if pinned else None for i in range(workers)]
     pool = _Pool(study_dir, [_allow_stops(job, rivals, cells) for job in jobs], {cell.run_id for cell in cells}, listen,
-                 pinned, rivals)  # fmt: skip
+                 seats, rivals)  # fmt: skip
     with _raise_on_sigterm():
         try:
-            pool.run(min(workers, len(jobs)))
+            pool.run()
         finally:
             pool.stop()
 
@@ -156,19 +152,18 @@ class _Pool:
     """The parent's side: cells waiting, workers, events."""
 
     def __init__(
-        self, study_dir: Path, waiting: list[Job], open_ids: set[str], listen: Listener, pinned: bool,
-        rivals: Mapping[str, Mapping[str, bool]] | None = None,
+        self, study_dir: Path, waiting: list[Job], open_ids: set[str], listen: Listener,
+        seats: Sequence[Seat | None], rivals: Mapping[str, Mapping[str, bool]] | None = None,
     ) -> None:  # fmt: skip
         self.rivals = rivals or {}
-        self.study_dir, self.waiting, self.listen, self.pinned = study_dir, waiting, listen, pinned
+        self.study_dir, self.waiting, self.listen, self.seats = study_dir, waiting, listen, seats
         self.open_ids = open_ids
-        self.cores = sorted(os.sched_getaffinity(0))
         self.events: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
         self.workers: dict[int, _Worker] = {}
         self.attempts: Counter[Job] = Counter()
 
-    def run(self, count: int) -> None:
-        for index in range(count):
+    def run(self) -> None:
+        for index in range(len(self.seats)):
             self._start(index)
         while self.workers:
             self._feed_idle()
@@ -186,15 +181,15 @@ class _Pool:
         logs = self.study_dir / "logs"
         logs.mkdir(exist_ok=True)
         log = logs / f"worker{index}.log"
-        core = self.cores[index] if self.pinned else -1
+        seat = self.seats[index]
         with open(log, "w") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "jaxscale.train.worker", str(self.study_dir), str(core)],
+                [sys.executable, "-m", "jaxscale.train.worker", str(self.study_dir), seat.listed if seat else ""],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env=_environment(self.pinned),
+                env=seat.environment() if seat else dict(os.environ),
                 start_new_session=True,  # Ctrl-C reaches the parent only, which lets them save
             )
         worker = _Worker(index, process, log)
@@ -323,16 +318,6 @@ class _Pool:
                 worker.process.kill()
             _close(worker)
         self.workers.clear()
-
-
-def _environment(pinned: bool) -> dict[str, str]:
-    """A worker's environment; on CPU one device, one thread, and an allocator that keeps its memory."""
-    if not pinned:
-        return dict(os.environ)
-    given = os.environ.get("XLA_FLAGS", "").split()
-    flags = [flag for flag in given if "host_platform_device_count" not in flag]
-    flags.append("--xla_cpu_multi_thread_eigen=false")
-    return {**os.environ, **CPU_ENVIRONMENT, "XLA_FLAGS": " ".join(flags)}
 
 
 def _closed(worker: _Worker) -> bool:

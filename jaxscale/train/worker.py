@@ -27,10 +27,10 @@ __all__ = ["main", "use_compile_cache"]
 
 
 def main(argv: list[str]) -> int:
-    """Entry point: the study folder, and the core to stay on or -1."""
-    study_dir, core = Path(argv[0]), int(argv[1])
-    if core >= 0:
-        os.sched_setaffinity(0, {core})  # before JAX sizes its thread pools
+    """Entry point: the study folder, and the cores to stay on, as "0,1", or "" for all."""
+    study_dir, cores = Path(argv[0]), {int(core) for core in argv[1].split(",") if core}
+    if cores:
+        os.sched_setaffinity(0, cores)  # before JAX sizes its thread pools
     stop = threading.Event()
     jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # its put may be called in a signal handler
 

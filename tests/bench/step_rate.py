@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from jaxscale.train.pool import CPU_ENVIRONMENT
+from jaxscale.train.seats import CPU_ENVIRONMENT
 
 DISPATCHES = 15
 

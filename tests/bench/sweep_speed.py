@@ -83,10 +83,10 @@ def plan_only(options: argparse.Namespace, width: int, folder: Path, cache: Path
 
 def probe(options: argparse.Namespace, width: int, folder: Path, cache: Path) -> None:
     """Measure the three ways for half of these runs in a process like a worker's, and keep the figures in `cache`."""
-    from jaxscale.train.pool import _environment
+    from jaxscale.train.seats import Seat
 
     plan_only(options, width, folder, cache)
-    subprocess.run([sys.executable, __file__, "--probe", str(folder)], env=_environment(True), check=True)
+    subprocess.run([sys.executable, __file__, "--probe", str(folder)], env=Seat((0,)).environment(), check=True)
 
 
 def measure_ways(folder: Path) -> None:
