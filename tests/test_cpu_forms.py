@@ -32,7 +32,9 @@ def compare(form: Callable[..., Any], plain: Callable[..., Any], *inputs: jax.Ar
         slopes = jax.tree.map(lambda v: draw(99, *v.shape).astype(v.dtype), values)
         return values, pull(slopes)
 
-    for got, want in zip(*(jax.tree.leaves(jax.jit(evaluate, static_argnums=0)(f)) for f in (form, plain)), strict=True):
+    for got, want in zip(
+        *(jax.tree.leaves(jax.jit(evaluate, static_argnums=0)(f)) for f in (form, plain)), strict=True
+    ):
         assert got.dtype == want.dtype
         np.testing.assert_allclose(got, want, rtol=0, atol=tol * max(1e-30, float(jnp.max(jnp.abs(want)))))
 
