@@ -24,8 +24,7 @@ import numpy as np
 
 from jaxscale.bench.peers import BATCHES, Turns, serve, timed
 from jaxscale.bench.shapes import Shape
-from jaxscale.config import DataConfig, MeshConfig, Recipe, Study
-from jaxscale.resolve import resolve_run
+from jaxscale.config import DataConfig, MeshConfig
 from jaxscale.runs import RunSpec
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
@@ -42,7 +41,7 @@ def make_ours(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     shape = Shape(*(order[letter] for letter in "DLHBTV"))
     mesh = MeshConfig(**order["mesh"])
     start = time.perf_counter()
-    step = _bare_step(_spec(shape, STEPS, DataConfig()), mesh)
+    step = _bare_step(shape.resolve(STEPS), mesh)
     step(1)
     about = {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "platform": jax.default_backend(),
              "compile_s": time.perf_counter() - start, "version": f"jax {jax.__version__}"}  # fmt: skip
@@ -50,14 +49,6 @@ def make_ours(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
     if order["loop"]:
         turns["loop"] = _whole_loop(shape, mesh, Path(tempfile.mkdtemp(dir=order["folder"])))
     return about, turns
-
-
-def _spec(shape: Shape, steps: int, data: DataConfig) -> RunSpec:
-    """A run of this shape, its batch one microbatch, by the default recipe."""
-    recipe = Recipe(microbatch_seqs=shape.B, batch_coefficient=shape.tokens, batch_exponent=0.0, batch_min_tokens=1)
-    study = Study(model=shape.model, recipe=recipe, data=data)
-    tokens = float(steps * shape.tokens)
-    return resolve_run(study, shape.model, tokens * shape.flops, tokens, 0)
 
 
 def _bare_step(spec: RunSpec, mesh: MeshConfig) -> Callable[[int], dict[str, Any]]:
@@ -84,7 +75,7 @@ def _whole_loop(shape: Shape, mesh: MeshConfig, folder: Path) -> Callable[[int],
 
     def run(steps: int) -> dict[str, Any]:
         seen: list[tuple[float, Progress]] = []
-        spec = replace(_spec(shape, max(steps, LOOP_STEPS), data), seed=next(runs))
+        spec = replace(shape.resolve(max(steps, LOOP_STEPS), data), seed=next(runs))
         train_run(spec, folder / "runs", mesh=replace(mesh, checkpoint_every_s=1e9), keep_weights=False,
                   on_progress=lambda progress: seen.append((time.perf_counter(), progress)))  # fmt: skip
         (began, first), (ended, last) = seen[0], seen[-1]

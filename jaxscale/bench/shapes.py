@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxscale.config import ModelConfig
+from jaxscale.config import DataConfig, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import flops_per_token
+from jaxscale.resolve import resolve_run
+from jaxscale.runs import RunSpec
 
 __all__ = ["DEFAULT_SHAPES", "Shape", "parse_shape"]
 
@@ -40,6 +42,13 @@ class Shape:
     def flops(self) -> int:
         """Training FLOPs a token, 6 N_matmul + 6 L d T: the same count for every contestant."""
         return flops_per_token(self.model)
+
+    def resolve(self, steps: int, data: DataConfig | None = None) -> RunSpec:
+        """A run of so many steps by the default recipe, its batch one microbatch."""
+        recipe = Recipe(microbatch_seqs=self.B, batch_coefficient=self.tokens, batch_exponent=0.0, batch_min_tokens=1)
+        study = Study(model=self.model, recipe=recipe, data=data or DataConfig())
+        tokens = float(steps * self.tokens)
+        return resolve_run(study, self.model, tokens * self.flops, tokens, 0)
 
     def __str__(self) -> str:
         return f"{self.D},{self.L},{self.H},{self.B},{self.T},{self.V}"

@@ -30,7 +30,10 @@ from jaxscale.bench.shapes import Shape
 from jaxscale.checkout import code_commit, folder_commit
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
-from jaxscale.train.pool import CPU_ENVIRONMENT, count_workers
+from jaxscale.resolve import describe_run
+from jaxscale.runs import RunSpec
+from jaxscale.train.pool import count_workers
+from jaxscale.train.seats import CPU_ENVIRONMENT, seat_worker
 
 __all__ = ["bench_step", "check_checkout", "list_contestants", "our_environment", "peer_environment"]
 
@@ -77,7 +80,8 @@ def list_contestants(
     order = asdict(shape) | {"dtype": "float32" if on_cpu else "bfloat16", "threads": len(os.sched_getaffinity(0))}
     own = order | {"mesh": asdict(mesh), "loop": loop, "folder": str(folder)}
     words = (sys.executable, "-m", "jaxscale.bench.ours", json.dumps(own))
-    found = [Contestant(OURS, words, our_environment(on_cpu), ("step", "loop") if loop else ("step",))]
+    environment = our_environment(on_cpu) | (_sit(shape.resolve(1), mesh) if on_cpu else {})
+    found = [Contestant(OURS, words, environment, ("step", "loop") if loop else ("step",))]
     as_shipped = peer_environment(on_cpu)
     interpreters = {"nanodo": sys.executable, "nanogpt": torch_python}
     for name, checkout in checkouts.items():
@@ -90,9 +94,15 @@ def list_contestants(
 
 
 def our_environment(on_cpu: bool) -> dict[str, str]:
-    """What one run on all cores or devices is trained in; jaxscale is found where this one lies."""
+    """The peers' environment, with jaxscale found where this one lies."""
     paths = [str(Path(jaxscale.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return peer_environment(on_cpu) | {"PYTHONPATH": os.pathsep.join(paths)} | (ALLOCATOR if on_cpu else {})
+    return peer_environment(on_cpu) | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _sit(spec: RunSpec, mesh: MeshConfig) -> dict[str, str]:
+    """What the pool gives a worker that trains this one run, all cores its own."""
+    seat = seat_worker(0, 1, mesh, [describe_run(spec)]).environment()
+    return {name: seat[name] for name in ("XLA_FLAGS", *CPU_ENVIRONMENT)}
 
 
 def peer_environment(on_cpu: bool) -> dict[str, str]:

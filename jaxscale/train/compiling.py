@@ -65,15 +65,23 @@ def count_compilations() -> Compiled:
     return counted
 
 
+_done: set[Path] = set()
+"""Locks of programs that this process has."""
+
+
 @contextmanager
 def compile_alone(cache: str, key: str) -> Iterator[None]:
-    """Hold the right to compile the programs that `key` names; without a cache there is nothing to wait for."""
-    if not cache:
-        yield
-        return
+    """Hold the right to compile the program that `key` names, and to call it for the first time in this process.
+
+    Without a cache, and in later calls, there is nothing to wait for.
+    """
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     file = Path(cache).expanduser() / "locks" / f"{name}.lock"
+    if not cache or file in _done:
+        yield
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+        _done.add(file)

@@ -19,7 +19,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -186,7 +186,7 @@ class _Trainer:
             self.pack.prepare()
         folder = self.members[0].folder.checkpoints if self.pack is None else self.pack.checkpoints
         checkpoints = Checkpoints(folder)
-        with compile_alone(self.config.compile_cache, self._shape()):
+        with self._compiling("train"):
             self.engine.compile()  # before the clock starts
         try:
             saved = checkpoints.restore(self.engine.abstract_state())
@@ -204,17 +204,19 @@ class _Trainer:
             shutil.rmtree(folder, ignore_errors=True)
         return tuple(member.result for member in self.members if member.result is not None)
 
-    def _shape(self) -> str:
-        """What this run's programs depend on, as text; more rather than less."""
+    def _compiling(self, program: str) -> AbstractContextManager[None]:
+        """Alone with one of this run's programs; the key says what they depend on, more rather than less."""
         spec, config = self.spec, replace(self.config, compile_cache="")
         way = self.pack and (self.pack.pack.way, len(self.members))
-        return repr((strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0,
-                     spec.microbatch_seqs, self.layout.slots, way, config))  # fmt: skip
+        key = repr((program, strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0,
+                    spec.microbatch_seqs, self.layout.slots, way, config))  # fmt: skip
+        return compile_alone(self.config.compile_cache, key)
 
     def _begin(self) -> TrainState:
         """The state before the first step; a branch's is its trunk's."""
         if not self.spec.parent:
-            return self.engine.begin()
+            with self._compiling("begin"):
+                return jax.block_until_ready(self.engine.begin())
         kept = self.members[0].folder.inherit()
         try:
             return self.engine.place(read_state(kept / "state", self.engine.abstract_state()))
@@ -350,7 +352,8 @@ class _Trainer:
         pad = -len(windows) % rows
         windows = np.pad(windows, ((0, pad), (0, 0))).reshape(-1, rows, windows.shape[1])
         mask = np.pad(mask, ((0, pad), (0, 0))).reshape(-1, rows, mask.shape[1])
-        sums = self.engine.evaluate(state, windows, mask.astype(np.float32))
+        with self._compiling("validate"):
+            sums = self.engine.evaluate(state, windows, mask.astype(np.float32))
         return sums.astype(np.float64), mask.sum(axis=-1)
 
 
