@@ -30,12 +30,14 @@ example: jaxscale preflight configs/flagship_405b.py --target v5p:16x16x24 --tok
 class PreflightOptions(StudyOptions):
     """Options of `preflight`."""
 
+    out: Path | None = None
+    """FILE.json to write the rows to."""
     target: tuple[str, ...] = ()
     """Hardware: v5e:16x16, v5p:8x8x8, h100:16x8 (16 hosts of 8), ...; several are checked one after the other."""
     flagship: bool = False
     """Instead of the grid: what the forecast of the study's folder asks for at its largest compute."""
-    folder_of: Path | None = None
-    """With --flagship: the study folder or FORECAST.json; default runs/<name>."""
+    forecast: Path | None = None
+    """With --flagship: FORECAST.json or a study folder that holds one; default runs/<name>."""
     params: float | None = None
     """Instead of the grid: a run of so many parameters on the study's ladder continued; with --tokens."""
     tokens: float | None = None
@@ -97,7 +99,7 @@ def _subjects(options: PreflightOptions) -> list[Subject]:
 
     study = options.study
     if options.flagship:
-        return [find_flagship(study, *read_flagship(options.folder_of or Path("runs") / study.name))]
+        return [find_flagship(study, *read_flagship(options.forecast or Path("runs") / study.name))]
     if options.tokens is not None:
         if options.params is not None:
             return [find_flagship(study, options.params, options.tokens)]

@@ -112,7 +112,8 @@ def read_flagship(folder: Path) -> tuple[float, float]:
     """
     path = folder / "forecast.json" if folder.is_dir() else folder
     if not path.exists():
-        raise MisuseError(f"--flagship: {path} is not there; run the study first, or give --params N --tokens D")
+        raise MisuseError(f"--flagship: {path} is not there; run the study first, give --forecast FILE, or "
+                          f"--params N --tokens D")  # fmt: skip
     rows = read_json(path).get("rows", [])
     spoken = [row for row in rows if row.get("declared", True) and row.get("N_opt") and row.get("D_opt")]
     if not spoken:
