@@ -291,4 +291,5 @@ def test_slots_follow_from_the_microbatch_alone_until_a_batch_needs_more(spec: R
     others = (replace(spec, steps=9), replace(spec, batch_seqs=spec.microbatch_seqs * slots),
               replace(spec, model=replace(spec.model, d_model=256)))  # fmt: skip
     assert {dispatch.count_slots(other, spec.microbatch_seqs) for other in others} == {slots}
-    assert dispatch.count_slots(replace(spec, batch_seqs=spec.microbatch_seqs * (slots + 1)), spec.microbatch_seqs) == 2 * slots
+    more = replace(spec, batch_seqs=spec.microbatch_seqs * (slots + 1))
+    assert dispatch.count_slots(more, more.microbatch_seqs) == 2 * slots
