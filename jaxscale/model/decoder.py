@@ -173,7 +173,10 @@ def multiply(x: jax.Array, w_io: jax.Array, lowering: Lowering) -> jax.Array:
     return cpu.project(x, w_io) if lowering.cpu_forms else x @ w_io
 
 
-def apply_mlp(block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig, lowering: Lowering) -> jax.Array:
+def apply_mlp(
+    block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig,
+    lowering: Lowering = Lowering(),  # noqa: B008 - frozen
+) -> jax.Array:  # fmt: skip
     """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu."""
     activate = cpu.gelu if lowering.cpu_forms and model.mlp == "gelu" else ACTIVATIONS[model.mlp]
     up = multiply(x_btd, block["w_up"], lowering)
