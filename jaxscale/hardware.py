@@ -99,7 +99,7 @@ DEVICES_PER_CHIP = {"tpu7x": 2}
 ASSUMED_UTILIZATION = 0.4
 """Model FLOPs utilization that a plan assumes of an accelerator (PaLM and Llama 3 report .38 to .46)."""
 
-CPU_PEAK_FLOPS, CPU_HALF_WIDTH = 68e9, 52.0
+CPU_PEAK_FLOPS, CPU_HALF_WIDTH = 68e9, 33.0
 """One core at large width, and the width at which half of that is reached; an assumption off this machine."""
 
 
