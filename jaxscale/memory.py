@@ -113,9 +113,10 @@ def _count_tables(model: ModelConfig, layout: Layout) -> int:
 
 def _gathered_bytes(model: ModelConfig, layout: Layout, width: int) -> tuple[int, int]:
     """What fsdp gathers while the head is in use, and while a block is: its weights, its gradient, the next one's."""
-    head = model.vocab_size * model.d_model // layout.tensor * width
+    copies = 2 if layout.head_chunks > 1 else 1  # the pieces are laid out anew
+    head = copies * model.vocab_size * model.d_model // layout.tensor * width
     if layout.fsdp == 1:
-        return (0 if width == 4 else head), 0
+        return (0 if width == 4 and copies == 1 else head), 0
     return head, 3 * width * _count_state(model, 1, layout.tensor, tables=False) // model.n_layers
 
 
@@ -136,7 +137,8 @@ def _kept_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int, rem
         return int(tokens * d * width)
     if kind == "dots":
         return int(tokens * width * (2 * d + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)))
-    streams = 9 * d + 4 * h + 5 * k if width == 4 else 5 * d + 2 * h + 3 * k
+    whole = d * (layout.tensor if layout.tensor > 1 else 1)  # as a block's matrix products read it
+    streams = 7 * d + 2 * whole + 4 * h + 5 * k if width == 4 else 3 * d + 2 * whole + 2 * h + 3 * k
     scores = (13 if width == 4 else 11) * _count_scores(model, layout, tokens) if layout.attention == "xla" else 0
     return int(tokens * width * (streams + KEPT[model.mlp] * f) + scores)
 
@@ -174,7 +176,8 @@ def rank_layouts(
             layout = _largest(model, batch_seqs, shape, remat, chip_bytes, dtype, mesh, platform, optimizer, averages)
             if layout is not None:
                 found.append(layout)
-    return sorted(found, key=lambda layout: _cost(model, batch_seqs, layout))
+    island = chips if platform == "tpu" else chips_per_host
+    return sorted(found, key=lambda layout: _cost(model, batch_seqs, layout, island))
 
 
 def _shapes(model: ModelConfig, chips: int, chips_per_host: int, mesh: MeshConfig) -> Iterator[Layout]:
@@ -203,7 +206,7 @@ def _largest(
 ) -> Layout | None:  # fmt: skip
     """The largest microbatch that fits this mesh and remat."""
     attention = mesh.attention if mesh.attention != "auto" else choose_attention(model, platform, dtype, shape.context)
-    if batch_seqs % shape.replicas:
+    if batch_seqs % shape.replicas or (mesh.microbatch_seqs and batch_seqs % mesh.microbatch_seqs):
         return None
     per_chip = batch_seqs // shape.replicas
     for accumulate in _choices(batch_seqs // mesh.microbatch_seqs if mesh.microbatch_seqs else 0, per_chip):
@@ -217,7 +220,7 @@ def _largest(
     return None
 
 
-FLOPS_PER_BYTE = 2000.0
+NEAR, FAR = 2000.0, 20_000.0
 """Arithmetic that a chip does while it sends or gets one byte: 197e12 FLOP/s over about 100 GB/s (v5e), 989e12 over
 450 GB/s inside and 50 GB/s between hosts (H100). An assumption that only orders layouts."""
 RECOMPUTE = {"none": 1.0, "dots": 1.03, "block": 4 / 3}
@@ -226,9 +229,10 @@ HIDDEN = 0.9
 """Share of fsdp's and data's traffic that runs behind arithmetic, or the other way round."""
 
 
-def _cost(model: ModelConfig, batch_seqs: int, layout: Layout) -> tuple[float, int, int]:
+def _cost(model: ModelConfig, batch_seqs: int, layout: Layout, island: int) -> tuple[float, int, int]:
     """A chip's arithmetic and waiting for one step, in FLOPs; then the simpler mesh first.
 
+    `island` chips are near each other; context and tensor are the inner axes of the mesh, so they are near first.
     Per microbatch fsdp gathers the weights twice and scatters their gradients once, in 2 bytes; data adds the
     gradients up, twice the bytes of its share. Per token and block tensor gathers and scatters the stream 8 times,
     context gathers keys and values and scatters their gradients.
@@ -240,9 +244,10 @@ def _cost(model: ModelConfig, batch_seqs: int, layout: Layout) -> tuple[float, i
     sent = 3 * weights * (layout.fsdp - 1) / layout.fsdp
     if layout.data * layout.context > 1:
         sent += 2 * weights / layout.fsdp
-    shared = FLOPS_PER_BYTE * sent * batch_seqs / layout.microbatch_seqs
+    shared = (NEAR if layout.chips <= island else FAR) * sent * batch_seqs / layout.microbatch_seqs
     stream = 8 * 2 * model.d_model * tokens / layout.context * (layout.tensor - 1) / layout.tensor
     keys = 3 * 2 * 2 * model.n_kv_heads * model.d_head / layout.tensor * tokens * (layout.context - 1) / layout.context
-    waits = FLOPS_PER_BYTE * model.n_layers * (stream + keys)
+    inner = layout.tensor * layout.context
+    waits = (NEAR if inner <= island else FAR) * model.n_layers * (stream + keys)
     cost = max(work, shared) + (1 - HIDDEN) * min(work, shared) + waits
     return cost, layout.tensor * layout.context, layout.fsdp

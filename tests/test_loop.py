@@ -265,6 +265,18 @@ def test_resumed_with_other_dispatches_it_still_logs_and_saves(
     assert steps[0] % 32 and len(steps) > len(curve(finished, spec)) - 2 and steps[-1] == spec.steps
 
 
+def test_mesh_and_microbatch_of_the_execution_change_neither_the_run_nor_its_curve(
+    root: Path, spec: RunSpec, finished: Path
+) -> None:
+    """Half the recipe's microbatch on tensor 2 x context 4 beside data 8: one id, one curve within rounding."""
+    other = MeshConfig(tensor=2, context=4, microbatch_seqs=spec.microbatch_seqs // 2)
+    result = train_run(spec, root / "execution", mesh=other)
+    wanted = train_run(spec, finished)
+    assert result.run_id == wanted.run_id and result.loss == pytest.approx(wanted.loss, rel=2e-5)
+    pairs = zip(curve(root / "execution", spec), curve(finished, spec), strict=True)
+    assert all(a["loss"] == pytest.approx(b["loss"], rel=2e-5) and a["step"] == b["step"] for a, b in pairs)
+
+
 def test_dispatch_holds_a_whole_step_and_about_a_second_of_work(spec: RunSpec) -> None:
     assert loop.count_slots(spec, 1, "cpu", 1) == 32
     assert loop.count_slots(spec, 40, "cpu", 1) == 64

@@ -109,7 +109,7 @@ def test_an_execution_takes_the_best_layout_where_the_device_tells_its_memory(
     assert found.microbatch_seqs == 16 and found.mesh.shape["data"] == 8 and found.lowering.remat == "none"
     assert choose(run, MeshConfig(microbatch_seqs=8, fsdp=4), jnp.float32).mesh.shape["fsdp"] == 4
     monkeypatch.setattr(execution, "_chip_bytes", lambda device: 1e3)
-    with pytest.raises(MisuseError, match="mesh: no layout of 16 sequences over 8 chips .* use more chips"):
+    with pytest.raises(MisuseError, match=r"mesh: no layout of 16 sequences over 8 chips .* use more chips"):
         choose(run, MeshConfig(), jnp.float32)
 
 

@@ -45,7 +45,7 @@ def _attend_forward(q_bthe: Any, k_bske: Any, v_bske: Any, scale: float, mesh: A
 
 
 def _attend_backward(scale: float, mesh: Any, kept: Any, grad_bthe: jax.Array) -> Any:
-    return jax.vjp(lambda *heads: _attend_pieces(*heads, scale, mesh), *kept)[1](grad_bthe)
+    return jax.vjp(lambda q, k, v: _attend_pieces(q, k, v, scale, mesh), *kept)[1](grad_bthe)
 
 
 attend_chunked.defvjp(_attend_forward, _attend_backward)

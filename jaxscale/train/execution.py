@@ -45,7 +45,7 @@ def choose_execution(spec: RunSpec, config: MeshConfig, dtype: Any) -> Execution
     memory = _chip_bytes(jax.local_devices()[0])
     if not memory:
         mesh, microbatch = make_mesh(config), choose_microbatch(spec, config)
-        check_batch(microbatch, mesh)
+        check_batch(microbatch, mesh, "mesh.microbatch_seqs" if config.microbatch_seqs else "recipe.microbatch_seqs")
         return Execution(mesh, microbatch, choose_lowering(config, spec.model, platform, name))
     fixed = replace(config, microbatch_seqs=choose_microbatch(spec, config) if config.microbatch_seqs else 0)
     layouts = rank_layouts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -69,8 +70,9 @@ def local_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
     MisuseError where they are not neighbours: then the mesh puts a process's devices far from each other.
     """
     places = batch_sharding(mesh).addressable_devices_indices_map((1, rows))
-    spans = sorted({(span.start or 0, rows if span.stop is None else span.stop) for _, span in places.values()})
-    for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+    cuts = [place[1] for place in places.values() if place is not None]
+    spans = sorted({(cut.start or 0, rows if cut.stop is None else cut.stop) for cut in cuts})
+    for (_, end), (start, _) in pairwise(spans):
         if start != end:
             raise MisuseError(f"mesh: the rows of process {jax.process_index()} are not neighbours; let fsdp x tensor "
                               f"x context be a divisor or a multiple of its {len(places)} devices")  # fmt: skip
@@ -87,12 +89,12 @@ def row_group(mesh: Mesh) -> tuple[int, int]:
     return first // (end - first), replicas // (end - first)
 
 
-def check_batch(microbatch_seqs: int, mesh: Mesh) -> None:
+def check_batch(microbatch_seqs: int, mesh: Mesh, field: str = "recipe.microbatch_seqs") -> None:
     """MisuseError unless a microbatch divides evenly over the data and fsdp axes."""
     replicas = mesh.shape["data"] * mesh.shape["fsdp"]
     if microbatch_seqs % replicas:
         low = max(replicas, microbatch_seqs // replicas * replicas)
         raise MisuseError(
-            f"recipe.microbatch_seqs: {microbatch_seqs} does not divide over {replicas} devices; "
+            f"{field}: {microbatch_seqs} does not divide over {replicas} devices; "
             f"use {low} or {low + replicas}, or fewer devices"
         )

@@ -90,7 +90,8 @@ def rows(kind: str, numbers: list[int]) -> Iterator[str]:
         real = measure(model, layout, dtype, devices, kind)
         guess = estimate_memory(model, layout, jnp.dtype(dtype).name, slots=SLOTS).total
         shape = f"{model.mlp} d {model.d_model} L {model.n_layers} T {model.seq_len} V {model.vocab_size}"
-        yield f"| {i} | {shape} | {layout.describe()} | {real / 1e6:.1f} | {guess / 1e6:.1f} | {guess / real - 1:+.1%} |"
+        sizes = f"{real / 1e6:.1f} | {guess / 1e6:.1f} | {guess / real - 1:+.1%}"
+        yield f"| {i} | {shape} | {layout.describe()} | {sizes} |"
 
 
 if __name__ == "__main__":
