@@ -71,7 +71,7 @@ def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
                            [_sent_cells(several) for several in timed])  # fmt: skip
     yield _total(target, rows)
     if any(row.get("extrapolated") for row in rows):
-        yield "  figures of deep programs are extrapolated from 2 and 4 layers, not compiled; on a TPU temporaries may be far off"
+        yield "  deep programs are extrapolated from 2 and 4 layers, not compiled: a TPU's temporaries may be far off"
 
 
 def _group(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
