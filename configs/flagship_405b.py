@@ -7,7 +7,7 @@ Purpose:  Not a grid to train: one shape, asked of hardware one does not have, b
 Command:  jaxscale preflight configs/flagship_405b.py --target h100:2048x8 --tokens 16e12
           jaxscale preflight configs/flagship_405b.py --target v5p:16x16x24 --tokens 16e12 --recipe.microbatch-seqs 768
           The first is 16,384 GPUs. The second is 6,144 chips, over which a batch divides only as a multiple of 3 x 256
-          sequences: --recipe.microbatch-seqs says so, and 1,536 sequences are 12.6 million tokens.
+          sequences: --recipe.microbatch-seqs says so, and 2,304 sequences are 18.9 million tokens.
 Cost:     of asking: about a minute (GPU) to ten (TPU) on one core and 6 GB, without any accelerator.
 Expected: docs/preflight.md has the answers: layout, memory, step time, days and money.
 """

@@ -51,7 +51,7 @@ class PreflightOptions(StudyOptions):
     one_layout: bool = False
     """All batches of a shape by the first layout that fits, so that each shape is compiled once."""
     shallow: bool = False
-    """Compile 2 and 4 layers and extrapolate to the model's own depth; the table says so."""
+    """Compile 2 and 4 layers and extrapolate to the model's depth: close on GPUs, not on TPUs. The table says so."""
     cache: str = "~/.cache/jaxscale/preflight"
     """Folder of answers of the compiler, so that a second call is quick; empty turns it off."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,13 @@ class Preflight:
         parts = []
         for target in dict.fromkeys(row["target"] for row in self.rows):
             rows = [row for row in self.rows if row["target"] == target]
-            parts += [*_tell_target(target, rows), *(f"  assumed: {line}" for line in self.assumptions[target])]
+            parts += [*_tell_target(target, rows), *(_wrap(f"assumed: {line}") for line in self.assumptions[target])]
         return "\n".join(parts)
+
+
+def _wrap(line: str) -> str:
+    """A sentence under a table, as wide as that."""
+    return textwrap.fill(line, 98, initial_indent="  ", subsequent_indent="    ")
 
 
 def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -71,7 +77,7 @@ def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
                            [_sent_cells(several) for several in timed])  # fmt: skip
     yield _total(target, rows)
     if any(row.get("extrapolated") for row in rows):
-        yield "  figures of deep programs are extrapolated from 2 and 4 layers, not compiled"
+        yield "  deep programs are extrapolated from 2 and 4 layers, not compiled: a TPU's temporaries may be far off"
 
 
 def _group(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -147,17 +153,17 @@ def _total(target: str, rows: Sequence[dict[str, Any]]) -> str:
     """One line: what fits, and what all of it takes."""
     fit = [row for row in rows if row["state"] == "fits"]
     runs = sum(row["runs"] for row in rows)
-    words = f"  {target}: {sum(row['runs'] for row in fit)} of {runs} runs compile and fit"
+    words = f"{target}: {sum(row['runs'] for row in fit)} of {runs} runs compile and fit"
     if not fit:
-        return words
+        return _wrap(words)
     chip = CHIP_TABLE[target.partition(":")[0]]
     flops, hours = (sum(row[name] for row in fit) for name in ("flops", "chip_hours"))
     rate = flops / hours / 3600
     words += (
-        f";\n  {format_flops(flops)} FLOPs, {format_count(hours)} chip-hours at {_percent(rate / chip.flops_per_s)} MFU"
+        f"; {format_flops(flops)} FLOPs, {format_count(hours)} chip-hours at {_percent(rate / chip.flops_per_s)} MFU"
     )
     if fit[0]["usd"] is not None:
         price = fit[0]["usd_per_chip_hour"]
         source = chip.priced if price == chip.usd_per_hour else "as given"
         words += f", {format_count(sum(row['usd'] for row in fit))} USD at {price:g} a chip-hour ({source})"
-    return words
+    return _wrap(words)
