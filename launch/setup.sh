@@ -46,6 +46,6 @@ setup_venv() {
         make_venv "$python" .venv
     fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        --constraint launch/constraints.txt --editable ".$extras"
+        --constraint launch/constraints.txt --editable ".$extras" || return 1
     echo "$extras $sources" >"$stamp"
 }
