@@ -38,7 +38,7 @@ V5E, V5P, H100 = 16e9, 95e9, 80e9
 )
 def test_the_estimate_is_within_15_percent_of_the_compilers_count(model: ModelConfig, layout: Layout) -> None:
     """Arguments and temporaries of the train program on host devices; tests/bench/memory_errors.py has more."""
-    lowering = lower_layout(layout, model, "cpu")
+    lowering = lower_layout(layout, model, "tpu")  # as on the chips that it is for: layers in a scan, plain forms
     mesh = layout_mesh(layout, jax.devices()[: layout.chips])
     told = Program(model, "cosine", 2, mesh, jnp.float32, lowering=lowering).train(layout.microbatch_seqs)
     sizes = told.memory_analysis()

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Lowering", "choose_lowering", "lower_layout"]
 
 UNROLL_LAYERS = 8
-"""On CPU stacks this short are unrolled: XLA runs a scan's body at about .8 of the unrolled speed."""
+"""On CPU stacks this short are unrolled, unless blocks are to be computed again: XLA runs a scan's body at about .8 of
+the unrolled speed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Lowering:
 
 def lower_layout(layout: Layout, model: ModelConfig, platform: str) -> Lowering:
     """The lowering of a layout; `Program` adds its mesh."""
-    unroll = platform == "cpu" and model.n_layers <= UNROLL_LAYERS
+    unroll = platform == "cpu" and layout.remat == "none" and model.n_layers <= UNROLL_LAYERS
     cpu_forms = platform == "cpu" and layout.tensor * layout.context == 1
     return Lowering(layout.attention, layout.remat, layout.head_chunks, unroll, cpu_forms)
 

@@ -69,7 +69,7 @@ TPU = [
 
 def measure(model: ModelConfig, layout: Layout, dtype: Any, devices: list[Any], platform: str) -> int:
     """Bytes per device of the compiled train program."""
-    lowering = lower_layout(layout, model, platform)
+    lowering = lower_layout(layout, model, "tpu")  # the program that the model is for, also on host devices
     program = Program(model, "cosine", SLOTS, layout_mesh(layout, devices), dtype, lowering=lowering)
     told = program.train(layout.microbatch_seqs).memory_analysis()
     results = told.output_size_in_bytes - told.alias_size_in_bytes
