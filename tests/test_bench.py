@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from tiny import make_study
 
@@ -23,6 +24,7 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import count_matmul_params, flops_per_token
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import write_json
+from jaxscale.train import compiling
 from jaxscale.train.compiling import compile_alone
 from jaxscale.train.pool import train_cells
 
@@ -215,6 +217,27 @@ def test_a_second_process_waits_until_the_first_has_compiled(tmp_path: Path) -> 
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=3, env=dict(os.environ))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout == "mine\n"
+
+
+def test_a_lock_that_cannot_be_had_does_not_keep_anybody_from_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locks").touch()  # a folder for them cannot be made
+    with compile_alone(str(tmp_path), "shape"):
+        pass
+    (tmp_path / "locks").unlink()
+    with compile_alone(str(tmp_path), "held"):
+        with compile_alone(str(tmp_path), "held", lambda: True):
+            pass  # asked to stop: it does not wait
+        monkeypatch.setattr(compiling, "_done", set())
+        monkeypatch.setattr(compiling, "PATIENCE_S", 0.2)
+        with compile_alone(str(tmp_path), "held"):
+            pass  # its holder hangs
+        monkeypatch.setattr(compiling, "PATIENCE_S", 1e9)
+        monkeypatch.setattr(compiling, "_done", set())
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with compile_alone(str(tmp_path), "held"):
+            pass  # the holder may be a process that needs this one to go on
 
 
 def test_contestants_are_ended_with_the_contest(tmp_path: Path) -> None:
