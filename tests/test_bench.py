@@ -14,8 +14,8 @@ from tiny import make_study
 
 from jaxscale.bench import contest, peers
 from jaxscale.bench.contest import Contestant, Turn, hold_contest
-from jaxscale.bench.grid import GridBench, spread_cells
-from jaxscale.bench.result import OURS, Bench, compare_turns, find_chip
+from jaxscale.bench.grid import GridBench, check_done, spread_cells
+from jaxscale.bench.result import OURS, Bench, compare_turns
 from jaxscale.bench.shapes import DEFAULT_SHAPES, Shape, parse_shape
 from jaxscale.bench.step import list_contestants
 from jaxscale.cli import dispatch
@@ -167,10 +167,13 @@ def test_our_own_contestant_answers_both_turns(tmp_path: Path) -> None:
     assert row.loop is not None and row.tokens_per_s > 0 and about[OURS]["compile_s"] > 0
 
 
-def test_chips_are_known_by_what_jax_calls_them() -> None:
-    assert [find_chip(kind) for kind in ("NVIDIA H100 80GB HBM3", "TPU v5 lite", "TPU v4", "cpu")] == [
-        "h100", "v5e", "v4", None,
-    ]  # fmt: skip
+def test_mfu_is_over_the_peak_of_the_devices() -> None:
+    """A TPU7x chip is two devices for JAX, and a v5p calls itself TPU v5."""
+    turns = {(OURS, "step"): [Turn(1, 1e-3, 1.0)]}
+    rows = {kind: compare_turns(DEFAULT_SHAPES[0], {OURS: {"device": kind, "devices": 2}}, turns)
+            for kind in ("TPU7x", "TPU v5", "cpu")}  # fmt: skip
+    rate = rows["cpu"].flops_per_s
+    assert [rows[kind].mfu for kind in rows] == [pytest.approx(rate / 2307e12), pytest.approx(rate / 2 / 459e12), None]
 
 
 def test_a_subset_of_a_grid_is_spread_over_it_and_said_to_be_one(tmp_path: Path) -> None:
@@ -197,8 +200,11 @@ def test_a_grid_compiles_one_program_of_each_kind_a_shape(tmp_path: Path) -> Non
 
     def compiled(name: str) -> dict[str, float]:
         write_json(tmp_path / name / "plan.json", planned.to_json())
+        with pytest.raises(VerdictError, match=r"cells did not make all their steps"):
+            check_done(tmp_path / name, planned.cells)
         events: list[dict[str, Any]] = []
         train_cells(tmp_path / name, planned.cells, mesh, events.append)
+        check_done(tmp_path / name, planned.cells)
         told = [event for event in events if event["event"] == "compiled"]
         return {key: sum(event[key] for event in told) for key in ("programs", "seconds", "reused")}
 
