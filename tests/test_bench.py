@@ -125,6 +125,13 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.
     assert dispatch(["bench", "grid", "--nanodo", str(tmp_path)]) == 2
 
 
+def test_wrong_options_are_said_before_anything_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["bench", "step", "--seconds", "nan"]) == 2
+    (tmp_path / "model.py").touch()
+    assert dispatch(["bench", "step", "--nanogpt", str(tmp_path), "--torch-python", "/nowhere/python"]) == 2
+    assert "/nowhere/python is no program that can be run" in capsys.readouterr().err
+
+
 def test_missing_torch_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('none here')")
     order = json.dumps({"checkout": "", "dtype": "float32"})
