@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from tiny import make_study
 
 from jaxscale.bench import contest, peers
 from jaxscale.bench.contest import Contestant, Turn, hold_contest
-from jaxscale.bench.grid import GridBench, spread_cells
-from jaxscale.bench.result import OURS, Bench, compare_turns, find_chip
+from jaxscale.bench.grid import GridBench, check_done, spread_cells
+from jaxscale.bench.result import OURS, Bench, compare_turns
 from jaxscale.bench.shapes import DEFAULT_SHAPES, Shape, parse_shape
 from jaxscale.bench.step import list_contestants
 from jaxscale.cli import dispatch
@@ -23,6 +24,7 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import count_matmul_params, flops_per_token
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import write_json
+from jaxscale.train import compiling
 from jaxscale.train.compiling import compile_alone
 from jaxscale.train.pool import train_cells
 
@@ -123,6 +125,13 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.
     assert dispatch(["bench", "grid", "--nanodo", str(tmp_path)]) == 2
 
 
+def test_wrong_options_are_said_before_anything_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["bench", "step", "--seconds", "nan"]) == 2
+    (tmp_path / "model.py").touch()
+    assert dispatch(["bench", "step", "--nanogpt", str(tmp_path), "--torch-python", "/nowhere/python"]) == 2
+    assert "/nowhere/python is no program that can be run" in capsys.readouterr().err
+
+
 def test_missing_torch_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('none here')")
     order = json.dumps({"checkout": "", "dtype": "float32"})
@@ -165,10 +174,13 @@ def test_our_own_contestant_answers_both_turns(tmp_path: Path) -> None:
     assert row.loop is not None and row.tokens_per_s > 0 and about[OURS]["compile_s"] > 0
 
 
-def test_chips_are_known_by_what_jax_calls_them() -> None:
-    assert [find_chip(kind) for kind in ("NVIDIA H100 80GB HBM3", "TPU v5 lite", "TPU v4", "cpu")] == [
-        "h100", "v5e", "v4", None,
-    ]  # fmt: skip
+def test_mfu_is_over_the_peak_of_the_devices() -> None:
+    """A TPU7x chip is two devices for JAX, and a v5p calls itself TPU v5."""
+    turns = {(OURS, "step"): [Turn(1, 1e-3, 1.0)]}
+    rows = {kind: compare_turns(DEFAULT_SHAPES[0], {OURS: {"device": kind, "devices": 2}}, turns)
+            for kind in ("TPU7x", "TPU v5", "cpu")}  # fmt: skip
+    rate = rows["cpu"].flops_per_s
+    assert [rows[kind].mfu for kind in rows] == [pytest.approx(rate / 2307e12), pytest.approx(rate / 2 / 459e12), None]
 
 
 def test_a_subset_of_a_grid_is_spread_over_it_and_said_to_be_one(tmp_path: Path) -> None:
@@ -195,8 +207,11 @@ def test_a_grid_compiles_one_program_of_each_kind_a_shape(tmp_path: Path) -> Non
 
     def compiled(name: str) -> dict[str, float]:
         write_json(tmp_path / name / "plan.json", planned.to_json())
+        with pytest.raises(VerdictError, match=r"cells did not make all their steps"):
+            check_done(tmp_path / name, planned.cells)
         events: list[dict[str, Any]] = []
         train_cells(tmp_path / name, planned.cells, mesh, events.append)
+        check_done(tmp_path / name, planned.cells)
         told = [event for event in events if event["event"] == "compiled"]
         return {key: sum(event[key] for event in told) for key in ("programs", "seconds", "reused")}
 
@@ -215,6 +230,27 @@ def test_a_second_process_waits_until_the_first_has_compiled(tmp_path: Path) -> 
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=3, env=dict(os.environ))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout == "mine\n"
+
+
+def test_a_lock_that_cannot_be_had_does_not_keep_anybody_from_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locks").touch()  # a folder for them cannot be made
+    with compile_alone(str(tmp_path), "shape"):
+        pass
+    (tmp_path / "locks").unlink()
+    with compile_alone(str(tmp_path), "held"):
+        with compile_alone(str(tmp_path), "held", lambda: True):
+            pass  # asked to stop: it does not wait
+        monkeypatch.setattr(compiling, "_done", set())
+        monkeypatch.setattr(compiling, "PATIENCE_S", 0.2)
+        with compile_alone(str(tmp_path), "held"):
+            pass  # its holder hangs
+        monkeypatch.setattr(compiling, "PATIENCE_S", 1e9)
+        monkeypatch.setattr(compiling, "_done", set())
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        with compile_alone(str(tmp_path), "held"):
+            pass  # the holder may be a process that needs this one to go on
 
 
 def test_contestants_are_ended_with_the_contest(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One run to its end: exact validation, bit-identical resume, divergence, damage, refusals."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,9 +236,12 @@ def test_result_names_every_device_kind_that_trained_the_run(root: Path, spec: R
         train_run(spec, out, should_stop=stop_after(2))
     file = out / spec.run_id / "attempts.jsonl"
     attempt = json.loads(file.read_text())
-    attempt["kinds"]["device_kind"] = "TPU v4"
+    attempt["kinds"] |= {"device_kind": "TPU v4", "devices": "1"}
+    del attempt["kinds"]["threads"]  # as an older version wrote it
     file.write_text(json.dumps(attempt) + "\n")
-    assert train_run(spec, out).provenance["device_kind"] == "TPU v4 then cpu"
+    told = train_run(spec, out).provenance
+    assert (told["device_kind"], told["devices"]) == ("TPU v4 then cpu", f"1 then {len(jax.devices())}")
+    assert told["threads"] == len(os.sched_getaffinity(0))
 
 
 def test_killed_between_the_last_save_and_the_result_it_ends_the_same(

@@ -18,7 +18,7 @@ from jaxscale.train.pool import MAX_ATTEMPTS, _allow_stops, _Pool, train_cells
 def test_cell_that_kills_its_worker_ends_as_failed_with_its_last_words(tmp_path: Path) -> None:
     planned = plan_isoflop(make_study(tmp_path), train_tokens=1e5)
     good = planned.cells[4]
-    broken = describe_run(replace(good.spec, microbatch_seqs=0))  # a step of none: the loop raises
+    broken = describe_run(replace(good.spec, seed=-1))  # no seed is below 0: the worker raises
     planned = replace(planned, cells=(good, replace(broken, seconds=1.0)))
     write_json(tmp_path / "study" / "plan.json", planned.to_json())
     events: list[dict[str, object]] = []

@@ -53,6 +53,13 @@ def test_a_mesh_that_asks_for_devices_gets_them(cell: Cell) -> None:
     assert len(seat_worker(0, 1, MeshConfig(data=1), [enlarge(cell, 8)]).cores) == 1
 
 
+def test_the_microbatch_of_the_execution_decides(cell: Cell) -> None:
+    cores = {
+        seqs: len(seat_worker(0, 1, MeshConfig(microbatch_seqs=seqs), [enlarge(cell, 8)]).cores) for seqs in (1, 2, 4)
+    }
+    assert cores == {1: 1, 2: 2, 4: 4}
+
+
 def test_the_environment_names_the_devices_and_keeps_the_users_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_dump_to=/tmp/x")
     two, one = Seat((0, 1)), Seat((3,))

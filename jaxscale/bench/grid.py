@@ -31,9 +31,10 @@ from jaxscale.format import format_seconds
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import Cell, Plan, write_json
 from jaxscale.study import load_study
+from jaxscale.sweep import read_status
 from jaxscale.train.pool import count_workers
 
-__all__ = ["GridBench", "bench_grid", "spread_cells"]
+__all__ = ["GridBench", "bench_grid", "check_done", "spread_cells"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,17 @@ def _train_ours(study_file: Path, chosen: Plan, subset: bool, root: Path) -> flo
     seconds = time.perf_counter() - start
     if done.returncode not in (0, 1):
         raise VerdictError(f"jaxscale {words[0]}: ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+    check_done(folder, chosen.cells)
     return seconds
+
+
+def check_done(folder: Path, cells: Sequence[Cell]) -> None:
+    """VerdictError unless every cell made all of its steps: a grid that ended early is not a fast one."""
+    odd = [status for status in read_status(folder, cells) if status.state != "done"]
+    if odd:
+        which = f"{odd[0].cell.run_id} is {odd[0].state}"
+        raise VerdictError(f"jaxscale: {len(odd)} of {len(cells)} cells did not make all their steps ({which}), so the "
+                           f"time says nothing; train the study by itself to see why")  # fmt: skip
 
 
 def _own_environment() -> dict[str, str]:

@@ -28,7 +28,7 @@ from jaxscale.config import DataConfig, MeshConfig
 from jaxscale.runs import RunSpec
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
-from jaxscale.train.loop import Progress, compute_dtype, train_run
+from jaxscale.train.loop import Progress, compute_dtype, count_microbatch, train_run
 
 STEPS = 10_000
 """Steps of the run whose dispatches are timed: as long as a run of a study."""
@@ -52,10 +52,11 @@ def make_ours(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
 
 
 def _bare_step(spec: RunSpec, mesh: MeshConfig) -> Callable[[int], dict[str, Any]]:
-    layout = lay_out(spec, spec.microbatch_seqs, jax.default_backend(), len(jax.devices()))
+    rows = count_microbatch(spec, "process", mesh, compute_dtype(mesh))  # on accelerators what fits
+    layout = lay_out(spec, rows, jax.default_backend(), len(jax.devices()))
     engine: Engine = make_engine([spec], layout.slots, "process", mesh, compute_dtype(mesh))
     model, own = spec.model, layout.steps
-    shape = (BATCHES, 1, layout.slots, spec.batch_seqs, model.seq_len + 1)
+    shape = (BATCHES, 1, layout.slots, rows, model.seq_len + 1)
     drawn = np.random.default_rng(0).integers(model.vocab_size, size=shape, dtype=np.int32)
     batches, live, held = [engine.stage(windows) for windows in drawn], np.ones(1, bool), [engine.begin()]
 

@@ -2,7 +2,7 @@
 
 ratio          our tokens per second over the peer's, the median of the rounds' ratios
 loop overhead  seconds of a step inside the training loop over those of the bare one, less 1, the same median
-mfu            flops_per_s over the peak of the devices, where hardware.CHIPS knows them
+mfu            flops_per_s over the peak of the devices, where jaxscale.hardware knows them
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from jaxscale.bench.contest import Turn
 from jaxscale.bench.shapes import Shape
-from jaxscale.hardware import CHIPS
+from jaxscale.hardware import find_peak
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OURS", "Bench", "Loop", "Peer", "Row", "compare_turns", "find_chip"]
+__all__ = ["OURS", "Bench", "Loop", "Peer", "Row", "compare_turns"]
 
 OURS = "jaxscale"
-
-KINDS = {"v5 lite": "v5e", "v6 lite": "v6e"}
-"""What JAX calls a chip in `device_kind`, where that is not the chip's name."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +149,5 @@ def _measure_loop(loops: Sequence[Turn], bare: Sequence[Turn]) -> Loop:
 
 
 def _mfu(flops_per_s: float, about: Mapping[str, Any]) -> float | None:
-    chip = find_chip(str(about.get("device", "")))
-    return flops_per_s / (CHIPS[chip] * int(about.get("devices", 1))) if chip else None
-
-
-def find_chip(device_kind: str) -> str | None:
-    """The chip that JAX calls `device_kind`; None where it is none of hardware.CHIPS.
-
-    >>> find_chip("NVIDIA H100 80GB HBM3"), find_chip("TPU v5 lite"), find_chip("cpu")
-    ('h100', 'v5e', None)
-    """
-    kind = device_kind.lower()
-    named = (chip for words, chip in [*KINDS.items(), *((chip, chip) for chip in CHIPS)] if words in kind)
-    return next(named, None)
+    peak = find_peak(str(about.get("device", "")))
+    return flops_per_s / (peak * int(about.get("devices", 1))) if peak else None

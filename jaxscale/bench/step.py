@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,9 @@ def bench_step(
     contestant is ready and after each turn. MisuseError for a checkout that is none, and where torch is missing.
     """
     checkouts = {name: check_checkout(name, folder) for name, folder in (checkouts or {}).items()}
+    if "nanogpt" in checkouts and shutil.which(torch_python) is None:
+        raise MisuseError(f"--torch-python: {torch_python} is no program that can be run; name an interpreter that has "
+                          f"torch, or leave --nanogpt out")  # fmt: skip
     rows = []
     for shape in shapes:
         with tempfile.TemporaryDirectory() as folder:

@@ -86,7 +86,7 @@ def _step(argv: list[str]) -> int:
     options = parse(StepOptions, argv, "bench step", STEP)
     from jaxscale.bench import DEFAULT_SHAPES, bench_step, parse_shape
 
-    if options.rounds < 1 or options.seconds <= 0:
+    if options.rounds < 1 or not 0 < options.seconds < float("inf"):
         raise MisuseError(f"--rounds {options.rounds} --seconds {options.seconds:g}: use 1 round or more, of more than "
                           f"0 seconds")  # fmt: skip
     shapes = [parse_shape(text) for text in options.shape] or list(DEFAULT_SHAPES)

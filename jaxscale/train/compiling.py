@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 
@@ -21,6 +22,8 @@ __all__ = ["Compiled", "compile_alone", "count_compilations"]
 
 MIN_SECONDS = 0.1
 """What compiles faster is not kept on disk: mostly single operations, run outside of any program."""
+PATIENCE_S, POLL_S = 900.0, 0.05
+"""Seconds to wait for another process to compile, and between looks; after them both compile."""
 PROGRAMS = ("begin", "advance", "sum_losses")
 """Functions of `step.Program` that are compiled whole: init, training, validation; a pack's are named after them."""
 
@@ -70,18 +73,36 @@ _done: set[Path] = set()
 
 
 @contextmanager
-def compile_alone(cache: str, key: str) -> Iterator[None]:
+def compile_alone(cache: str, key: str, should_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Hold the right to compile the program that `key` names, and to call it for the first time in this process.
 
-    Without a cache, and in later calls, there is nothing to wait for.
+    Without a cache, and in later calls, there is nothing to wait for; nor among the processes of one program, which
+    compile and begin together. A lock that cannot be had (a cache that is read-only or on a file system without locks,
+    a holder that hangs, `should_stop`) saves nothing and is gone without.
     """
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     file = Path(cache).expanduser() / "locks" / f"{name}.lock"
-    if not cache or file in _done:
+    if not cache or file in _done or jax.process_count() > 1:
         yield
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _wait(held.enter_context(open(file, "a+")), should_stop)
+        except OSError:
+            pass
         yield
         _done.add(file)
+
+
+def _wait(stream: IO[str], should_stop: Callable[[], bool]) -> None:
+    """Until this process holds the lock, is asked to stop, or has been patient; OSError where there are no locks."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if should_stop() or time.monotonic() > deadline:
+                return
+        time.sleep(POLL_S)

@@ -66,8 +66,9 @@ def choose_microbatch(spec: RunSpec, config: MeshConfig) -> int:
     rows = config.microbatch_seqs or spec.microbatch_seqs
     if spec.batch_seqs % rows:
         near = [n for n in range(1, spec.batch_seqs + 1) if spec.batch_seqs % n == 0 and n <= rows][-1]
-        raise MisuseError(f"mesh.microbatch_seqs: {rows} does not divide the batch of {spec.batch_seqs} sequences of "
-                          f"run {spec.run_id}; use {near}, or 0 for auto")  # fmt: skip
+        field, auto = ("mesh", ", or 0 for auto") if config.microbatch_seqs else ("recipe", "")
+        raise MisuseError(f"{field}.microbatch_seqs: {rows} does not divide the batch of {spec.batch_seqs} sequences "
+                          f"of run {spec.run_id}; use {near}{auto}")  # fmt: skip
     return rows
 
 

@@ -210,7 +210,7 @@ class _Trainer:
         way = self.pack and (self.pack.pack.way, len(self.members))
         key = repr((program, strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0,
                     spec.microbatch_seqs, self.layout.slots, way, config))  # fmt: skip
-        return compile_alone(self.config.compile_cache, key)
+        return compile_alone(self.config.compile_cache, key, self.should_stop)
 
     def _begin(self) -> TrainState:
         """The state before the first step; a branch's is its trunk's."""

@@ -26,6 +26,9 @@ from jaxscale.train.stopping import Stopper
 
 __all__ = ["Member", "Progress", "find_mfu"]
 
+COUNTS = ("devices", "threads")
+"""Kinds that are numbers; a run that several starts trained on other numbers has them in words, "1 then 2"."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -88,7 +91,8 @@ class Member:
         self.step, self.skipped = step, skipped
         if self.stopper is not None:
             self.stopper.start(step)
-        self.restarts, self.kinds = self.folder.count_attempt(step, self._kinds())
+        self.restarts, kinds = self.folder.count_attempt(step, self._kinds())
+        self.kinds = {kind: int(told) if kind in COUNTS and told.isdigit() else told for kind, told in kinds.items()}
         before_s, self.loss = self.folder.cut_metrics(step)
         self.inherited_s = self.folder.inherited_seconds() if self.spec.parent else 0.0
         self.clock = _Clock(before_s, time.perf_counter(), step, self.pack["members"] if self.pack else 1)
@@ -96,7 +100,8 @@ class Member:
     def _kinds(self) -> dict[str, str]:
         """What a resumed run must keep or tell, beside its spec."""
         machine = describe_machine(self.dtype)
-        kinds = {kind: str(machine[kind]) for kind in ("precision", "device_kind", "jax", "jaxscale")}
+        told = ("precision", "device_kind", "devices", "threads", "jax", "jaxscale")
+        kinds = {kind: str(machine[kind]) for kind in told}
         return kinds | {"data_sha256": self.info.data_sha256}
 
     @contextmanager

@@ -1,6 +1,5 @@
 """Train many cells with a pool of worker processes: one a core on CPU, one in all on accelerators.
 
-
 The parent never imports JAX. It hands out jobs (a cell, or cells that train together) longest first, listens, shows
 progress, restarts a worker that died, and on Ctrl-C asks all workers to save before it leaves. A cell that kills its
 worker three times ends as failed, with the worker's last words; a pack that does is taken apart first.

@@ -224,7 +224,7 @@ def _lead_to(step: int, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _join(kind: str, attempts: list[dict[str, str]]) -> str:
-    return " then ".join(dict.fromkeys(attempt[kind] for attempt in attempts))
+    return " then ".join(dict.fromkeys(attempt[kind] for attempt in attempts if kind in attempt))  # some are newer
 
 
 def is_disk_full(error: BaseException) -> bool:

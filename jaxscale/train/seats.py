@@ -64,11 +64,11 @@ def seat_worker(index: int, workers: int, mesh: MeshConfig, cells: Sequence[Cell
 
 def _pays(devices: int, mesh: MeshConfig, spec: RunSpec) -> bool:
     """Whether the mesh fits so many devices, each with whole sequences of a microbatch and, unless asked, enough."""
-    shared = max(1, mesh.tensor) * max(1, mesh.context)  # 0, auto, is 1 on CPU
-    inner = shared * max(1, mesh.fsdp)
+    fsdp, split = max(1, mesh.fsdp), max(1, mesh.tensor) * max(1, mesh.context)  # 0 is auto, on CPU 1
+    inner, replicas = fsdp * split, devices // split
     if devices % inner or mesh.data not in (-1, devices // inner):
         return False
-    replicas, microbatch_seqs = devices // shared, mesh.microbatch_seqs or spec.microbatch_seqs
-    flops = microbatch_seqs * spec.model.seq_len * flops_per_token(spec.model)
+    rows = mesh.microbatch_seqs or spec.microbatch_seqs
     asked = inner > 1 or mesh.data > 1
-    return microbatch_seqs % replicas == 0 and (asked or flops >= DEVICE_FLOPS * devices)
+    enough = rows * spec.model.seq_len * flops_per_token(spec.model) >= DEVICE_FLOPS * devices
+    return rows % replicas == 0 and (asked or enough)
