@@ -371,3 +371,24 @@ def test_what_does_not_fit_ends_with_1_and_the_bytes(tmp_path: Path) -> None:
                      "--cache", "", "--out", str(out)])  # fmt: skip
     (row,) = json.loads(out.read_text())["rows"]
     assert code == 1 and row["state"] == "too big" and row["total_bytes"] > 16 * 2**30
+
+
+def test_each_target_asked_for_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("jaxscale.preflight.check_plugin", lambda target: asked.append(target.name))
+    monkeypatch.setattr("jaxscale.preflight.check_subjects", lambda *_: iter(()))
+    study = str(ROOT / "configs/quickstart.py")
+    dispatch(["preflight", study, "--target", "v5e:2x2", "h100:1x8", "--target", "a100:1x8", "--target", "v5e:2x2"])
+    assert asked == ["v5e:2x2", "h100:1x8", "a100:1x8"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--forecast", "runs/x"], "--flagship"), (["--mesh.dtype", "float32"], "bfloat16"), ([], "v5e:16x16")],
+)  # fmt: skip
+def test_an_option_that_would_not_count_is_refused(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = ["--target", "v5e:2x2"] if options else []
+    assert dispatch(["preflight", str(ROOT / "configs/quickstart.py"), *target, *options]) == 2
+    assert words in capsys.readouterr().err
