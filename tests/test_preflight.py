@@ -27,7 +27,17 @@ from jaxscale.layout import Attention, Layout, Remat
 from jaxscale.model.decoder import make_decoder
 from jaxscale.model.lowering import Lowering
 from jaxscale.params import param_shapes, param_size
-from jaxscale.preflight import Compiled, Job, Refused, Settings, Subject, check_plugin, check_subject, parse_target
+from jaxscale.preflight import (
+    Compiled,
+    Job,
+    Preflight,
+    Refused,
+    Settings,
+    Subject,
+    check_plugin,
+    check_subject,
+    parse_target,
+)
 from jaxscale.preflight import check as check_module
 from jaxscale.preflight.child import measure_program
 from jaxscale.preflight.depth import extrapolate
@@ -392,3 +402,21 @@ def test_an_option_that_would_not_count_is_refused(
     target = ["--target", "v5e:2x2"] if options else []
     assert dispatch(["preflight", str(ROOT / "configs/quickstart.py"), *target, *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_every_reason_and_every_idle_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_module, "compile_job", lambda job, **_: _answer(1e6))
+    target, narrow = parse_target("v5e:2x2"), replace(SUBJECT, model=replace(TINY, head_dim=32))
+    odd = Settings(MeshConfig(data=4))
+    rows = [check_subject(replace(narrow, batch_seqs=2), target, Settings(MeshConfig()))]
+    rows += [check_subject(replace(narrow, batch_seqs=batch), target, odd) for batch in (3, 5)]
+    words = " ".join(str(Preflight("x", tuple(rows), {target.name: ()})).split())
+    assert "1 runs take 2 of 4 devices" in words
+    assert "a batch of 3 sequences" in words and "a batch of 5 sequences" in words
+
+
+def test_two_devices_of_a_chip_share_its_links() -> None:
+    target = parse_target("tpu7x:4x4x4")
+    each = Sent("all-gather", 4, (4, 1, 1), 1, 4e9, 3e9)  # one device a chip: two such groups at once
+    assert link_seconds(target, each) == pytest.approx(2 * 3e9 / (2 * 100e9))
+    assert link_seconds(target, replace(each, size=8)) == pytest.approx(3e9 / (2 * 100e9))

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from jaxscale.config import ModelConfig
 from jaxscale.flops import count_matmul_params, flops_per_token
 from jaxscale.layout import Layout
 from jaxscale.preflight.job import Sent
-from jaxscale.preflight.targets import Target
+from jaxscale.preflight.targets import GPU_RESERVE, Target
 
 __all__ = ["ACHIEVABLE", "StepTime", "assumptions", "count_done_flops", "link_seconds", "time_step"]
 
@@ -104,9 +105,10 @@ def _torus_seconds(target: Target, sent: Sent) -> float:
     extents = [(size, _is_ring(target, axis, size)) for axis, size in enumerate(sent.span) if size > 1]
     if not extents:
         return sent.sent_bytes / (2 * chip.link_bytes_per_s)  # between the two cores of a chip
-    rates = [chip.link_bytes_per_s * (2 if ring else 1) for _, ring in extents]
+    groups = chip.devices if sent.size == prod(sent.span) else 1  # one device a chip: the others' groups send too
+    rates = [chip.link_bytes_per_s * (2 if ring else 1) / groups for _, ring in extents]
     if sent.kind == "collective-permute":
-        return sent.sent_bytes / (2 * chip.link_bytes_per_s)  # neighbours, sent both ways
+        return sent.sent_bytes * groups / (2 * chip.link_bytes_per_s)  # neighbours, sent both ways
     if sent.kind == "all-to-all":
         hops = max(size / 4 if ring else size / 3 for size, ring in extents)
         return sent.sent_bytes * max(1.0, hops) / sum(rates)
@@ -161,6 +163,8 @@ def assumptions(target: Target) -> tuple[str, ...]:
     else:
         links, network = chip.link_bytes_per_s / 1e9, chip.network_bytes_per_s / 1e9
         words.append(f"NVLink {links:.0f} GB/s and network {network:.0f} GB/s a GPU and way; no congestion")
+        words.append(f"a program may take {1 - GPU_RESERVE:.0%} of a GPU's memory: train with "
+                     f"XLA_PYTHON_CLIENT_MEM_FRACTION={1 - GPU_RESERVE:g}, for JAX itself takes 75%")  # fmt: skip
     words.append("step: all-gather, reduce-scatter and rings of permutes beside the arithmetic, other "
                  "collectives after it; no input wait, checkpoints, restarts or stragglers")  # fmt: skip
     return tuple(words)

@@ -14,7 +14,7 @@ from typing import Any
 from jaxscale.errors import MisuseError
 from jaxscale.hardware import CHIP_TABLE, Chip
 
-__all__ = ["Target", "parse_target", "read_target_config"]
+__all__ = ["GPU_RESERVE", "Target", "parse_target", "read_target_config"]
 
 AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 """Numbers in a TPU slice's shape."""
