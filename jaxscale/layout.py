@@ -11,7 +11,7 @@ from typing import Literal
 from jaxscale.config import ModelConfig
 from jaxscale.errors import MisuseError
 
-__all__ = ["Attention", "Layout", "Remat", "check_attention", "choose_attention", "choose_chunks"]
+__all__ = ["Attention", "Layout", "Remat", "can_attend", "check_attention", "choose_attention", "choose_chunks"]
 
 Attention = Literal["xla", "chunked", "cudnn", "splash", "blocked"]
 Remat = Literal["none", "dots", "block"]
@@ -70,10 +70,15 @@ def choose_attention(model: ModelConfig, platform: str, dtype: str, context: int
     """The safe kernel for a platform (cpu, gpu or tpu), compute dtype and shape."""
     own: dict[str, Attention] = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
     kind = own.get(platform)
-    if kind and not _obstacle(kind, model, platform, dtype, context):
+    if kind and can_attend(kind, model, platform, dtype, context):
         return kind
     held = 4 * model.n_heads * model.seq_len * model.seq_len // context
     return "xla" if platform == "cpu" or held <= SCORES_BYTES else "chunked"
+
+
+def can_attend(kind: Attention, model: ModelConfig, platform: str, dtype: str, context: int = 1) -> bool:
+    """Whether a kernel can serve."""
+    return not _obstacle(kind, model, platform, dtype, context)
 
 
 def check_attention(kind: Attention, model: ModelConfig, platform: str, dtype: str, context: int = 1) -> None:

@@ -20,7 +20,7 @@ from math import prod
 from jaxscale.axes import count_shards
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.flops import count_params, flops_per_token
-from jaxscale.layout import SCORES_BYTES, Layout, Remat, choose_attention, choose_chunks
+from jaxscale.layout import SCORES_BYTES, Layout, Remat, can_attend, check_attention, choose_attention, choose_chunks
 from jaxscale.params import param_shapes
 
 __all__ = ["Layout", "MemoryEstimate", "estimate_memory", "rank_layouts"]
@@ -168,8 +168,10 @@ def rank_layouts(
     """Layouts of one run on `chips` chips of `chip_bytes` each that the estimate says fit, quickest first.
 
     Values that `mesh` gives are fixed, its autos are free. tensor stays within `chips_per_host`. Empty where
-    nothing fits.
+    nothing fits. MisuseError for an attention that cannot work.
     """
+    if mesh.attention != "auto":
+        check_attention(mesh.attention, model, platform, dtype, max(1, mesh.context))
     found = []
     for shape in _shapes(model, chips, chips_per_host, mesh):
         for remat in REMATS if mesh.remat == "auto" else (mesh.remat,):
@@ -206,6 +208,8 @@ def _largest(
 ) -> Layout | None:  # fmt: skip
     """The largest microbatch that fits this mesh and remat."""
     attention = mesh.attention if mesh.attention != "auto" else choose_attention(model, platform, dtype, shape.context)
+    if not can_attend(attention, model, platform, dtype, shape.context):
+        return None
     if batch_seqs % shape.replicas or (mesh.microbatch_seqs and batch_seqs % mesh.microbatch_seqs):
         return None
     per_chip = batch_seqs // shape.replicas

@@ -40,10 +40,10 @@ setup_venv() {
     if [ "${made##* }" = "$sources" ] && { [ -z "$extras" ] || [ "${made% *}" = "$extras" ]; }; then
         return
     fi
-    python=$(find_python)
+    python=$(find_python) || return 1
     echo "setup: installing jaxscale$extras into .venv (once; about a minute)"
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-        make_venv "$python" .venv
+        make_venv "$python" .venv || return 1
     fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
         --constraint launch/constraints.txt --editable ".$extras" || return 1

@@ -97,6 +97,14 @@ def test_what_fits_nowhere_has_no_layout() -> None:
     assert rank_layouts(LLAMA_8B, 510, 256, V5E, "bfloat16", MeshConfig(context=1, tensor=1), 4) == []
 
 
+def test_an_attention_that_cannot_work_is_refused_with_the_reason() -> None:
+    for kind, platform in (("cudnn", "tpu"), ("splash", "gpu"), ("blocked", "tpu")):
+        with pytest.raises(MisuseError, match=f"mesh.attention: {kind} .* use --mesh.attention auto"):
+            rank_layouts(LLAMA_8B, 512, 256, V5E, "bfloat16", MeshConfig(attention=kind), platform=platform)
+    found = rank_layouts(LLAMA_8B, 64, 128, H100, "bfloat16", MeshConfig(attention="cudnn"), platform="gpu")
+    assert found and {layout.context for layout in found} == {1}
+
+
 def test_an_execution_takes_the_best_layout_where_the_device_tells_its_memory(
     spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,21 +7,37 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
+from jax.interpreters import partial_eval
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxscale.cli import dispatch, main
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.errors import MisuseError
-from jaxscale.flops import count_matmul_params, count_params, flops_per_token
+from jaxscale.flops import count_params, flops_per_token
 from jaxscale.hardware import CHIP_TABLE, CHIPS
-from jaxscale.layout import Layout
+from jaxscale.layout import Attention, Layout, Remat
+from jaxscale.model.decoder import make_decoder
+from jaxscale.model.lowering import Lowering
 from jaxscale.params import param_shapes, param_size
-from jaxscale.preflight import Compiled, Job, Refused, Settings, Subject, check_plugin, check_subject, parse_target
+from jaxscale.preflight import (
+    Compiled,
+    Job,
+    Preflight,
+    Refused,
+    Settings,
+    Subject,
+    check_plugin,
+    check_subject,
+    parse_target,
+)
 from jaxscale.preflight import check as check_module
 from jaxscale.preflight.child import measure_program
 from jaxscale.preflight.depth import extrapolate
@@ -190,11 +206,39 @@ def test_links_a_torus_and_a_cluster() -> None:
 
 def test_flops_done_are_the_models_and_what_is_done_twice() -> None:
     layout = Layout(attention="cudnn")
-    plain = flops_per_token(TINY) + TINY.n_layers * TINY.seq_len * TINY.d_model  # flash: scores again
-    assert count_done_flops(TINY, layout, 10) == 10 * plain
-    blocks = 2 * count_matmul_params(TINY) - 2 * TINY.d_model * TINY.vocab_size
-    again = blocks + 2 * TINY.n_layers * TINY.seq_len * TINY.d_model
-    assert count_done_flops(TINY, replace(layout, remat="block"), 1) == flops_per_token(TINY) + again
+    product = TINY.n_layers * TINY.seq_len * TINY.d_model  # scores, causal
+    assert count_done_flops(TINY, layout, 10) == 10 * (flops_per_token(TINY) + product)  # flash: scores again
+    assert count_done_flops(TINY, replace(layout, remat="dots"), 1) == flops_per_token(TINY) + 3 * product
+    split = count_done_flops(TINY, replace(layout, attention="splash"), 1)
+    assert split == flops_per_token(TINY) + 3 * product  # scores twice, their gradient once more
+
+
+@pytest.mark.parametrize("attention", ["xla", "chunked"])
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+def test_flops_done_are_the_products_of_the_traced_gradient(attention: Attention, remat: Remat) -> None:
+    decoder = nnx.eval_shape(
+        lambda: make_decoder(TINY, 0, jnp.bfloat16, lowering=Lowering(attention=attention, remat=remat))
+    )
+    graph, params = nnx.split(decoder)
+    tokens = jax.ShapeDtypeStruct((2, TINY.seq_len), jnp.int32)
+    gradient = jax.grad(lambda params, a, b: nnx.merge(graph, params).losses(a, b)[0].sum())
+    traced = jax.make_jaxpr(gradient)(params, tokens, tokens).jaxpr
+    live, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    layout = Layout(attention=attention, remat=remat)
+    assert _count_products(live) == count_done_flops(TINY, layout, 2 * TINY.seq_len)
+
+
+def _count_products(jaxpr: Any) -> int:
+    """FLOPs of a jaxpr's matrix products, those of its loops and calls included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            depth = prod(equation.invars[0].aval.shape[axis] for axis in summed)
+            total += 2 * depth * prod(equation.outvars[0].aval.shape)
+        inner = (getattr(value, "jaxpr", value) for value in equation.params.values())
+        total += equation.params.get("length", 1) * sum(_count_products(one) for one in inner if hasattr(one, "eqns"))
+    return total
 
 
 @pytest.mark.parametrize(
@@ -337,3 +381,42 @@ def test_what_does_not_fit_ends_with_1_and_the_bytes(tmp_path: Path) -> None:
                      "--cache", "", "--out", str(out)])  # fmt: skip
     (row,) = json.loads(out.read_text())["rows"]
     assert code == 1 and row["state"] == "too big" and row["total_bytes"] > 16 * 2**30
+
+
+def test_each_target_asked_for_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("jaxscale.preflight.check_plugin", lambda target: asked.append(target.name))
+    monkeypatch.setattr("jaxscale.preflight.check_subjects", lambda *_: iter(()))
+    study = str(ROOT / "configs/quickstart.py")
+    dispatch(["preflight", study, "--target", "v5e:2x2", "h100:1x8", "--target", "a100:1x8", "--target", "v5e:2x2"])
+    assert asked == ["v5e:2x2", "h100:1x8", "a100:1x8"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--forecast", "runs/x"], "--flagship"), (["--mesh.dtype", "float32"], "bfloat16"), ([], "v5e:16x16")],
+)  # fmt: skip
+def test_an_option_that_would_not_count_is_refused(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = ["--target", "v5e:2x2"] if options else []
+    assert dispatch(["preflight", str(ROOT / "configs/quickstart.py"), *target, *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_every_reason_and_every_idle_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_module, "compile_job", lambda job, **_: _answer(1e6))
+    target, narrow = parse_target("v5e:2x2"), replace(SUBJECT, model=replace(TINY, head_dim=32))
+    odd = Settings(MeshConfig(data=4))
+    rows = [check_subject(replace(narrow, batch_seqs=2), target, Settings(MeshConfig()))]
+    rows += [check_subject(replace(narrow, batch_seqs=batch), target, odd) for batch in (3, 5)]
+    words = " ".join(str(Preflight("x", tuple(rows), {target.name: ()})).split())
+    assert "1 runs take 2 of 4 devices" in words
+    assert "a batch of 3 sequences" in words and "a batch of 5 sequences" in words
+
+
+def test_two_devices_of_a_chip_share_its_links() -> None:
+    target = parse_target("tpu7x:4x4x4")
+    each = Sent("all-gather", 4, (4, 1, 1), 1, 4e9, 3e9)  # one device a chip: two such groups at once
+    assert link_seconds(target, each) == pytest.approx(2 * 3e9 / (2 * 100e9))
+    assert link_seconds(target, replace(each, size=8)) == pytest.approx(3e9 / (2 * 100e9))

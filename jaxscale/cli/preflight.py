@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from jaxscale.cli.options import StudyOptions, is_terminal, parse_study
 from jaxscale.errors import MisuseError
@@ -32,8 +35,9 @@ class PreflightOptions(StudyOptions):
 
     out: Path | None = None
     """FILE.json to write the rows to."""
-    target: tuple[str, ...] = ()
-    """Hardware: v5e:16x16, v5p:8x8x8, h100:16x8 (16 hosts of 8), ...; several are checked one after the other."""
+    target: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Hardware: v5e:16x16, v5p:8x8x8, h100:16x8 (16 hosts of 8), ...; several, behind one --target or each behind its
+    own, are checked one after the other."""
     flagship: bool = False
     """Instead of the grid: what the forecast of the study's folder asks for at its largest compute."""
     forecast: Path | None = None
@@ -63,7 +67,7 @@ def preflight(argv: list[str]) -> int:
     from jaxscale.preflight import Preflight, Settings, assumptions, check_plugin, check_subjects, parse_target
     from jaxscale.runs import write_json
 
-    targets = [parse_target(text) for text in options.target]
+    targets = [parse_target(text) for text in dict.fromkeys(chain(*options.target))]
     for target in targets:
         check_plugin(target)
     subjects = _subjects(options)
@@ -81,10 +85,14 @@ def preflight(argv: list[str]) -> int:
 
 
 def _check(options: PreflightOptions) -> None:
-    if not options.target:
+    if not any(options.target):
         raise MisuseError("--target: no hardware is named; give for example --target v5e:16x16 or --target h100:16x8")
     if options.flagship and (options.params is not None or options.tokens is not None):
         raise MisuseError("--flagship: takes N and D from the forecast; leave --params and --tokens out, or --flagship")
+    if options.forecast is not None and not options.flagship:
+        raise MisuseError("--forecast: is read only with --flagship; give both")
+    if options.study.mesh.dtype == "float32":
+        raise MisuseError("mesh.dtype: preflight compiles what accelerators train in, bfloat16; leave it auto")
     if options.params is not None and options.tokens is None:
         raise MisuseError("--params: a run needs its tokens too; give --tokens")
     for name in ("params", "tokens", "price", "timeout", "tries"):

@@ -24,6 +24,7 @@ from jaxscale.config import ModelConfig
 from jaxscale.errors import MisuseError
 from jaxscale.layout import Layout
 from jaxscale.preflight.targets import Target
+from jaxscale.runs import write_json
 
 __all__ = ["INSTALL", "Compiled", "Job", "Refused", "Sent", "check_plugin", "compile_job"]
 
@@ -145,8 +146,7 @@ def compile_job(job: Job, *, timeout_s: float, cache: Path | None = None) -> Com
     answer = _run_child(job, timeout_s)
     answer.setdefault("compile_s", time.monotonic() - started)
     if kept is not None and answer.get("kind") not in ("crash", "timeout"):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(answer))
+        write_json(kept, json.dumps(answer))
     return _read(answer)
 
 
@@ -210,7 +210,9 @@ def _fingerprint() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     package = Path(__file__).parents[1]
-    rooms = [package / "model", package / "train", package / "preflight", package / "axes.py", package / "layout.py"]
+    rooms = [
+        package / name for name in ("model", "train", "preflight", "axes.py", "config.py", "layout.py", "params.py")
+    ]
     files = sorted(path for room in rooms for path in ([room] if room.is_file() else room.rglob("*"))
                    if path.suffix in (".py", ".txtpb"))  # fmt: skip
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))

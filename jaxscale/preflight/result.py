@@ -12,6 +12,7 @@ from typing import Any
 from jaxscale.format import UNKNOWN, format_count, format_flops, format_seconds
 from jaxscale.hardware import CHIP_TABLE
 from jaxscale.preflight.hlo import COLLECTIVES
+from jaxscale.preflight.targets import parse_target
 from jaxscale.tables import render_table
 
 __all__ = ["Preflight"]
@@ -61,9 +62,8 @@ def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         ("N", "d", "L", "runs", "batch", "mesh", "micro", "remat", "attn", "state", "temps", "total", ""),
         [_memory_cells(several) for several in programs],
     )
-    yield from (
-        f"  {format_count(row['params'])}: {row['reason']}" for row in (p[0] for p in programs) if row["reason"]
-    )
+    yield from dict.fromkeys(f"  {format_count(row['params'])}: {row['reason']}" for row in rows if row["reason"])
+    yield from _tell_partial(target, rows)
     timed = [several for several in programs if "step_s" in several[0]]
     if timed:
         toys = any(row["starts_s"] > max(row["compute_s"], row["memory_s"]) for row in (p[0] for p in timed))
@@ -78,6 +78,17 @@ def _tell_target(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield _total(target, rows)
     if any(row.get("extrapolated") for row in rows):
         yield "  deep programs are extrapolated from 2 and 4 layers, not compiled: a TPU's temporaries may be far off"
+
+
+def _tell_partial(target: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """That some runs leave a part of the target idle, and that the trainer takes all that it sees."""
+    devices = parse_target(target).devices
+    counts = sorted({row["devices"] for row in rows if row.get("devices", devices) < devices})
+    if counts:
+        runs = sum(row["runs"] for row in rows if row.get("devices") in counts)
+        yield _wrap(f"{runs} runs take {' or '.join(map(str, counts))} of {devices} devices: over more their batch or "
+                    f"model does not divide, or --one-layout chose so; the trainer takes all that it sees, so start "
+                    f"them where it sees no more")  # fmt: skip
 
 
 def _group(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

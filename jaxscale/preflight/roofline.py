@@ -4,11 +4,11 @@
     memory  = bytes moved / HBM bandwidth             links = sum over collectives of bytes / bandwidth of the group
     starts  = instructions run * the least that one takes, which is what a toy model's step consists of
 
-FLOPs done are the model's (jaxscale.flops: causal attention), those computed again (remat, pieces of the head), and
-for attention that computes all T keys the half that is masked. Two ends: the links' work wholly beside the rest,
-max(compute, memory, starts, links), and wholly after it, max(compute, memory, starts) + links. The estimate stands
-between: collectives that fsdp needs (all-gather, reduce-scatter, and the rings of permutes that a TPU's compiler
-makes of them) are prefetched beside the arithmetic as far as it lasts; the rest is waited for.
+FLOPs done are the model's (jaxscale.flops: causal attention), those computed again (remat but for a block's last
+product, pieces of the head), and for attention that computes all T keys the half that is masked. Two ends: the links'
+work wholly beside the rest, max(compute, memory, starts, links), and wholly after it, max(compute, memory, starts) +
+links. The estimate stands between: collectives that fsdp needs (all-gather, reduce-scatter, and the rings of permutes
+that a TPU's compiler makes of them) are prefetched beside the arithmetic as far as it lasts; the rest is waited for.
 
 A group's bandwidth, one way a chip. TPU: link rate x (2 where an axis that it fills is a ring, else 1), summed over
 the axes of the torus that it takes (Austin et al. 2025, "How to Scale Your Model", chapter 3). GPU: NVLink inside a
@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from jaxscale.config import ModelConfig
 from jaxscale.flops import count_matmul_params, flops_per_token
 from jaxscale.layout import Layout
 from jaxscale.preflight.job import Sent
-from jaxscale.preflight.targets import Target
+from jaxscale.preflight.targets import GPU_RESERVE, Target
 
 __all__ = ["ACHIEVABLE", "StepTime", "assumptions", "count_done_flops", "link_seconds", "time_step"]
 
@@ -38,6 +39,10 @@ START_S = {"tpu": 1e-6, "gpu": 3e-6}
 
 OVERLAPPED = frozenset({"all-gather", "reduce-scatter", "collective-permute"})
 """Collectives that depend on no arithmetic just before them, or have no use just after."""
+
+BACKWARD_AGAIN = {"cudnn": 1, "chunked": 1, "splash": 3}
+"""Products that an attention's backward pass computes again: the scores; splash, whose gradients of queries and of keys
+are two kernels, the scores twice and the gradient of their softmax once more."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,10 @@ def _torus_seconds(target: Target, sent: Sent) -> float:
     extents = [(size, _is_ring(target, axis, size)) for axis, size in enumerate(sent.span) if size > 1]
     if not extents:
         return sent.sent_bytes / (2 * chip.link_bytes_per_s)  # between the two cores of a chip
-    rates = [chip.link_bytes_per_s * (2 if ring else 1) for _, ring in extents]
+    groups = chip.devices if sent.size == prod(sent.span) else 1  # one device a chip: the others' groups send too
+    rates = [chip.link_bytes_per_s * (2 if ring else 1) / groups for _, ring in extents]
     if sent.kind == "collective-permute":
-        return sent.sent_bytes / (2 * chip.link_bytes_per_s)  # neighbours, sent both ways
+        return sent.sent_bytes * groups / (2 * chip.link_bytes_per_s)  # neighbours, sent both ways
     if sent.kind == "all-to-all":
         hops = max(size / 4 if ring else size / 3 for size, ring in extents)
         return sent.sent_bytes * max(1.0, hops) / sum(rates)
@@ -127,17 +133,15 @@ def _cluster_seconds(target: Target, sent: Sent) -> float:
 
 def count_done_flops(model: ModelConfig, layout: Layout, tokens: float) -> float:
     """FLOPs that all chips do in a step of `tokens` tokens, what is computed twice or masked away included."""
-    attention = model.n_layers * model.seq_len * model.n_heads * model.d_head
+    causal = model.n_layers * model.seq_len * model.n_heads * model.d_head  # scores, or their product with values
+    product = causal if layout.attention in ("cudnn", "splash") else 2 * causal  # with what the mask throws away
     head = 2 * model.d_model * model.vocab_size
-    blocks = 2 * count_matmul_params(model) - head + 2 * attention  # one forward pass, causal
-    done = float(flops_per_token(model))
-    flash = layout.attention in ("cudnn", "splash", "chunked")
+    done = flops_per_token(model) + 6.0 * (product - causal)
+    done += BACKWARD_AGAIN.get(layout.attention, 0) * product
+    if layout.remat != "none":
+        done += 2 * product  # no kind of remat keeps what attention gives
     if layout.remat == "block":
-        done += blocks
-    elif flash:
-        done += attention  # scores again in the backward pass
-    if not flash:
-        done += (6 + 2 * (layout.remat == "block")) * attention  # what the mask throws away
+        done += 2 * count_matmul_params(model) - head - 2 * model.n_layers * model.d_ff * model.d_model
     if layout.head_chunks > 1 or layout.chips > 1:
         done += head
     return done * tokens
@@ -159,6 +163,8 @@ def assumptions(target: Target) -> tuple[str, ...]:
     else:
         links, network = chip.link_bytes_per_s / 1e9, chip.network_bytes_per_s / 1e9
         words.append(f"NVLink {links:.0f} GB/s and network {network:.0f} GB/s a GPU and way; no congestion")
+        words.append(f"a program may take {1 - GPU_RESERVE:.0%} of a GPU's memory: train with "
+                     f"XLA_PYTHON_CLIENT_MEM_FRACTION={1 - GPU_RESERVE:g}, for JAX itself takes 75%")  # fmt: skip
     words.append("step: all-gather, reduce-scatter and rings of permutes beside the arithmetic, other "
                  "collectives after it; no input wait, checkpoints, restarts or stragglers")  # fmt: skip
     return tuple(words)

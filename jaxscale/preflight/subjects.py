@@ -17,6 +17,9 @@ from jaxscale.runs import Cell, read_json
 
 __all__ = ["Subject", "continue_ladder", "find_flagship", "list_cells", "own_run", "read_flagship"]
 
+MOST_PARAMS = 1e16
+"""Above this a number of parameters is a slip: no ladder is climbed so far."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -81,7 +84,7 @@ def own_run(study: Study, model: ModelConfig, tokens: float) -> Subject:
 
 def continue_ladder(study: Study, params: float) -> ModelConfig:
     """The shape nearest to `params` in log N, its depth by grid.aspect, its width a whole number of heads."""
-    if not params > 0 or not math.isfinite(params):
+    if not 0 < params < MOST_PARAMS:
         raise MisuseError(f"--params: {params:g} is no size; write for example 7e9")
     best = min(_shapes(study, params), key=lambda model: abs(math.log(count_params(model)["total"] / params)))
     off = abs(math.log(count_params(best)["total"] / params))

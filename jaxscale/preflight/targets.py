@@ -14,7 +14,7 @@ from typing import Any
 from jaxscale.errors import MisuseError
 from jaxscale.hardware import CHIP_TABLE, Chip
 
-__all__ = ["Target", "parse_target", "read_target_config"]
+__all__ = ["GPU_RESERVE", "Target", "parse_target", "read_target_config"]
 
 AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 """Numbers in a TPU slice's shape."""
@@ -82,7 +82,7 @@ def parse_target(text: str) -> Target:
         raise MisuseError(f"--target: {name!r} is no chip known here; use {', '.join(CHIP_TABLE)}, as in v5e:16x16 "
                           f"or h100:16x8")  # fmt: skip
     sizes = shape.split("x")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes):
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise MisuseError(f"--target: {shape!r} is no shape of {name}; write {_example(chip)}")
     numbers = tuple(int(size) for size in sizes)
     wanted = AXES.get(name, 2)
