@@ -121,7 +121,9 @@ def test_programs_of_a_fit_are_compiled_once_a_machine(table, tmp_path):
     kept = []
     for _ in range(2):
         done = subprocess.run(fit, capture_output=True, text=True, env=home)
-        assert done.returncode == 0 and not done.stderr
+        # JAX's CUDA plugin, where the extra [preflight] is installed, says at import that there is no driver
+        said = [line for line in done.stderr.splitlines() if "cudart_stub" not in line and "absl::Init" not in line]
+        assert done.returncode == 0 and not said
         kept.append(sorted((tmp_path / ".cache" / "jaxscale" / "xla").glob("*-cache")))
     assert kept[0] and kept[0] == kept[1]
 
