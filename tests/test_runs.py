@@ -98,7 +98,7 @@ def test_lines_are_read_up_to_the_first_that_is_not_whole(tmp_path: Path, tail: 
 def test_a_trunk_that_would_lead_out_of_the_study_folder_is_refused(tmp_path: Path) -> None:
     plan = plan_isoflop(make_study(tmp_path), train_tokens=1e5)
     wild = describe_run(replace(plan.cells[0].spec, parent="../../elsewhere", parent_step=3))
-    with pytest.raises(MisuseError, match="names the trunk '../../elsewhere', which is no run id"):
+    with pytest.raises(MisuseError, match="which is no run id"):
         Plan.from_json(plan.with_cells([wild]).to_json())
 
 
