@@ -127,11 +127,14 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
     """One cell in this process: 0 done, 1 diverged, 75 preempted and saved, 130 interrupted and saved."""
     import signal
 
+    from jaxscale.evals.record import find_evals
     from jaxscale.train.loop import Preempted, train_run
     from jaxscale.train.worker import use_compile_cache
 
     cell = _pick(options, planned)
-    mesh = from_plain(planned.config, Study).mesh
+    study = from_plain(planned.config, Study)
+    mesh, kept = study.mesh, cell.role not in TUNING_ROLES
+    evals = find_evals(study.recipe) if kept and cell.role != "trunk" else None
     use_compile_cache(mesh)
     stopped: list[int] = []
     watched = (signal.SIGTERM, signal.SIGINT)
@@ -147,7 +150,8 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 on_progress=lambda p: progress({"event": "progress", "worker": 0, **vars(p)}),
                 should_stop=lambda: bool(stopped),
                 data_sha256=planned.data_sha256,
-                keep_weights=cell.role not in TUNING_ROLES,
+                keep_weights=kept,
+                evals=evals,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)

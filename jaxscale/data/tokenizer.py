@@ -7,7 +7,7 @@ end-of-text token for the others. Bits per byte are therefore comparable between
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,7 +40,7 @@ LEAST_BPE_SIZE = 257
 TOKENIZER_FILE = "tokenizer.json"
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Hashable, Protocol):
     """What the token files need of a tokenizer."""
 
     @property

@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxscale.data.tokenizer import Tokenizer
+from jaxscale.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from jaxscale.evals.task import DELIMITER, Item, Task, make_prompts
 
-__all__ = ["Encoded", "Window", "cut_windows", "encode_pairs", "encode_task"]
+__all__ = ["Encoded", "Window", "cut_windows", "encode_ids", "encode_pairs", "encode_task", "open_tokenizer"]
 
 
 class Window(NamedTuple):
@@ -47,7 +48,7 @@ class Encoded:
 
     def add_up(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums [continuations] of the scores [windows]."""
-        return np.bincount(self.owner, scores, len(self.tokens))
+        return np.bincount(self.owner, scores, len(self.tokens)).astype(np.float64)
 
 
 def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, seq_len: int) -> Encoded:
@@ -88,6 +89,13 @@ def cut_windows(ids: NDArray[np.int32], first: int, seq_len: int) -> Iterator[Wi
         start = max(0, end - seq_len - 1)
         yield Window(ids[start:end], first - start)
         first = end
+
+
+@lru_cache(maxsize=16)
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of token files, the same object at each call, so that a task is encoded once."""
+    path = folder / TOKENIZER_FILE
+    return load_tokenizer(path if path.exists() else None)
 
 
 @lru_cache(maxsize=64)

@@ -31,8 +31,7 @@ def predict_choices(task: Task, nll: NDArray[np.float64], tokens: NDArray[np.int
     """The choice taken for every item [items], by normalization; `nll` and `tokens` of every choice, item by item."""
     scores, starts = _scores(task, nll, tokens), _starts(task)
     return {
-        name: np.array([int(np.argmax(part)) for part in np.split(score, starts[1:])])
-        for name, score in scores.items()
+        name: np.array([int(np.argmax(part)) for part in np.split(score, starts[1:])]) for name, score in scores.items()
     }
 
 

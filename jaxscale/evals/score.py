@@ -98,11 +98,11 @@ class Scorer:
         cut = [ids[-self.seq_len :] for ids in contexts]
         return self._ask("next", params, [Window(np.append(ids, 0), len(ids)) for ids in cut])[:, 0].astype(np.int64)
 
-    def compile(self, windows: Sequence[Window]) -> None:
-        """Compile what `score` needs for windows of these lengths, so that a clock can start after it."""
-        blank = [Window(np.zeros(n + 1, np.int32), 1) for n in {self._find_length(window) for window in windows}]
-        for window in blank:
-            self._program("nll", self._find_length(window))
+    def compile(self, params: Any, windows: Sequence[Window]) -> None:
+        """Compile what `score` needs for windows of these lengths, by a forward pass of each that is new."""
+        for length in sorted({self._find_length(window) for window in windows}):
+            if ("nll", length) not in self.programs:
+                jax.block_until_ready(self._send("nll", params, length, []))
 
     def _find_length(self, window: Window) -> int:
         inputs = len(window.ids) - 1
