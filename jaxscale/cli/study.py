@@ -20,7 +20,7 @@ from jaxscale.cli.answer import analyse
 from jaxscale.cli.options import PlanOptions, StudyOptions, check_alone, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
 from jaxscale.cli.tables import make_console, print_plan
-from jaxscale.config import DataConfig, Study
+from jaxscale.config import EVAL_FIELDS, DataConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import Contest
 from jaxscale.limits import check_limits
@@ -44,6 +44,8 @@ __all__ = [
 
 EXECUTION_FIELDS = ("mesh", "launch", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
+LOOKING_FIELDS = ("data.cache", *(f"recipe.{name}" for name in EVAL_FIELDS))
+"""Others of that kind, inside of parts that decide the rest."""
 
 
 def run(argv: list[str]) -> int:
@@ -51,6 +53,9 @@ def run(argv: list[str]) -> int:
     options = parse_study(StudyOptions, argv, "run", "Plan, train, collect, fit, forecast, report; resumable.\n\n"
                           "example: jaxscale run configs/quickstart.py --grid.seeds 2 1")  # fmt: skip
     console = make_console()
+    from jaxscale.evals.record import find_evals
+
+    find_evals(options.study.recipe)  # what is wrong with a task file is said before anything is trained
     with hold_folder(options.folder):
         if not _text_is_here(options.study.data):
             build_data(options.study.data, console)  # says which pattern matches nothing
@@ -303,7 +308,7 @@ def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         name
         for name, _, _ in _differences(*filled)
-        if name.split(".")[0] not in EXECUTION_FIELDS and name != "data.cache"
+        if name.split(".")[0] not in EXECUTION_FIELDS and name not in LOOKING_FIELDS
     ]
 
 

@@ -89,9 +89,16 @@ def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def evaluate_run(
-    model: LoadedModel, spec: RunSpec, step: int, evals: Evals, folder: Path, check: Callable[[], None] = lambda: None
+    load: Callable[[], LoadedModel],
+    spec: RunSpec,
+    step: int,
+    evals: Evals,
+    folder: Path,
+    check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """The lines of all tasks for these weights, those that are missing made and written; `check` before each write.
+    """The lines of all tasks for a run's weights after `step`, those that are missing made and written.
+
+    `load` gives the weights where some are missing; `check` is asked before each write.
 
     VerdictError where a likelihood is not finite.
     """
@@ -101,7 +108,7 @@ def evaluate_run(
         lines = read_eval_lines(folder)
         known = [line for line in lines if line["step"] == step and told.items() <= line.items()]
         if not known:
-            known = [_evaluate(model, spec, step, evals, task)]
+            known = [_evaluate(load(), spec, step, evals, task)]
             others = [line for line in lines if (line["step"], line["task"]) != (step, task.name)]
             check()
             write_lines(folder / "evals.jsonl", sorted([*others, *known], key=lambda line: int(line["step"])))

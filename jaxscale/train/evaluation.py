@@ -79,6 +79,6 @@ class Evaluation:
                 encoded = encode_task(task, self.tokenizer, self.spec.model.seq_len, self.evals.shots, self.evals.pool)
                 self.scorer.compile(model.params, encoded.windows)
         try:
-            evaluate_run(model, member.spec, step, self.evals, member.folder.path, member.folder.check)
+            evaluate_run(lambda: model, member.spec, step, self.evals, member.folder.path, member.folder.check)
         except VerdictError:
             return
