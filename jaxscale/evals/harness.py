@@ -32,6 +32,8 @@ __all__ = ["MAX_NEW_TOKENS", "JaxscaleLM", "cut_rolling", "evaluate_harness"]
 
 MAX_NEW_TOKENS = 256
 """Tokens generated where a task names no limit, as in lm-eval."""
+BOOTSTRAPS = 100
+"""Draws behind the error of metrics that are no mean; errors of means need none, but lm-eval leaves them out at 0."""
 
 
 class JaxscaleLM(LM):
@@ -131,7 +133,7 @@ def evaluate_harness(
 
     try:
         told = simple_evaluate(
-            model=lm, tasks=list(tasks), num_fewshot=shots, limit=limit, bootstrap_iters=0, log_samples=False,
+            model=lm, tasks=list(tasks), num_fewshot=shots, limit=limit, bootstrap_iters=BOOTSTRAPS, log_samples=False,
             task_manager=TaskManager(include_path=include),
         )  # fmt: skip
     except (KeyError, ValueError, OSError, ConnectionError) as error:
