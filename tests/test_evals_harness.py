@@ -41,12 +41,17 @@ def ask(*args: Any) -> Any:
     return SimpleNamespace(args=args)
 
 
+@jax.jit
+def forward(params: Any, ids_t: jax.Array) -> jax.Array:
+    decoder = nnx.merge(nnx.split(nnx.eval_shape(lambda: make_decoder(MODEL, 0)), nnx.Param)[0], params)
+    return jax.nn.log_softmax(decoder(ids_t[None])[0])
+
+
 def logits(model: LoadedModel, ids: np.ndarray) -> np.ndarray:
-    """Log-probabilities [t, v] of what follows each id, by a plain forward pass."""
-    decoder = nnx.merge(nnx.split(nnx.eval_shape(lambda: make_decoder(MODEL, 0)), nnx.Param)[0], model.params)
+    """Log-probabilities [t, v] of what follows each id, by a plain forward pass of one text."""
     padded = np.zeros(MODEL.seq_len, np.int32)
     padded[: len(ids)] = ids
-    return np.asarray(jax.nn.log_softmax(decoder(jnp.asarray(padded[None]))[0]), np.float64)[: len(ids)]
+    return np.asarray(forward(model.params, jnp.asarray(padded)), np.float64)[: len(ids)]
 
 
 def write_task(folder: Path) -> Path:
