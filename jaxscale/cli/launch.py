@@ -129,13 +129,14 @@ def _tell_costs(proposal: Proposal) -> str:
 
 
 def _print_end(options: LaunchOptions, proposal: Proposal, sent: Launch | None, console: Console) -> None:
-    cells = sum(map(len, proposal.tasks))
+    tasks = f"{len(proposal.tasks)} task{'s' * (len(proposal.tasks) != 1)}"
+    cells = f"{sum(map(len, proposal.tasks))} cells in {tasks}"
     counts = f"{proposal.ended} of {len(proposal.plan)} cells have ended, {proposal.busy} are queued or running"
     if sent is not None:
-        console.print(f"submitted: {cells} cells in {len(sent.tasks)} tasks as job {sent.job_id} ({sent.job_name}), "
+        console.print(f"submitted: {cells} as job {sent.job_id} ({sent.job_name}), "
                       f"launch {sent.number}; {counts}", soft_wrap=True, markup=False)  # fmt: skip
     elif proposal.tasks:
-        console.print(f"dry run: {cells} cells in {len(proposal.tasks)} tasks, nothing was submitted; {counts}")
+        console.print(f"dry run: {cells}, nothing was submitted; {counts}")
     else:
         console.print(f"nothing to launch: {counts}, {len(proposal.held)} are held back")
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from jaxscale.errors import VerdictError
 
-__all__ = ["QueuedTask", "ask_queue", "has_slurm", "send_script"]
+__all__ = ["QueuedTask", "ask_queue", "has_slurm", "need_slurm", "send_script"]
+
+COMMANDS = ("squeue", "sbatch")
 
 QUEUE_SECONDS = 120.0
 """How long Slurm's commands may take; a busy controller answers after their own retries."""
@@ -37,7 +39,15 @@ class QueuedTask:
 
 def has_slurm() -> bool:
     """Whether Slurm's commands are on this machine."""
-    return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
+    return all(map(shutil.which, COMMANDS))
+
+
+def need_slurm() -> None:
+    """VerdictError where Slurm's commands are not on this machine."""
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        raise VerdictError(f"{missing[0]}: no such command here; launch from a node that submits to Slurm, or see the "
+                           f"script with --dry-run")  # fmt: skip
 
 
 def ask_queue(job_names: Sequence[str]) -> list[QueuedTask]:
@@ -78,9 +88,6 @@ def _call(command: Sequence[str], lock: int | None = None) -> tuple[int, str, st
             command, capture_output=True, text=True, timeout=QUEUE_SECONDS, stdin=subprocess.DEVNULL,
             pass_fds=() if lock is None else (lock,),
         )  # fmt: skip
-    except FileNotFoundError:
-        raise VerdictError(f"{command[0]}: no such command here; launch from a node that submits to Slurm, or see the "
-                           f"script with --dry-run") from None  # fmt: skip
     except subprocess.TimeoutExpired:
         return 124, "", f"no answer within {QUEUE_SECONDS:g} s"
     return done.returncode, done.stdout, done.stderr

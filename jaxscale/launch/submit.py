@@ -21,7 +21,7 @@ from jaxscale.launch.ledger import (
     update_launch,
 )
 from jaxscale.launch.propose import Proposal, propose_launch
-from jaxscale.launch.queue import ask_queue, has_slurm, send_script
+from jaxscale.launch.queue import ask_queue, has_slurm, need_slurm, send_script
 from jaxscale.launch.script import render_script
 from jaxscale.launch.settings import SlurmSettings
 from jaxscale.runs import to_plain, write_json
@@ -46,6 +46,7 @@ def submit_launch(study_dir: Path, settings: SlurmSettings) -> tuple[Proposal, L
     """
     study_dir = Path(study_dir)
     read_plan(study_dir)
+    need_slurm()
     with hold_launches(study_dir) as lock:
         launches = _settle(study_dir, read_launches(study_dir))
         proposal = propose_launch(study_dir, settings, launches, asks=True)
