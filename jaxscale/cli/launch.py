@@ -122,16 +122,18 @@ def _task_table(proposal: Proposal) -> Table:
 
 def _tell_costs(proposal: Proposal) -> str:
     costs = proposal.costs
-    cap = "no cap (launch.max_chip_hours)" if costs.cap is None else f"cap {costs.cap:.3g}"
-    return (f"  {costs.unit}: {costs.submitted:.3g} planned in this launch, {costs.queued:.3g} planned under way, "
-            f"{costs.spent:.3g} spent ({costs.planned_ended:.3g} was planned for what has ended), "
-            f"{costs.held:.3g} held back; {cap}")  # fmt: skip
+    cap = "no cap (launch.max_chip_hours)" if costs.cap is None else f"launch.max_chip_hours {costs.cap:.3g}"
+    return (f"  {costs.unit} planned: {costs.submitted:.3g} in this launch, {costs.queued:.3g} under way, "
+            f"{costs.held:.3g} held back; {cap}\n"
+            f"  {costs.unit} spent: {costs.spent:.3g}, of {costs.planned_ended:.3g} planned for the cells that have "
+            f"ended")  # fmt: skip
 
 
 def _print_end(options: LaunchOptions, proposal: Proposal, sent: Launch | None, console: Console) -> None:
     tasks = f"{len(proposal.tasks)} task{'s' * (len(proposal.tasks) != 1)}"
     cells = f"{sum(map(len, proposal.tasks))} cells in {tasks}"
-    counts = f"{proposal.ended} of {len(proposal.plan)} cells have ended, {proposal.busy} are queued or running"
+    have, are = ("had", "were") if sent is not None else ("have", "are")
+    counts = f"{proposal.ended} of {len(proposal.plan)} cells {have} ended, {proposal.busy} {are} queued or running"
     if sent is not None:
         console.print(f"submitted: {cells} as job {sent.job_id} ({sent.job_name}), "
                       f"launch {sent.number}; {counts}", soft_wrap=True, markup=False)  # fmt: skip
