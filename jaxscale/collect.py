@@ -23,10 +23,8 @@ from jaxscale.runs import (
     Observations,
     Plan,
     RunResult,
-    RunSpec,
-    from_plain,
-    read_json,
     read_lines,
+    read_spec,
     run_dir,
 )  # fmt: skip
 from jaxscale.sweep import CellStatus, read_plan, read_status
@@ -99,7 +97,7 @@ def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:
     if (folder / "plan.json").exists() or not specs:
         plan = read_plan(folder)
         return plan.cells, plan.config["grid"]["exclude_spike"]
-    return [describe_run(from_plain(read_json(file), RunSpec)) for file in specs], None
+    return [describe_run(read_spec(file)) for file in specs], None
 
 
 def _refuse(status: CellStatus, folder: Path, limit: float | None) -> str:

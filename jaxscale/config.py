@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["DataConfig", "Grid", "MeshConfig", "ModelConfig", "Recipe", "Study"]
+__all__ = ["DataConfig", "Grid", "LaunchConfig", "MeshConfig", "ModelConfig", "Recipe", "Study"]
 
 
 @dataclass(frozen=True)
@@ -266,6 +266,26 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class LaunchConfig:
+    """How a grid survives on machines that vanish, and what it may cost. Nothing here changes what is measured."""
+
+    max_chip_hours: float | None = None
+    """Spend cap: chip-hours that all runs of the study may hold devices for, killed attempts included. No run begins
+    that does not fit any more, and one that outruns its plan is saved and stopped. None: no cap."""
+    max_attempts: int = 3
+    """Workers in a row that may die with a cell, without a newer checkpoint, before it ends as failed."""
+    lease_s: float = 60.0
+    """Seconds without a sign of life from a worker after which others take its cell over."""
+    canary: bool = True
+    """Before the first cell that `work` trains on a new kind of machine: a short run, compared with the same run on the
+    other kinds; where they disagree no cell is trained there."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where curves go besides metrics.jsonl (extra `[track]`); a resumed run keeps its id there."""
+    wandb_project: str = "jaxscale"
+    """Project at Weights & Biases; WANDB_MODE=offline keeps everything below the study folder."""
+
+
+@dataclass(frozen=True)
 class Study:
     """One question to measure: a grid of runs, their text and recipe, and what to forecast."""
 
@@ -281,6 +301,8 @@ class Study:
     """What they are trained on."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Where they are trained."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """How they go through a cluster."""
     seed: int = 0
     """First seed of init and data order; repeats count up from it."""
     hardware: str = "cpu"

@@ -20,7 +20,7 @@ POSITIVE = """
     recipe.lr recipe.batch_coefficient recipe.batch_min_tokens recipe.batch_max_tokens recipe.microbatch_seqs
     data.val_tokens data.max_epochs data.declared_train_tokens
     grid.budgets grid.holdout grid.widths grid.aspect grid.tokens_per_param grid.seeds grid.min_steps
-    grid.holdout_sizes forecast_flops
+    grid.holdout_sizes forecast_flops launch.max_chip_hours launch.max_attempts launch.lease_s
 """
 NOT_NEGATIVE = """
     model.embed_std model.hidden_std model.head_std model.init_scale model.norm_eps recipe.embed_lr recipe.head_lr

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -40,8 +41,13 @@ __all__ = [
     "from_plain",
     "read_json",
     "read_lines",
+    "read_sealed",
+    "read_spec",
     "run_dir",
+    "seal_json",
+    "seal_line",
     "to_plain",
+    "unseal_json",
     "write_json",
 ]
 
@@ -263,6 +269,8 @@ class RunResult:
     """Steps that a branch took over from its trunk; `seconds` and the rates leave them out, tokens and flops do not."""
     mfu: float | None = None
     """Model FLOPs utilization: `flops_per_s` over the bf16 peak of all chips; None on CPU and unknown chips."""
+    metrics_sha256: str = ""
+    """Of the finished metrics.jsonl; empty in results of before it was noted."""
 
     @property
     def paid_flops(self) -> float:
@@ -332,20 +340,74 @@ def read_json(path: Path) -> Any:
         raise MisuseError(f"{path}: not valid JSON ({error}); delete it to have it made again") from None
 
 
+def seal_json(plain: dict[str, Any]) -> str:
+    """JSON of plain data that tells its own damage: `sha256`, last, is that of the rest's canonical JSON."""
+    return json.dumps({**plain, "sha256": _hash_plain(plain)}, indent=1)
+
+
+def read_sealed(path: Path) -> Any:
+    """What `seal_json` wrote, or JSON without a seal; MisuseError with the path where it is damaged."""
+    try:
+        return unseal_json(read_json(path))
+    except MisuseError as error:
+        raise MisuseError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def unseal_json(plain: Any) -> Any:
+    """Plain data without its seal; MisuseError where that is not of this content."""
+    if not isinstance(plain, dict) or "sha256" not in plain:
+        return plain
+    said = plain.pop("sha256")
+    if said != _hash_plain(plain):
+        raise MisuseError("damaged, or edited by hand (its sha256 is not that of its content)")
+    return plain
+
+
+def read_spec(path: Path) -> RunSpec:
+    """A spec.json; MisuseError where it is damaged or none."""
+    return from_plain(read_sealed(path), RunSpec)
+
+
+def _hash_plain(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def seal_line(record: dict[str, Any]) -> str:
+    """A line of a .jsonl file that tells its own damage: `crc`, last, is the CRC-32 of the line without it."""
+    text = json.dumps(record)
+    return f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
+
+
 def read_lines(path: Path, needs: frozenset[str]) -> list[dict[str, Any]]:
-    """Records of a .jsonl file, each with the fields `needs`, up to the first that is not whole (a kill mid-write)."""
+    """Records of a .jsonl file, each with the fields `needs`, up to the first that is not whole.
+
+    That is one torn by a kill, or damaged: a line whose `crc` is not its own, or without one beside lines that have it.
+    """
     if not path.exists():
         return []
-    records: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            record = json.loads(line)
-        except ValueError:
+    records: list[dict[str, Any] | None] = [_read_line(line, needs) for line in path.read_bytes().split(b"\n")[:-1]]
+    sealed = any("crc" in record for record in records if record is not None)
+    kept = []
+    for record in records:
+        if record is None or (sealed and "crc" not in record):
             break
-        if not isinstance(record, dict) or not needs <= record.keys():
-            break
-        records.append(record)
-    return records
+        record.pop("crc", None)
+        kept.append(record)
+    return kept
+
+
+def _read_line(line: bytes, needs: frozenset[str]) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not needs <= record.keys():
+        return None
+    if "crc" in record:
+        text, _, crc = line.rpartition(b', "crc": ')
+        if crc != b"%d}" % zlib.crc32(text + b"}"):
+            return None
+    return record
 
 
 def write_json(path: Path, text: str) -> None:

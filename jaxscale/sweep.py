@@ -1,22 +1,26 @@
 """The state of every cell of a study, which cells go together, and which a worker takes next.
 
-States are read from the run folders, never remembered: result.json says how a run ended, a held lock says
-that it is running, anything else is planned (a killed run, too: it resumes from its checkpoint).
+States are read from the study folder, never remembered: result.json says how a run ended, a lease that lives says
+that it is running, anything else is planned (a killed run, too: it resumes from its checkpoint; and one whose result
+or curve is damaged: it is made again).
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import shutil
+import time
 from collections.abc import Hashable, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import Contest
+from jaxscale.leases import LEASE_S, Claims, HeldElsewhere, Holding, find_holding, is_gone
 from jaxscale.runs import (
     METRIC_FIELDS,
     Cell,
@@ -27,10 +31,12 @@ from jaxscale.runs import (
     from_plain,
     read_json,
     read_lines,
+    read_sealed,
     run_dir,
+    seal_json,
     to_plain,
-    write_json,
 )
+from jaxscale.storage import PosixStorage
 from jaxscale.trunks import has_kept
 
 __all__ = [
@@ -40,6 +46,8 @@ __all__ = [
     "fail_cell",
     "find_parent",
     "group_cells",
+    "hash_file",
+    "inspect_result",
     "next_job",
     "pack_key",
     "read_plan",
@@ -88,6 +96,10 @@ class CellStatus:
     step: int
     loss: float | None
     result: RunResult | None
+    holding: Holding | None = None
+    """Its newest lease, of whoever holds or held it."""
+    silent_s: float = 0.0
+    """Seconds since that lease's last sign of life, by this machine's clock: for people, no decision rests on it."""
 
 
 def read_plan(study_dir: Path) -> Plan:
@@ -101,44 +113,80 @@ def read_plan(study_dir: Path) -> Plan:
 
 def read_status(study_dir: Path, cells: Sequence[Cell]) -> list[CellStatus]:
     """Status of every cell, in the order given."""
-    return [_cell_status(run_dir(study_dir, cell.run_id), cell) for cell in cells]
+    return [_cell_status(Path(study_dir), cell) for cell in cells]
 
 
-def _cell_status(folder: Path, cell: Cell) -> CellStatus:
-    result_file = folder / "result.json"
-    if result_file.exists():
-        result = read_result(result_file)
-        return CellStatus(cell, result.state, result.reason, result.steps_done, result.loss, result)
+def _cell_status(study_dir: Path, cell: Cell) -> CellStatus:
+    folder = run_dir(study_dir, cell.run_id)
+    result, damage = inspect_result(folder)
+    found = find_holding(study_dir, cell.run_id)
+    holding = found.holding if found else None
+    if result is not None:
+        return CellStatus(cell, result.state, result.reason, result.steps_done, result.loss, result, holding)
     step, loss = _last_metric(folder / "metrics.jsonl")
-    state: State = "running" if _is_locked(folder / "lock") else "planned"
-    return CellStatus(cell, state, f"stopped at step {step}" if step and state == "planned" else "", step, loss, None)
+    silent_s = _silent_s(study_dir, holding) if holding else 0.0
+    if holding is not None and not holding.released and not is_gone(study_dir, holding):
+        reason = f"{holding.who}, silent for {silent_s:.0f} s" if silent_s > LEASE_S else ""
+        return CellStatus(cell, "running", reason, step, loss, None, holding, silent_s)
+    reason = f"{damage}; to be made again" if damage else f"stopped at step {step}" if step else ""
+    return CellStatus(cell, "planned", reason, step, loss, None, holding, silent_s)
+
+
+def _silent_s(study_dir: Path, holding: Holding) -> float:
+    file = study_dir / "leases" / holding.run_id / f"{holding.generation:06}.json"
+    try:
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except OSError:
+        return 0.0
+
+
+def inspect_result(folder: Path) -> tuple[RunResult | None, str]:
+    """(result, what is damaged) of a run's folder: a result counts if it and the curve beside it are what was written.
+
+    Neither where the run has not ended. A run whose `damage` is told has to be made again.
+    """
+    stamps = tuple(_stamp(folder / name) for name in ("result.json", "metrics.jsonl"))
+    return _inspect(folder, stamps) if stamps[0] else (None, "")
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=4096)
+def _inspect(folder: Path, stamps: tuple[object, ...]) -> tuple[RunResult | None, str]:
+    """`stamps` tell one content of the files from another."""
+    try:
+        result = read_result(folder / "result.json")
+    except MisuseError as error:
+        return None, str(error)
+    curve = folder / "metrics.jsonl"
+    if result.metrics_sha256 and (not stamps[1] or hash_file(curve) != result.metrics_sha256):
+        return None, f"{curve}: not the curve that the result was written with"
+    return result, ""
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def read_result(file: Path) -> RunResult:
-    """The result.json of a run; MisuseError with its path when it is not one."""
+    """The result.json of a run; MisuseError with its path when it is damaged or none."""
     try:
-        return from_plain(read_json(file), RunResult)
+        return from_plain(read_sealed(file), RunResult)
     except MisuseError as error:
-        if str(file) in str(error):
-            raise
-        raise MisuseError(f"{file}: not the result of a run ({error}); put the cell back with `jaxscale reset`"
-                          ) from error  # fmt: skip
+        said = str(error) if str(file) in str(error) else f"{file}: not the result of a run ({error})"
+        raise MisuseError(f"{said}; `jaxscale train` makes it again, `jaxscale reset` puts the cell back") from error
 
 
 def _last_metric(file: Path) -> tuple[int, float | None]:
     lines = read_lines(file, METRIC_FIELDS)
     return (int(lines[-1]["step"]), float(lines[-1]["loss"])) if lines else (0, None)
-
-
-def _is_locked(file: Path) -> bool:
-    if not file.exists():
-        return False
-    with open(file) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def pack_key(spec: RunSpec) -> str:
@@ -206,10 +254,9 @@ def find_parent(study_dir: Path, spec: RunSpec) -> tuple[Literal["kept", "coming
     """
     if not spec.parent or has_kept(study_dir, spec.parent, spec.parent_step):
         return "kept", ""
-    file = run_dir(study_dir, spec.parent) / "result.json"
-    if not file.exists():
+    result, _ = inspect_result(run_dir(study_dir, spec.parent))
+    if result is None:
         return "coming", f"trunk {spec.parent} has not kept its state at step {spec.parent_step} yet"
-    result = read_result(file)
     if result.state == "done":
         return "lost", f"the state of trunk {spec.parent} at step {spec.parent_step} is gone"
     return "ended", f"its trunk {spec.parent} {result.state}: {result.reason}"
@@ -235,17 +282,22 @@ def fail_cell(study_dir: Path, cell: Cell, reason: str) -> RunResult:
         flops_per_s=0.0,
         restarts=0,
     )
-    write_json(run_dir(study_dir, cell.run_id) / "result.json", json.dumps(asdict(result), indent=1))
+    storage = PosixStorage(run_dir(study_dir, cell.run_id))
+    storage.create("result.json", seal_json(to_plain(result)).encode())
     return result
 
 
 def reset_cell(study_dir: Path, cell: Cell) -> None:
-    """Put an ended cell back to planned: its folder is removed, and with it its checkpoints."""
+    """Put a cell back to planned: its folder is removed, and with it its checkpoints; its leases stay."""
+    try:
+        lease = Claims(study_dir).claim(cell.run_id, job="reset")
+    except HeldElsewhere as error:
+        raise MisuseError(f"run {cell.run_id}: it is being trained; stop it before resetting it ({error})") from error
     folder = run_dir(study_dir, cell.run_id)
-    if _is_locked(folder / "lock"):
-        raise MisuseError(f"run {cell.run_id}: it is being trained; stop it before resetting it")
     try:
         if folder.exists():
             shutil.rmtree(folder)
     except OSError as error:
         raise MisuseError(f"run {cell.run_id}: {folder} cannot be removed ({error.strerror})") from error
+    finally:
+        lease.release("vacant")

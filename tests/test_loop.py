@@ -18,6 +18,7 @@ from jaxscale.config import MeshConfig
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import training_flops
+from jaxscale.leases import Claims
 from jaxscale.model.decoder import make_decoder
 from jaxscale.model.loss import token_losses
 from jaxscale.plan import plan_isoflop
@@ -48,7 +49,7 @@ def finished(root: Path, spec: RunSpec) -> Path:
 
 def curve(folder: Path, spec: RunSpec) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / spec.run_id / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "crc")} for line in lines]
 
 
 def stop_after(count: int) -> Callable[[], bool]:
@@ -179,7 +180,10 @@ def test_run_held_by_another_process_is_refused(root: Path, spec: RunSpec, monke
     monkeypatch.setattr(record, "LOCK_PATIENCE_S", 0.0)
     folder = record.RunFolder(root / "held", spec)
     folder.prepare()
-    with folder.lock(), pytest.raises(MisuseError, match="another process is training it"):
+    with (
+        record.hold_runs([folder], Claims(root / "held")),
+        pytest.raises(MisuseError, match="another process is training it"),
+    ):
         train_run(spec, root / "held")
 
 
@@ -224,6 +228,7 @@ def test_run_half_trained_on_another_text_or_precision_is_not_continued(
         train_run(spec, out, should_stop=stop_after(2))
     file = out / spec.run_id / "attempts.jsonl"
     attempt = json.loads(file.read_text())
+    del attempt["crc"]
     attempt["kinds"][kind] = "other"
     file.write_text(json.dumps(attempt) + "\n")
     with pytest.raises(MisuseError, match=said):
@@ -236,6 +241,7 @@ def test_result_names_every_device_kind_that_trained_the_run(root: Path, spec: R
         train_run(spec, out, should_stop=stop_after(2))
     file = out / spec.run_id / "attempts.jsonl"
     attempt = json.loads(file.read_text())
+    del attempt["crc"]
     attempt["kinds"] |= {"device_kind": "TPU v4", "devices": "1"}
     del attempt["kinds"]["threads"]  # as an older version wrote it
     file.write_text(json.dumps(attempt) + "\n")

@@ -242,6 +242,7 @@ def test_diverged_cell_never_becomes_evidence(place: Path, finished: Path) -> No
     shutil.copytree(finished, out)
     file = next(out.glob("*/result.json"))
     result = json.loads(file.read_text()) | {"state": "diverged", "loss": None, "reason": "training loss nan at step 7"}
+    del result["sha256"]
     file.write_text(json.dumps(result))
     code, text, _ = jaxscale("collect", str(out), cwd=place)
     assert code == 0 and "9 runs, 1 refused" in text
@@ -257,6 +258,7 @@ def test_runs_of_another_text_are_not_mixed_in(place: Path, finished: Path) -> N
     file = next(out.glob("*/result.json"))
     result = json.loads(file.read_text())
     result["provenance"]["data_sha256"] = "0" * 64
+    del result["sha256"]
     file.write_text(json.dumps(result))
     code, _, err = jaxscale("collect", str(out), cwd=place)
     assert code == 2 and "the runs differ in data_sha256" in err and "--allow-mixed" in err
@@ -307,12 +309,32 @@ def test_broken_study_file_says_what_is_wrong(place: Path) -> None:
     assert code == 2 and "ZeroDivisionError" in err and "Traceback" not in err
 
 
-def test_truncated_result_names_its_file(place: Path, finished: Path) -> None:
+def flip_bit(file: Path, place: float) -> None:
+    """Flip the lowest bit of the byte at this share of the file."""
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_files_are_no_evidence_and_are_made_again_to_the_same_bits(place: Path, finished: Path) -> None:
+    """A result cut short, a bit of a loss in another, a bit in a finished curve, and one in a specification."""
     import shutil
 
-    out = place / "runs" / "truncated"
+    out = place / "runs" / "damaged"
     shutil.copytree(finished, out)
-    file = next(out.glob("*/result.json"))
-    file.write_text(file.read_text()[:40])
-    code, _, err = jaxscale("collect", str(out), cwd=place)
-    assert code == 2 and str(file.relative_to(place)) in err and "not valid JSON" in err
+    one, two, three, four = sorted(file.parent for file in out.glob("*/result.json"))[:4]
+    (one / "result.json").write_text((one / "result.json").read_text()[:40])
+    text = (two / "result.json").read_text()
+    flip_bit(two / "result.json", (text.index('"loss": ') + 11) / len(text))
+    flip_bit(three / "metrics.jsonl", 0.5)
+    flip_bit(four / "spec.json", 0.5)
+    code, text, _ = jaxscale("collect", str(out), cwd=place)
+    assert code == 0 and "7 runs, 3 refused" in text
+    for said in ("not valid JSON", "damaged, or edited by hand", "not the curve that the result was written with"):
+        assert said in text
+    code, _, err = jaxscale("train", str(out), "--all", cwd=place)
+    assert code == 0, err
+    assert losses(out) == losses(finished) and curves(out) == curves(finished)
+    assert [len(list((folder / "damaged").glob("*"))) for folder in (one, two, three)] == [1, 1, 1]
+    told = json.loads((three / "result.json").read_text())["provenance"]
+    assert told["damaged"] and "the curve that leads to it is damaged" in told["skipped_checkpoints"][0]

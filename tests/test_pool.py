@@ -7,12 +7,15 @@ from typing import Any, cast
 
 from tiny import make_study
 
+from jaxscale.config import LaunchConfig
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
 from jaxscale.runs import write_json
 from jaxscale.sweep import Job, read_plan, read_status
 from jaxscale.train.packs import Pack, PackFolder, open_packs
-from jaxscale.train.pool import MAX_ATTEMPTS, _allow_stops, _Pool, train_cells
+from jaxscale.train.pool import _allow_stops, _Pool, train_cells
+
+MAX_ATTEMPTS = LaunchConfig().max_attempts
 
 
 def test_cell_that_kills_its_worker_ends_as_failed_with_its_last_words(tmp_path: Path) -> None:
@@ -25,8 +28,9 @@ def test_cell_that_kills_its_worker_ends_as_failed_with_its_last_words(tmp_path:
     train_cells(tmp_path / "study", planned.cells, make_study(tmp_path).mesh, events.append)
     done, failed = read_status(tmp_path / "study", read_plan(tmp_path / "study").cells)
     assert done.state == "done"
-    assert failed.state == "failed" and f"({MAX_ATTEMPTS} attempts)" in failed.reason and "Error" in failed.reason
-    assert sum(event["event"] == "died" for event in events) == MAX_ATTEMPTS - 1
+    assert failed.state == "failed" and "Error" in failed.reason
+    assert f"{MAX_ATTEMPTS} workers in a row died without a newer checkpoint than step 0" in failed.reason
+    assert sum(event["event"] == "died" for event in events) == MAX_ATTEMPTS
 
 
 def begin_pack(study_dir: Path, pack: Pack) -> PackFolder:
@@ -43,7 +47,8 @@ def test_pack_that_kills_its_worker_is_taken_apart_and_its_state_dropped(tmp_pat
     folder = begin_pack(tmp_path, Pack(tuple(cell.run_id for cell in cells), "turn"))
     events: list[dict[str, Any]] = []
     pool = _Pool(tmp_path, [], {cell.run_id for cell in cells[1:]}, events.append, seats=())
-    worker = cast(Any, SimpleNamespace(index=0, ended={cells[0].run_id}))
+    process = SimpleNamespace(pid=0)
+    worker = cast(Any, SimpleNamespace(index=0, ended={cells[0].run_id}, process=process))
     for _ in range(MAX_ATTEMPTS):
         assert folder.path.exists()
         pool._put_back(worker, job, "killed")

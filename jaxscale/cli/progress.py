@@ -25,6 +25,7 @@ class StudyProgress:
         self.share: dict[str, float] = dict.fromkeys(self.cells, 0.0)
         self.total_s = sum(cell.seconds for cell in cells) or 1.0
         self.ended = 0
+        self.held: set[str] = set()
         self.programs, self.compile_s, self.reused = 0, 0.0, 0
         self.started = time.monotonic()
         columns = (TextColumn("{task.description:<42}"), BarColumn(30), TextColumn("{task.fields[info]}"))
@@ -104,6 +105,18 @@ class StudyProgress:
         if self.programs or self.reused:
             self.console.print(f"compiled {self.programs} programs in {format_seconds(self.compile_s)} of the workers' "
                                f"time, {self.reused} taken from the cache", soft_wrap=True)  # fmt: skip
+
+    def _on_held(self, event: dict[str, Any]) -> None:
+        if event["run_id"] not in self.held:
+            self.held.add(event["run_id"])
+            who = event.get("who") or event.get("message", "")
+            self.console.print(f"{event['run_id']}: held by {who}", soft_wrap=True, style="dim", markup=False)
+
+    def _on_lost(self, event: dict[str, Any]) -> None:
+        self.console.print(event["message"], soft_wrap=True, style="yellow", markup=False)
+
+    def _on_apart(self, event: dict[str, Any]) -> None:
+        self.console.print(event["message"] + "; its runs go on apart", soft_wrap=True, style="yellow", markup=False)
 
     def _on_died(self, event: dict[str, Any]) -> None:
         self.console.print(

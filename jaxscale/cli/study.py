@@ -42,7 +42,7 @@ __all__ = [
     "train_pending",
 ]
 
-EXECUTION_FIELDS = ("mesh", "hardware", "bootstrap", "forecast_flops")
+EXECUTION_FIELDS = ("mesh", "launch", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
 
 

@@ -32,8 +32,10 @@ from jaxscale.config import MeshConfig
 from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
+from jaxscale.leases import Claims
+from jaxscale.resolve import describe_run
 from jaxscale.runs import RunResult, RunSpec
-from jaxscale.sweep import Way, pack_key
+from jaxscale.sweep import Way, fail_cell, pack_key
 from jaxscale.train.checkpoint import Checkpoints, keep_state, read_state
 from jaxscale.train.compiling import compile_alone
 from jaxscale.train.dispatch import lay_out
@@ -41,11 +43,11 @@ from jaxscale.train.engine import Engine, make_engine
 from jaxscale.train.execution import choose_execution, choose_microbatch
 from jaxscale.train.member import Member, Progress
 from jaxscale.train.packs import Pack, PackFolder
-from jaxscale.train.record import RunFolder, is_disk_full
+from jaxscale.train.record import RunFolder, hold_runs, is_disk_full, read_last_words
 from jaxscale.train.step import TrainState, strip_init
 from jaxscale.train.stopping import Stopper
 
-__all__ = ["Preempted", "Progress", "train_pack", "train_run"]
+__all__ = ["PackWorn", "Preempted", "Progress", "train_pack", "train_run"]
 
 AHEAD = 1
 """Dispatches that the device is given before the metrics of an earlier one are read."""
@@ -55,6 +57,8 @@ EVAL_SEQS = 32
 
 class Preempted(Exception):
     """The run was asked to stop and has saved; the next start goes on from there."""
+
+    released = "preempted"
 
 
 def train_run(
@@ -66,15 +70,21 @@ def train_run(
     should_stop: Callable[[], bool] = lambda: False,
     data_sha256: str = "",
     keep_weights: bool = True,
+    claims: Claims | None = None,
+    patience_s: float | None = None,
+    max_attempts: int | None = None,
 ) -> RunResult:
     """Train `spec` in the study folder `out` and return its result; a run that has ended is only read.
 
     Resumes from the newest checkpoint. A non-finite loss ends the run as "diverged", naming step and value.
-    Raises Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend (a text
-    that is not `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
+    The run is held by a lease, one of `claims`; HeldElsewhere where another process keeps it for `patience_s`,
+    LeaseLost where one took it. After `max_attempts` holders in a row died without a newer checkpoint it ends as
+    "failed". Raises Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend (a
+    text that is not `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
     """
     (result,) = train_pack((spec,), out, "process", mesh=mesh, on_progress=on_progress, should_stop=should_stop,
-                           data_sha256=data_sha256, keep_weights=keep_weights)  # fmt: skip
+                           data_sha256=data_sha256, keep_weights=keep_weights, claims=claims, patience_s=patience_s,
+                           max_attempts=max_attempts)  # fmt: skip
     return result
 
 
@@ -89,13 +99,17 @@ def train_pack(
     data_sha256: str = "",
     keep_weights: bool = True,
     rivals: Mapping[str, Mapping[str, bool]] | None = None,
+    claims: Claims | None = None,
+    patience_s: float | None = None,
+    max_attempts: int | None = None,
 ) -> tuple[RunResult, ...]:
     """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
 
     As `train_run` for each member: a member that diverges ends alone, the others go on untouched. The pack
     resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights stay in
     each run's folder unless `keep_weights` is false. A run that `rivals` names is stopped early, as censored, where
-    jaxscale.hopeless finds it hopeless beside its rivals: their ids, and whether they may stop it.
+    jaxscale.hopeless finds it hopeless beside its rivals: their ids, and whether they may stop it. A pack whose
+    holders died `max_attempts` times in a row raises PackWorn: its runs are then to be trained apart.
     """
     _check_alike(specs, way)
     folders = [RunFolder(Path(out), spec) for spec in specs]
@@ -106,11 +120,16 @@ def train_pack(
             return tuple(result for result in ended if result is not None)
         for folder in folders:
             folder.prepare()
-        with ExitStack() as locks:
+        saved_step = pack.saved_step if pack else None
+        job = pack.pack.pack_id if pack else ""
+        with hold_runs(folders, claims or Claims(out), job, saved_step, patience_s):
             for folder in folders:
-                locks.enter_context(folder.lock())
+                folder.mend()
+            ended = [folder.read_result() or _give_up(folder, pack, max_attempts) for folder in folders]
             if pack is not None and any(not folder.has_begun() and folder.read_result() is None for folder in folders):
                 pack.remove()  # a member was reset: what the pack saved holds the state that it was to lose
+            if all(ended):
+                return tuple(result for result in ended if result is not None)
             trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256,
                                rivals or {})  # fmt: skip
             return trainer.train(keep_weights)
@@ -121,6 +140,19 @@ def train_pack(
                            f"again, it goes on from the last checkpoint") from error  # fmt: skip
 
 
+def _give_up(folder: RunFolder, pack: PackFolder | None, max_attempts: int | None) -> RunResult | None:
+    """End a run whose holders keep dying as failed, with the last one's last words; None for others."""
+    deaths, before = (folder.lease.holding.deaths, folder.lease.before) if folder.lease else (0, None)
+    if max_attempts is None or deaths < max_attempts:
+        return None
+    words = read_last_words(folder.path.parent, before) if before else ""
+    if pack is not None:
+        pack.remove()
+        raise PackWorn(f"pack of {len(pack.pack.run_ids)} runs: {deaths} workers in a row died with it ({words})")
+    reason = f"{deaths} workers in a row died without a newer checkpoint than step {folder.saved_step}: {words}"
+    return fail_cell(folder.path.parent, describe_run(folder.spec), reason)
+
+
 def _check_alike(specs: Sequence[RunSpec], way: Way) -> None:
     branching = [spec.run_id for spec in specs if spec.keeps or spec.parent]
     if branching and way != "process":
@@ -128,6 +160,10 @@ def _check_alike(specs: Sequence[RunSpec], way: Way) -> None:
     if len({pack_key(spec) for spec in specs}) > 1:
         raise MisuseError(f"runs {', '.join(spec.run_id for spec in specs[:3])}: they differ in shape, text, batch or "
                           f"steps and cannot train in one program; group them by sweep.pack_key")  # fmt: skip
+
+
+class PackWorn(VerdictError):
+    """A pack's workers keep dying; each of its runs is to be trained by itself."""
 
 
 class _Sent(NamedTuple):
@@ -189,7 +225,8 @@ class _Trainer:
         with self._compiling("train"):
             self.engine.compile()  # before the clock starts
         try:
-            saved = checkpoints.restore(self.engine.abstract_state())
+            whole = min((member.folder.last_line() for member in self.members if member.live), default=0)
+            saved = checkpoints.restore(self.engine.abstract_state(), at_most=whole)
             state = self._begin() if saved is None else self.engine.place(saved)
             step = int(np.max(np.asarray(state.step)))
             for member in self.members:
@@ -258,8 +295,12 @@ class _Trainer:
         if step == self.spec.steps or not any(member.live for member in self.members):
             return
         if self.stop or self._save_is_due():
+            for member in self.members:
+                member.sync()
             checkpoints.save(self.engine.to_save(state), step, wait=self.stop)
             self.saved_at = time.perf_counter()
+            for member in self.members:
+                member.folder.tell(saved_step=step)
         if self.stop:
             raise Preempted(f"{self._name()} saved at step {step} of {self.spec.steps}")
 
@@ -273,6 +314,8 @@ class _Trainer:
         """Validate what reached its end, keep its weights, and write how each member ended."""
         if not any(member.live for member in self.members):
             return
+        for member in self.members:
+            member.sync()
         if keep_weights and self.pack is None:
             checkpoints.finish(state, self.spec.steps)
         elif keep_weights:

@@ -6,6 +6,7 @@ bits_per_byte = loss / ln 2 / bytes a token; seconds of a run in a pack are its 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ import numpy as np
 
 from jaxscale.data.files import DataInfo
 from jaxscale.flops import count_params, flops_per_token
-from jaxscale.hardware import find_peak
+from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
 from jaxscale.runs import RunResult, State
+from jaxscale.sweep import hash_file
 from jaxscale.train.optimizer import Hyper, learning_rate
 from jaxscale.train.provenance import describe_machine
 from jaxscale.train.record import RunFolder
@@ -95,7 +97,9 @@ class Member:
         self.kinds = {kind: int(told) if kind in COUNTS and told.isdigit() else told for kind, told in kinds.items()}
         before_s, self.loss = self.folder.cut_metrics(step)
         self.inherited_s = self.folder.inherited_seconds() if self.spec.parent else 0.0
-        self.clock = _Clock(before_s, time.perf_counter(), step, self.pack["members"] if self.pack else 1)
+        members = self.pack["members"] if self.pack else 1
+        self.clock = _Clock(before_s, time.perf_counter(), step, members)
+        self.folder.tell(chips=count_chips() / members, step=step, saved_step=step)
 
     def _kinds(self) -> dict[str, str]:
         """What a resumed run must keep or tell, beside its spec."""
@@ -125,12 +129,18 @@ class Member:
             return
         self.loss = float(np.mean(losses, dtype=np.float64))
         self._write(self._line(step, float(norms[-1])))
+        tokens = (step - self.clock.first_step) * self.spec.batch_seqs * self.spec.model.seq_len
+        rate = tokens / max(self.clock.since_start(), 1e-9)
+        flops = rate * self.flops_per_token
+        mfu = find_mfu(flops)
+        self.folder.tell(step=step, loss=self.loss, tokens_per_s=round(rate, 1), mfu=mfu)
         if self.on_progress is not None:
-            tokens = (step - self.clock.first_step) * self.spec.batch_seqs * self.spec.model.seq_len
-            rate = tokens / max(self.clock.since_start(), 1e-9)
-            flops = rate * self.flops_per_token
-            told = (self.loss, rate, flops, find_mfu(flops))
-            self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, *told))
+            self.on_progress(Progress(self.spec.run_id, step, self.spec.steps, self.loss, rate, flops, mfu))
+
+    def sync(self) -> None:
+        """Bring a live run's curve to the disk; LeaseLost where the run is another's by now."""
+        if self.live:
+            self.folder.sync_metrics()
 
     def stop_if_hopeless(self) -> None:
         """End the run as censored where its rule says so; after `take` of every run beside it."""
@@ -174,7 +184,9 @@ class Member:
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
         told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
                 "skipped_checkpoints": self.skipped}  # fmt: skip
-        told |= ({"pack": self.pack} if self.pack else {}) | (more or {})
+        damaged = self.folder.list_damaged()
+        told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
+        curve = self.folder.path / "metrics.jsonl"
         self.result = RunResult(
             run_id=spec.run_id,
             state=state or ("diverged" if failure else "done"),
@@ -195,8 +207,17 @@ class Member:
             provenance=describe_machine(self.dtype) | self.kinds | told,
             begun_step=begun,
             mfu=find_mfu(rate * self.flops_per_token),
+            metrics_sha256=hash_file(curve) if curve.exists() else "",
         )
         self.folder.write_result(self.result)
+
+
+def count_chips() -> float:
+    """Chips that all processes of this run hold; on CPUs the cores that they may use."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return float(len(os.sched_getaffinity(0)) * jax.process_count())
+    return len(devices) / DEVICES_PER_CHIP.get(find_chip(devices[0].device_kind) or "", 1)
 
 
 def find_mfu(flops_per_s: float) -> float | None:

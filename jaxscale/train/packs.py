@@ -44,6 +44,11 @@ class PackFolder:
         """Folder that Orbax owns."""
         return self.path / "checkpoints"
 
+    @property
+    def saved_step(self) -> int:
+        """The newest step that a checkpoint here claims to hold."""
+        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=0)
+
     def prepare(self) -> None:
         """Create the folder and note the members."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -1,43 +1,50 @@
 """The run folder as the trainer writes it: spec, metrics, attempts, lock, result.
 
 metrics.jsonl has a line per logging interval: step, tokens, flops, loss (mean training loss of the interval,
-nats per token), lr, grad_norm, seconds. Lines are appended and flushed; on resume those past the restored step
+nats per token), lr, grad_norm, seconds, crc. Lines are appended and flushed; on resume those past the restored step
 are cut off, so the finished file is the one that an uninterrupted run would have written, `seconds` aside.
+
+Only the process that holds the run's lease writes here, and asks before each write whether it still does. A file that
+is damaged (a seal that is not its content's) is moved to damaged/ and made again: spec.json from the plan, a result
+from the last checkpoint, a curve by training anew from a checkpoint before the damage.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from jaxscale.data.store import NO_SPACE
+from jaxscale.data.store import NO_SPACE, sync_file
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import count_params
+from jaxscale.leases import Claims, HeldElsewhere, Holding, Lease, LeaseLost, hold_all
 from jaxscale.runs import (
     METRIC_FIELDS,
     RunResult,
     RunSpec,
     from_plain,
-    read_json,
     read_lines,
+    read_sealed,
+    read_spec,
     run_dir,
+    seal_json,
+    seal_line,
     to_plain,
     write_json,
 )
-from jaxscale.sweep import find_parent, read_result
+from jaxscale.storage import PosixStorage
+from jaxscale.sweep import find_parent, inspect_result
 from jaxscale.trunks import kept_dir
 
-__all__ = ["RunFolder", "is_disk_full"]
+__all__ = ["RunFolder", "hold_runs", "is_disk_full", "read_last_words"]
 
 MIN_FREE_BYTES = 64 << 20
 """Free disk below which no run is started, besides room for one more checkpoint."""
@@ -47,16 +54,17 @@ FIXED_KINDS = {"data_sha256": "training text", "precision": "compute precision (
 """What may not change between the starts of one run; other kinds may, and the result names all of them."""
 
 ATTEMPT_FIELDS = frozenset({"step", "kinds"})
-LOCK_PATIENCE_S = 60.0
-"""Seconds to wait for another process to let go of a run."""
+LOCK_PATIENCE_S = 75.0
+"""Seconds to wait for another process to let go of a run: longer than it takes to tell that one is dead."""
 
 
 class RunFolder:
-    """One run's folder under a study's."""
+    """One run's folder under a study's; `lease` is there while this process holds the run."""
 
     def __init__(self, study_dir: Path, spec: RunSpec) -> None:
         self.path = run_dir(study_dir, spec.run_id)
         self.spec = spec
+        self.lease: Lease | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -78,49 +86,73 @@ class RunFolder:
                 f"free some and run the same command again"
             )
         file = self.path / "spec.json"
-        if not file.exists():
-            write_json(file, json.dumps(to_plain(self.spec), indent=1))
-        problem = self._find_foreign(read_json(file))
-        if problem:
+        if file.exists() and (problem := self._find_foreign(file)):
             raise MisuseError(
                 f"{file}: {problem}; the folder is foreign or was edited; move it away and run the same command again"
             )
 
-    def _find_foreign(self, plain: Any) -> str:
+    def _find_foreign(self, file: Path) -> str:
+        """What says that the folder is another run's; empty where spec.json is this run's, or damaged."""
         try:
+            plain = read_sealed(file)
+            if not isinstance(plain, dict):
+                return "is no specification of a run"
             found = from_plain(plain, RunSpec).run_id
-        except MisuseError as error:
-            return f"is no specification of a run ({error})"
+        except MisuseError:
+            return ""  # `mend` makes it again
         return "" if found == self.spec.run_id else f"describes run {found}, not {self.spec.run_id}"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process; MisuseError if another keeps it. A dead process holds nothing.
+    def mend(self) -> None:
+        """Write spec.json where it is not there, and set damaged files aside; the run must be held."""
+        file = self.path / "spec.json"
+        try:
+            known = file.exists() and read_spec(file) is not None
+        except MisuseError:
+            self._set_aside(file)
+            known = False
+        if not known:
+            write_json(file, seal_json(to_plain(self.spec)))
+        if inspect_result(self.path)[1]:
+            self._set_aside(self.path / "result.json")
 
-        A worker whose parent was killed may still be saving: it gets a minute.
-        """
-        with open(self.path / "lock", "a+") as file:
-            deadline = time.monotonic() + LOCK_PATIENCE_S
-            while not _try_lock(file):
-                if time.monotonic() > deadline:
-                    raise MisuseError(
-                        f"run {self.spec.run_id}: another process is training it in {self.path}; wait for it or stop it"
-                    )
-                time.sleep(0.2)
-            yield
+    def _set_aside(self, file: Path) -> None:
+        aside = self.path / "damaged"
+        aside.mkdir(exist_ok=True)
+        file.rename(aside / f"{file.name}-{uuid.uuid4().hex[:8]}")
+
+    def list_damaged(self) -> list[str]:
+        """Names of what was set aside over the life of this run."""
+        return sorted(path.name for path in (self.path / "damaged").glob("*"))
+
+    @property
+    def saved_step(self) -> int:
+        """The newest step that a checkpoint here claims to hold."""
+        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=0)
+
+    def check(self) -> None:
+        """LeaseLost where another process has taken the run; to be asked before each write."""
+        if self.lease is not None:
+            self.lease.check()
+
+    def tell(self, **news: Any) -> None:
+        """Fields of the lease that others are to see."""
+        if self.lease is not None:
+            self.lease.tell(**news)
 
     def read_result(self) -> RunResult | None:
-        """The result of an ended run, or None."""
-        file = self.path / "result.json"
-        return read_result(file) if file.exists() else None
+        """The result of an ended run, or None; a damaged one is none."""
+        return inspect_result(self.path)[0]
 
     def has_begun(self) -> bool:
         """Whether a start is noted; a run that was reset has none."""
         return bool(read_lines(self.path / "attempts.jsonl", frozenset({"step", "kinds"})))
 
     def write_result(self, result: RunResult) -> None:
-        """End the run: written whole or not at all."""
-        write_json(self.path / "result.json", json.dumps(asdict(result), indent=1))
+        """End the run: written whole or not at all, and once; LeaseLost where another has ended it."""
+        self.check()
+        data = seal_json(to_plain(result)).encode()
+        if not PosixStorage(self.path).create("result.json", data):
+            raise LeaseLost(f"run {self.spec.run_id}: another process has ended it meanwhile; its result stands")
 
     def count_attempt(self, step: int, kinds: dict[str, str]) -> tuple[int, dict[str, str]]:
         """Note a start from `step`: how many there were before, and the kinds of all whose training is kept.
@@ -137,13 +169,17 @@ class RunFolder:
                     f"run {self.spec.run_id}: it began with {name} {other[0][:12]} and would go on with "
                     f"{kinds[kind][:12]}; restore that, or start it anew with `jaxscale reset DIR {self.spec.run_id}`"
                 )
-        line = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "step": step, "kinds": kinds}
+        held = self.lease.holding if self.lease else None
+        told = {"generation": held.generation, "log": held.log} if held else {}
+        line = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "step": step, **told,
+                "kinds": kinds}  # fmt: skip
         _write_lines(file, [*before, line])
         own = [attempt for attempt in before if attempt["step"] >= self.spec.parent_step]
         return len(own), {kind: _join(kind, [*kept, kinds]) for kind in kinds}
 
     def keep_lines(self, step: int) -> Path:
         """Copy what led a trunk to `step`, its curve and its starts, for the branches; the folder of that state."""
+        self.check()
         folder = kept_dir(self.path.parent, self.spec.run_id, step)
         lines = [line for line in read_lines(self.path / "metrics.jsonl", METRIC_FIELDS) if line["step"] <= step]
         attempts = read_lines(self.path / "attempts.jsonl", ATTEMPT_FIELDS)
@@ -167,13 +203,17 @@ class RunFolder:
         own = read_lines(self.path / "attempts.jsonl", ATTEMPT_FIELDS)
         before = read_lines(kept / "attempts.jsonl", ATTEMPT_FIELDS)
         _write_lines(self.path / "attempts.jsonl", before + [a for a in own if a["step"] >= spec.parent_step])
-        shutil.copyfile(kept / "metrics.jsonl", self.path / "metrics.jsonl")
+        lines = read_lines(kept / "metrics.jsonl", METRIC_FIELDS)
+        if not lines or lines[-1]["step"] != spec.parent_step:
+            raise MisuseError(f"run {spec.run_id}: the curve that its trunk kept in {kept} is damaged; train the trunk "
+                              f"anew after `jaxscale reset DIR {spec.parent}`")  # fmt: skip
+        _write_lines(self.path / "metrics.jsonl", lines)
         return kept
 
     def _short_trunk(self) -> str:
         """What is wrong where the trunk never comes to this branch's step; empty if it does."""
         file = run_dir(self.path.parent, self.spec.parent) / "spec.json"
-        trunk = from_plain(read_json(file), RunSpec) if file.exists() else None
+        trunk = read_spec(file) if file.exists() else None
         if trunk is None or self.spec.parent_step in trunk.keeps:
             return ""
         return (f"its trunk {self.spec.parent} has {trunk.steps} steps and keeps no state at {self.spec.parent_step}; "
@@ -184,6 +224,11 @@ class RunFolder:
         lines = read_lines(self.path / "metrics.jsonl", METRIC_FIELDS)
         return max((float(line["seconds"]) for line in lines if line["step"] <= self.spec.parent_step), default=0.0)
 
+    def last_line(self) -> int:
+        """The step up to which the curve is whole."""
+        lines = read_lines(self.path / "metrics.jsonl", METRIC_FIELDS)
+        return int(lines[-1]["step"]) if lines else 0
+
     def cut_metrics(self, step: int) -> tuple[float, float]:
         """Drop metric lines past `step`: the seconds trained up to it, and the last line's loss (NaN: none)."""
         file = self.path / "metrics.jsonl"
@@ -191,28 +236,53 @@ class RunFolder:
         _write_lines(file, kept)
         return (float(kept[-1]["seconds"]), float(kept[-1]["loss"])) if kept else (0.0, math.nan)
 
+    def sync_metrics(self) -> None:
+        """Bring the curve to the disk, ahead of the checkpoint that continues it; LeaseLost if another has the run."""
+        self.check()
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            sync_file(file)
+
     @contextmanager
     def metrics(self) -> Iterator[Any]:
         """Append access to metrics.jsonl: call with a dict to write a line."""
         with open(self.path / "metrics.jsonl", "a") as stream:
 
             def write(line: dict[str, float]) -> None:
-                stream.write(json.dumps(line) + "\n")
+                self.check()
+                stream.write(seal_line(line))
                 stream.flush()
 
             yield write
 
 
 def _write_lines(file: Path, records: Sequence[dict[str, Any]]) -> None:
-    write_json(file, "".join(json.dumps(record) + "\n" for record in records))
+    write_json(file, "".join(map(seal_line, records)))
 
 
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+@contextmanager
+def hold_runs(
+    folders: Sequence[RunFolder], claims: Claims, job: str = "", saved_step: int | None = None,
+    patience_s: float | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """Hold these runs together for this process; HeldElsewhere if another keeps one for longer than `patience_s`.
+
+    `saved_step` is a pack's; runs alone have their own. A worker whose parent was killed may still be saving.
+    """
+    deadline = time.monotonic() + (LOCK_PATIENCE_S if patience_s is None else patience_s)
+    with ExitStack() as stack:
+        while True:
+            wanted = [(f.spec.run_id, f.saved_step if saved_step is None else saved_step) for f in folders]
+            try:
+                leases = stack.enter_context(hold_all(claims, wanted, job))
+                break
+            except HeldElsewhere:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        for folder, lease in zip(folders, leases, strict=True):
+            folder.lease = lease
+        yield
 
 
 def _lead_to(step: int, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -232,3 +302,11 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+
+
+def read_last_words(study_dir: Path, holding: Holding) -> str:
+    """The last line of a dead holder's log."""
+    log = study_dir / "logs" / Path(holding.log).name
+    text = log.read_text(errors="replace") if holding.log and log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else f"{holding.who} left no message"

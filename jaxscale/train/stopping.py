@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import RUNGS, Stop, Trace, judge_run
-from jaxscale.runs import METRIC_FIELDS, RunSpec, from_plain, read_json, read_lines, run_dir
+from jaxscale.runs import METRIC_FIELDS, RunSpec, read_lines, read_spec, run_dir
 from jaxscale.sweep import read_result
 
 __all__ = ["Stopper"]
@@ -47,7 +47,7 @@ class Stopper:
 
     def _read(self, run_id: str, stops: bool = True) -> Trace:
         folder = run_dir(self.study_dir, run_id)
-        lr = from_plain(read_json(folder / "spec.json"), RunSpec).lr
+        lr = read_spec(folder / "spec.json").lr
         return Trace(run_id, lr, read_lines(folder / "metrics.jsonl", METRIC_FIELDS), stops)
 
     def _speaks(self, run_id: str) -> bool:

@@ -1,8 +1,9 @@
 """A worker process: trains the cells its parent names, one line each way at a time.
 
-stdin: a job a line, {"runs": [run id, ..], "way": .., "rivals": {run id: {run id: bool}}}; its end (also a parent
-killed at once) asks to save and stop.
-stdout: a JSON object a line: ready, way, progress, ended, or error with the sentence a person should read.
+stdin: a job a line, {"runs": [run id, ..], "way": .., "rivals": {run id: {run id: bool}}, "stale": {run id: lease}};
+its end (also a parent killed at once) asks to save and stop.
+stdout: a JSON object a line: ready, way, progress, ended; held or lost where another process has a run of the job;
+apart where a pack keeps killing its workers; or error with the sentence a person should read.
 SIGTERM saves and exits with 75; SIGINT is left to the parent.
 """
 
@@ -19,15 +20,19 @@ from typing import Any
 
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
+from jaxscale.leases import Claims, HeldElsewhere, LeaseLost
 from jaxscale.runs import TUNING_ROLES, Cell, Plan, from_plain
 from jaxscale.sweep import Way, read_plan
 from jaxscale.train.pool import PREEMPTED
 
 __all__ = ["main", "use_compile_cache"]
 
+PATIENCE_S = 0.0
+"""Seconds to wait for a run that another process holds: the parent has others, and comes back to it."""
+
 
 def main(argv: list[str]) -> int:
-    """Entry point: the study folder, and the cores to stay on, as "0,1", or "" for all."""
+    """Entry point: the study folder, the cores to stay on, as "0,1", or "" for all, and the name of its log."""
     study_dir, cores = Path(argv[0]), {int(core) for core in argv[1].split(",") if core}
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX sizes its thread pools
@@ -40,8 +45,9 @@ def main(argv: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    plan = read_plan(study_dir)
-    mesh = from_plain(plan.config, Study).mesh
+    study = from_plain(read_plan(study_dir).config, Study)
+    mesh = study.mesh
+    claims = Claims(study_dir, study.launch.lease_s, argv[2])
     threading.Thread(target=_listen, args=(jobs, stop), daemon=True).start()
     use_compile_cache(mesh)
     from jaxscale.train.compiling import count_compilations
@@ -49,7 +55,7 @@ def main(argv: list[str]) -> int:
     compiled = count_compilations()
     _tell("ready")
     while (line := jobs.get()) is not None:
-        whole = _train(study_dir, json.loads(line), mesh, stop)
+        whole = _train(study_dir, json.loads(line), study, claims, stop)
         _tell("compiled", **compiled.take())
         if not whole:
             return PREEMPTED
@@ -63,17 +69,21 @@ def _listen(jobs: queue.SimpleQueue[str | None], stop: threading.Event) -> None:
     jobs.put(None)
 
 
-def _train(study_dir: Path, order: dict[str, Any], mesh: MeshConfig, stop: threading.Event) -> bool:
+def _train(study_dir: Path, order: dict[str, Any], study: Study, claims: Claims, stop: threading.Event) -> bool:
     """Train the runs of one job and tell how they went; False when it was preempted."""
-    from jaxscale.train.loop import Preempted
+    from jaxscale.train.loop import PackWorn, Preempted
 
     run_ids: list[str] = order["runs"]
+    claims.believe(order["stale"])
     try:
         plan = read_plan(study_dir)
         cells = [plan.find_cell(run_id) for run_id in run_ids]
-        _train_cells(study_dir, plan, cells, order["way"], order["rivals"], mesh, stop)
+        _train_cells(study_dir, plan, cells, order["way"], order["rivals"], study, claims, stop)
     except Preempted:
         return False
+    except (HeldElsewhere, LeaseLost, PackWorn) as error:
+        event = {HeldElsewhere: "held", LeaseLost: "lost", PackWorn: "apart"}[type(error)]
+        _tell(event, run_id=run_ids[0], message=str(error))
     except JaxscaleError as error:
         _tell("error", run_id=run_ids[0], message=str(error), exit_code=error.exit_code)
     except OSError as error:  # a file system's trouble is not the cell's
@@ -82,8 +92,8 @@ def _train(study_dir: Path, order: dict[str, Any], mesh: MeshConfig, stop: threa
 
 
 def _train_cells(
-    study_dir: Path, plan: Plan, cells: list[Cell], way: Way, rivals: dict[str, dict[str, bool]], mesh: MeshConfig,
-    stop: threading.Event,
+    study_dir: Path, plan: Plan, cells: list[Cell], way: Way, rivals: dict[str, dict[str, bool]], study: Study,
+    claims: Claims, stop: threading.Event,
 ) -> None:  # fmt: skip
     from jaxscale.train.loop import Progress, train_pack
     from jaxscale.train.probe import choose_way
@@ -91,7 +101,7 @@ def _train_cells(
     def report(progress: Progress) -> None:
         _tell("progress", **vars(progress))
 
-    specs = [cell.spec for cell in cells]
+    specs, mesh = [cell.spec for cell in cells], study.mesh
     if way == "auto":
         way, ms = choose_way(specs, mesh, sum(cell.seconds for cell in cells))
         _tell("way", run_id=specs[0].run_id, way=way, runs=len(specs), ms=ms)
@@ -99,7 +109,7 @@ def _train_cells(
         results = train_pack(
             part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
             data_sha256=plan.data_sha256, keep_weights=cells[0].role not in (*TUNING_ROLES, "trunk"),
-            rivals=rivals,
+            rivals=rivals, claims=claims, patience_s=PATIENCE_S, max_attempts=study.launch.max_attempts,
         )  # fmt: skip
         for result in results:
             _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
