@@ -16,7 +16,8 @@ from tiny import make_study
 from jaxscale.cli import dispatch
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.launch import SlurmSettings, plan_launch, read_launches, read_task, submit_launch
-from jaxscale.launch.spend import chip_hours
+from jaxscale.launch.costs import sum_chip_hours
+from jaxscale.leases import Claims, hold_all
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import Plan, write_json
 from jaxscale.sweep import fail_cell
@@ -89,16 +90,19 @@ def test_what_is_queued_or_has_ended_is_not_submitted_again(folder: Path, fake: 
     assert (proposal.ended, proposal.busy) == (1, len(launch.tasks[0]) + len(launch.tasks[1]))
 
 
-def test_a_cell_in_training_elsewhere_is_left_out(folder: Path, fake: Path, plan: Plan) -> None:
-    import fcntl
-
+def test_a_cell_in_training_elsewhere_is_left_out_until_its_holder_is_silent(
+    folder: Path, fake: Path, plan: Plan
+) -> None:
     run_id = plan.cells[3].run_id
-    (folder / run_id).mkdir()
-    with open(folder / run_id / "lock", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        submit_launch(folder, SMALL)
-    assert run_id not in all_ids(folder)
-    assert len(all_ids(folder)) == len(plan) - 1
+    with hold_all(Claims(folder), [(run_id, 0)]):
+        proposal, _ = plan_launch(folder, SMALL)
+        assert proposal.busy == 1
+        assert sorted(i for task in proposal.ids for i in task) == sorted(
+            c.run_id for c in plan.cells if c.run_id != run_id
+        )
+        file = next((folder / "leases" / run_id).glob("*.json"))
+        os.utime(file, (time.time() - 100, time.time() - 100))
+        assert plan_launch(folder, SMALL)[0].busy == 0
 
 
 @pytest.mark.parametrize("verdict", ["squeue_fails", "strange answer"])
@@ -201,7 +205,12 @@ def test_a_record_that_was_tampered_with_is_named(folder: Path, fake: Path) -> N
     write_json(file, replace(launch, tasks=(("../../elsewhere",),)).to_json())
     with pytest.raises(MisuseError, match="is no cell of the plan"):
         read_task(folder, 1, 0)
-    file.write_text(file.read_text()[:-40])
+    whole = file.read_text()
+    for damaged in (whole[:-40], whole.replace("elsewhere", "elsewhen")):
+        file.write_text(damaged)
+        with pytest.raises(MisuseError, match=r"1\.json"):
+            submit_launch(folder, SMALL)
+    file.write_text(whole[:1])
     with pytest.raises(MisuseError, match=r"1\.json"):
         submit_launch(folder, SMALL)
     file.write_text('{"schema": "jaxscale.launch/1"}')
@@ -210,7 +219,7 @@ def test_a_record_that_was_tampered_with_is_named(folder: Path, fake: Path) -> N
 
 
 def capped(folder: Path, plan: Plan, cap: float) -> Path:
-    config = {**plan.config, "launch": {**plan.config.get("launch", {}), "max_chip_hours": cap}}
+    config = {**plan.config, "launch": {**plan.config["launch"], "max_chip_hours": cap}}
     write_json(folder / "plan.json", replace(plan, config=config).to_json())
     return folder
 
@@ -218,7 +227,7 @@ def capped(folder: Path, plan: Plan, cap: float) -> Path:
 def test_a_spend_cap_holds_the_longest_back_and_counts_what_is_queued(
     folder: Path, fake: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    total = chip_hours(plan, plan.total_seconds)
+    total = sum_chip_hours(plan, plan.cells)
     capped(folder, plan, total / 2)
     proposal, launch = submit_launch(folder, SMALL)
     assert launch is not None

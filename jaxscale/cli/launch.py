@@ -18,7 +18,7 @@ from jaxscale.cli.tables import make_console
 from jaxscale.errors import MisuseError
 from jaxscale.format import format_flops, format_seconds
 from jaxscale.launch import Launch, Proposal, SlurmSettings, load_settings, plan_launch, submit_launch
-from jaxscale.launch.spend import chip_hours
+from jaxscale.launch.costs import sum_chip_hours
 from jaxscale.runs import to_plain, write_json
 
 __all__ = ["launch"]
@@ -116,7 +116,7 @@ def _task_table(proposal: Proposal) -> Table:
         seconds = sum(cell.seconds for cell in task)
         ids = " ".join(cell.run_id for cell in task[:4]) + (f" and {len(task) - 4} more" if len(task) > 4 else "")
         table.add_row(str(i), str(len(task)), format_seconds(max(cell.seconds for cell in task)),
-                      format_seconds(seconds), f"{chip_hours(proposal.plan, seconds):.3g}", ids)  # fmt: skip
+                      format_seconds(seconds), f"{sum_chip_hours(proposal.plan, task):.3g}", ids)  # fmt: skip
     return table
 
 

@@ -9,14 +9,12 @@
                -> refused          sbatch said no
                -> lost             a launcher died before sbatch; no job of that name is in the queue
 
-A record appears whole and once (a hard link of a finished file), so two launchers never share a number.
+A record appears whole and once (jaxscale/storage.py), so two launchers never share a number, and tells its own damage.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import re
 import socket
 import time
@@ -29,7 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxscale.errors import MisuseError
-from jaxscale.runs import from_plain, read_json, to_plain, write_json
+from jaxscale.runs import from_plain, read_sealed, seal_json, to_plain
+from jaxscale.storage import PosixStorage
 from jaxscale.sweep import read_plan
 
 __all__ = ["Launch", "create_launch", "hold_launches", "launch_file", "make_launch", "read_launches", "read_task",
@@ -60,7 +59,7 @@ class Launch:
     def to_json(self) -> str:
         """The record, schema jaxscale.launch/1."""
         plain = to_plain(self)
-        return json.dumps({"schema": plain.pop("schema"), **plain}, indent=1)
+        return seal_json({"schema": plain.pop("schema"), **plain})
 
 
 def launch_file(study_dir: Path, number: int, kind: Literal["json", "sh"] = "json") -> Path:
@@ -86,21 +85,15 @@ def make_launch(
     )
 
 
-def create_launch(study_dir: Path, launch: Launch) -> None:
-    """Write a new record; FileExistsError where this number is taken."""
-    file = launch_file(study_dir, launch.number)
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        write_json(temporary, launch.to_json())
-        os.link(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+def create_launch(study_dir: Path, launch: Launch) -> bool:
+    """Write a new record; False where this number is taken."""
+    return PosixStorage(study_dir).create(f"launches/{launch.number}.json", launch.to_json().encode())
 
 
 def update_launch(study_dir: Path, launch: Launch, **changes: Any) -> Launch:
     """Replace the record by one with these changes."""
     launch = replace(launch, **changes)
-    write_json(launch_file(study_dir, launch.number), launch.to_json())
+    PosixStorage(study_dir).replace(f"launches/{launch.number}.json", launch.to_json().encode())
     return launch
 
 
@@ -112,7 +105,7 @@ def read_launches(study_dir: Path) -> list[Launch]:
 
 
 def _read(file: Path) -> Launch:
-    plain = read_json(file)
+    plain = read_sealed(file)
     try:
         launch = from_plain(plain, Launch)
     except MisuseError as error:

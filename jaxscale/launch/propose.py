@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from jaxscale.config import LaunchConfig, Study
+from jaxscale.launch.costs import Costs, keep_cap, remaining_seconds, sum_chip_hours, unit_name
 from jaxscale.launch.groups import group_tasks, list_units
 from jaxscale.launch.ledger import Launch
 from jaxscale.launch.queue import QueuedTask, ask_queue
 from jaxscale.launch.settings import SlurmSettings
-from jaxscale.launch.spend import Costs, chip_hours, keep_cap, read_cap, remaining_seconds, spent_chip_hours, unit_name
-from jaxscale.runs import Cell, Plan
+from jaxscale.leases import spent_chip_hours
+from jaxscale.runs import Cell, Plan, from_plain
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.trunks import has_kept
 
@@ -55,18 +57,15 @@ class Proposal:
 def propose_launch(study_dir: Path, settings: SlurmSettings, launches: Sequence[Launch], asks: bool) -> Proposal:
     """What to submit now; `asks`: whether the queue is asked for the tasks of earlier launches."""
     plan = read_plan(study_dir)
+    rules = from_plain(plan.config, Study).launch
     statuses = read_status(study_dir, plan.cells)
     ended = {status.cell.run_id for status in statuses if status.result is not None}
     queued = _list_queued(launches, ended) if asks else []
-    busy = _list_busy(launches, queued, statuses) - ended
-    todo = {status.cell.run_id: remaining_seconds(status) for status in statuses}
-    free = [replace(cell, seconds=todo[cell.run_id]) for cell in plan.cells if cell.run_id not in busy | ended]
-    waiting, held = _hold_orphans(study_dir, free, busy)
-    coming, spent, cap = (
-        chip_hours(plan, sum(todo[run_id] for run_id in busy)),
-        spent_chip_hours(study_dir),
-        read_cap(plan),
-    )
+    busy = _list_busy(launches, queued, statuses, rules) - ended
+    rest = {status.cell.run_id: replace(status.cell, seconds=remaining_seconds(status)) for status in statuses}
+    waiting, held = _hold_orphans(study_dir, [c for run_id, c in rest.items() if run_id not in busy | ended], busy)
+    coming, spent = sum_chip_hours(plan, (rest[run_id] for run_id in busy)), spent_chip_hours(study_dir)
+    cap = rules.max_chip_hours
     taken, costly = keep_cap(list_units(waiting), plan, None if cap is None else cap - spent - coming)
     held += [Held(cell, f"beyond launch.max_chip_hours = {cap:g}") for cell in costly]
     tasks = group_tasks(taken, min(settings.task_minutes * 60, settings.most_seconds or float("inf")))
@@ -74,10 +73,10 @@ def propose_launch(study_dir: Path, settings: SlurmSettings, launches: Sequence[
              for task in tasks[settings.max_tasks :] for cell in task]  # fmt: skip
     costs = Costs(
         spent=spent,
-        planned_ended=chip_hours(plan, sum(status.cell.seconds for status in statuses if status.result is not None)),
+        planned_ended=sum_chip_hours(plan, (cell for cell in plan.cells if cell.run_id in ended)),
         queued=coming,
-        submitted=chip_hours(plan, sum(cell.seconds for task in tasks[: settings.max_tasks] for cell in task)),
-        held=chip_hours(plan, sum(one.cell.seconds for one in held)),
+        submitted=sum_chip_hours(plan, chain.from_iterable(tasks[: settings.max_tasks])),
+        held=sum_chip_hours(plan, (one.cell for one in held)),
         cap=cap,
         unit=unit_name(plan),
     )
@@ -86,11 +85,17 @@ def propose_launch(study_dir: Path, settings: SlurmSettings, launches: Sequence[
     return Proposal(plan, tuple(tasks), tuple(held), tuple(queued), len(busy), len(ended), costs, asks)
 
 
-def _list_busy(launches: Sequence[Launch], queued: Sequence[QueuedTask], statuses: Iterable[CellStatus]) -> set[str]:
-    """Cells of the tasks in the queue, and cells that somebody trains."""
+def _list_busy(
+    launches: Sequence[Launch], queued: Sequence[QueuedTask], statuses: Iterable[CellStatus], rules: LaunchConfig
+) -> set[str]:
+    """Cells of the tasks in the queue, and cells that somebody trains.
+
+    One whose holder has been silent for longer than a lease lasts is sent: its worker waits until it may take it over.
+    """
     cells_of = {(launch.job_name, i): task for launch in launches for i, task in enumerate(launch.tasks)}
     waiting = {run_id for task in queued for run_id in cells_of.get((task.job_name, task.task), ())}
-    return waiting | {status.cell.run_id for status in statuses if status.state == "running"}
+    lively = (one for one in statuses if one.state == "running" and one.silent_s <= rules.lease_s)
+    return waiting | {status.cell.run_id for status in lively}
 
 
 def _list_queued(launches: Sequence[Launch], ended: set[str]) -> list[QueuedTask]:

@@ -57,11 +57,9 @@ def submit_launch(study_dir: Path, settings: SlurmSettings) -> tuple[Proposal, L
             proposal.costs.submitted,
         )  # fmt: skip
         script = render_script(settings, study_dir, launch.number, len(launch.tasks), launch.job_name)
-        try:
-            create_launch(study_dir, launch)
-        except FileExistsError:
-            raise MisuseError(f"{launch_file(study_dir, launch.number)}: another launcher wrote it, unseen "
-                              f"by this file system's locks; launch again when it is done") from None  # fmt: skip
+        if not create_launch(study_dir, launch):
+            raise MisuseError(f"{launch_file(study_dir, launch.number)}: another launcher wrote it, unseen by this "
+                              f"file system's locks; launch again when it is done")  # fmt: skip
         write_json(launch_file(study_dir, launch.number, "sh"), script)
         (study_dir / "logs").mkdir(exist_ok=True)
         return proposal, _send(study_dir, launch, lock)

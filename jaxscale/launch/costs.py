@@ -1,6 +1,6 @@
 """Chip-hours: planned, spent, and what a cap leaves.
 
-    planned = seconds of the plan * chips of plan.hardware / 3600       spent = what the runs have held so far
+    planned = seconds of the plan * chips of plan.hardware / 3600       spent = by the leases (jaxscale/spend.py)
 
 A launch may submit while spent + queued + submitted <= launch.max_chip_hours. Units are taken shortest first, so the
 longest are held back: small budgets make a study, the largest alone does not.
@@ -8,16 +8,16 @@ longest are held back: small budgets make a study, the largest alone does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jaxscale.hardware import parse_hardware
 from jaxscale.launch.groups import Unit
 from jaxscale.runs import Cell, Plan
-from jaxscale.sweep import CellStatus, read_plan, read_status
+from jaxscale.spend import chip_hours
+from jaxscale.sweep import CellStatus
 
-__all__ = ["Costs", "chip_hours", "keep_cap", "read_cap", "remaining_seconds", "spent_chip_hours", "unit_name"]
+__all__ = ["Costs", "keep_cap", "remaining_seconds", "sum_chip_hours", "unit_name"]
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,18 @@ def unit_name(plan: Plan) -> str:
     return "core-hours" if parse_hardware(plan.hardware).name == "cpu" else "chip-hours"
 
 
-def read_cap(plan: Plan) -> float | None:
-    """launch.max_chip_hours of the plan's study; None where there is none."""
-    cap = (plan.config.get("launch") or {}).get("max_chip_hours")
-    return None if cap is None else float(cap)
+def sum_chip_hours(plan: Plan, cells: Iterable[Cell]) -> float:
+    """Planned chip-hours of cells together."""
+    return sum(chip_hours(plan, cell) for cell in cells)
 
 
 def remaining_seconds(status: CellStatus) -> float:
-    """Planned seconds of what a cell has not trained yet."""
+    """Planned seconds of what a cell has not trained yet: all of them for one that is to be made again."""
     spec = status.cell.spec
+    if status.state == "planned" and status.step >= spec.steps:
+        return status.cell.seconds
     todo = (spec.steps - max(status.step, spec.parent_step)) / (spec.steps - spec.parent_step)
     return status.cell.seconds * min(1.0, max(0.0, todo))
-
-
-def chip_hours(plan: Plan, seconds: float) -> float:
-    """Planned seconds as chip-hours of the plan's hardware."""
-    return seconds * parse_hardware(plan.hardware).chips / 3600
-
-
-def spent_chip_hours(study_dir: Path) -> float:
-    """Chip-hours of the runs that have ended, by the seconds of their results."""
-    plan = read_plan(study_dir)
-    statuses = read_status(study_dir, plan.cells)
-    return chip_hours(plan, sum(status.result.seconds for status in statuses if status.result))
 
 
 def keep_cap(units: Sequence[Unit], plan: Plan, left: float | None) -> tuple[list[Cell], list[Cell]]:
@@ -75,6 +64,6 @@ def keep_cap(units: Sequence[Unit], plan: Plan, left: float | None) -> tuple[lis
     held: list[Cell] = []
     used = 0.0
     for unit in sorted(units, key=lambda unit: sum(cell.seconds for cell in unit)):
-        used += chip_hours(plan, sum(cell.seconds for cell in unit))
+        used += sum_chip_hours(plan, unit)
         (taken if left is None or used <= left else held).extend(unit)
     return taken, held
