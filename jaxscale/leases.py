@@ -93,6 +93,7 @@ class HeldElsewhere(MisuseError):
 
     def __init__(self, run_id: str, holding: Holding | None, where: Path) -> None:
         who = f"{holding.who}, at step {holding.step}" if holding else "its lease cannot be read yet"
+        self.who = holding.who if holding else "?"
         super().__init__(f"run {run_id}: another process is training it in {where} ({who}); wait for it or stop it")
 
 

@@ -40,7 +40,7 @@ from jaxscale.mup.rates import read_ladders
 from jaxscale.mup.sweep import SweepGrid, plan_sweep
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
-from jaxscale.runs import Cell, RunResult, RunSpec, State, read_json, run_dir, write_json
+from jaxscale.runs import Cell, RunResult, RunSpec, State, read_json, read_sealed, run_dir, write_json
 from jaxscale.sweep import Way, group_cells, pack_key, read_plan, read_status, reset_cell
 from jaxscale.train.loop import Preempted, train_pack
 from jaxscale.train.pool import train_cells
@@ -332,7 +332,7 @@ def test_a_rival_that_diverged_stops_nobody(root: Path, specs: tuple[RunSpec, ..
     out = root / "wild"
     train_pack(specs[:1], out, "process")
     file = run_dir(out, specs[0].run_id) / "result.json"
-    write_json(file, json.dumps(read_json(file) | {"state": "diverged", "loss": None}))
+    write_json(file, json.dumps(read_sealed(file) | {"state": "diverged", "loss": None}))
     (one,) = train_pack([specs[1]], out, "process", rivals=name_rivals(specs))
     assert one.state == "done"
 

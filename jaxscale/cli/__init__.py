@@ -30,6 +30,7 @@ VERBS: dict[str, Verb] = {
     "run": Verb("study", "STUDY.py", "plan, train, collect, fit, forecast, report; resumable"),
     "plan": Verb("study", "STUDY.py", "every cell of the grid with every derived number, before any cost"),
     "train": Verb("study", "DIR", "train cells of a planned study: --all, --run RUN_ID or --index I"),
+    "work": Verb("work", "DIR", "a pull worker: any number on any hosts share the cells of a study folder"),
     "status": Verb("folder", "DIR", "table of cells: state, progress, time left; --watch keeps it live"),
     "collect": Verb("folder", "DIR", "finished runs as observations.csv, refused ones with their reason"),
     "report": Verb("answer", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),

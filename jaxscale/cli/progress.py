@@ -109,8 +109,7 @@ class StudyProgress:
     def _on_held(self, event: dict[str, Any]) -> None:
         if event["run_id"] not in self.held:
             self.held.add(event["run_id"])
-            who = event.get("who") or event.get("message", "")
-            self.console.print(f"{event['run_id']}: held by {who}", soft_wrap=True, style="dim", markup=False)
+            self.console.print(f"{event['run_id']}: held by {event['who']}", soft_wrap=True, style="dim", markup=False)
 
     def _on_lost(self, event: dict[str, Any]) -> None:
         self.console.print(event["message"], soft_wrap=True, style="yellow", markup=False)

@@ -48,7 +48,7 @@ from jaxscale.train.children import Worker, start_worker
 from jaxscale.train.packs import Pack, PackFolder, open_packs
 from jaxscale.train.seats import Seat, seat_worker
 
-__all__ = ["PREEMPTED", "Terminated", "count_workers", "train_cells"]
+__all__ = ["PREEMPTED", "Terminated", "count_workers", "raise_on_sigterm", "train_cells"]
 
 PREEMPTED = 75
 """Exit code of a process that was asked to stop and has saved."""
@@ -103,7 +103,7 @@ def train_cells(
     seats = [seat_worker(i, workers, mesh, cells) if pinned else None for i in range(workers)]
     pool = _Pool(study_dir, [_allow_stops(job, rivals, cells) for job in jobs], {cell.run_id for cell in cells}, listen,
                  seats, rivals, launch, Purse(study_dir, plan))  # fmt: skip
-    with _raise_on_sigterm():
+    with raise_on_sigterm():
         try:
             pool.run()
         finally:
@@ -131,7 +131,7 @@ def _allow_stops(job: Job, rivals: Mapping[str, Mapping[str, bool]], cells: Sequ
 
 
 @contextmanager
-def _raise_on_sigterm() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """SIGTERM raises Terminated, once; only the main thread may ask for that."""
 
     def leave(*_: object) -> None:

@@ -83,7 +83,7 @@ def _train(study_dir: Path, order: dict[str, Any], study: Study, claims: Claims,
         return False
     except (HeldElsewhere, LeaseLost, PackWorn) as error:
         event = {HeldElsewhere: "held", LeaseLost: "lost", PackWorn: "apart"}[type(error)]
-        _tell(event, run_id=run_ids[0], message=str(error))
+        _tell(event, run_id=run_ids[0], message=str(error), who=getattr(error, "who", ""))
     except JaxscaleError as error:
         _tell("error", run_id=run_ids[0], message=str(error), exit_code=error.exit_code)
     except OSError as error:  # a file system's trouble is not the cell's

@@ -1,0 +1,99 @@
+"""The verb `work`: a pull worker. Any number of them, on any number of hosts, share a study folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from jaxscale.cli.options import parse
+from jaxscale.cli.progress import StudyProgress
+from jaxscale.cli.study import say_preempted
+from jaxscale.cli.tables import make_console
+from jaxscale.config import Study
+from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.runs import Cell, Plan, from_plain
+from jaxscale.sweep import read_plan, read_status
+from jaxscale.train.pool import Terminated, count_workers, raise_on_sigterm, train_cells
+from jaxscale.train.seats import seat_worker
+
+__all__ = ["work"]
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """Which cells to pull, and how."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """Study folder with a plan.json, on a file system that all workers see."""
+    cells: tuple[str, ...] = ()
+    """Only these run ids (or their beginnings); default every cell of the plan."""
+    workers: int | None = None
+    """Worker processes on this machine; default mesh.workers."""
+
+
+def work(argv: list[str]) -> int:
+    """Train what nobody else holds until every cell has ended; resumable, and never alone."""
+    options = parse(WorkOptions, argv, "work", "A pull worker: trains what no other worker holds, longest first, takes "
+                    "over from those that died, and waits until every cell has ended.\n\n"
+                    "example: jaxscale work /shared/runs/isoflop_c4")  # fmt: skip
+    planned = read_plan(options.directory)
+    cells = choose_cells(planned, options.cells)
+    console = make_console()
+    try:
+        with raise_on_sigterm():
+            _work(options, planned, cells, console)
+    except Terminated:
+        return say_preempted("work")
+    return 0
+
+
+def choose_cells(planned: Plan, run_ids: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells with these ids, all where none is given."""
+    return tuple(planned.find_cell(run_id) for run_id in run_ids) or planned.cells
+
+
+def _work(options: WorkOptions, planned: Plan, cells: tuple[Cell, ...], console: Console) -> None:
+    study = from_plain(planned.config, Study)
+    if options.workers is not None and options.workers < 1:
+        raise MisuseError(f"--workers: {options.workers} trains nothing; give 1 or more, or leave it out")
+    mesh = study.mesh if options.workers is None else replace(study.mesh, workers=options.workers)
+    open_cells = [s.cell for s in read_status(options.directory, cells) if s.state in ("planned", "running")]
+    if not open_cells:
+        console.print(f"all {len(cells)} cells have ended")
+        return
+    if study.launch.canary:
+        _send_canary(options.directory, study, open_cells, console)
+    workers, _ = count_workers(mesh)
+    with StudyProgress(open_cells, workers, console) as progress:
+        train_cells(options.directory, open_cells, mesh, progress)
+    progress.say_compiled()
+
+
+def _send_canary(folder: Path, study: Study, cells: Sequence[Cell], console: Console) -> None:
+    """VerdictError where this machine does not compute what the others do."""
+    pinned = count_workers(study.mesh)[1]
+    seat = seat_worker(0, 1, study.mesh, cells) if pinned else None
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jaxscale.train.canary", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=seat.environment() if seat else None, start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = child.communicate()
+    finally:
+        child.kill()
+    if child.returncode not in (0, 1) or not out.strip():
+        words = (err.strip().splitlines() or ["it left no message"])[-1][:300]
+        raise VerdictError(f"canary: it ended with code {child.returncode} before any cell began: {words}")
+    verdict = json.loads(out.strip().splitlines()[-1])
+    if not verdict["agrees"]:
+        raise VerdictError(verdict["reason"])
+    beside = f"agrees with {verdict['others']} other kinds of machine" if verdict["others"] else "the first of its kind"
+    console.print(f"canary on {verdict['pool']}: {beside}", soft_wrap=True, style="dim", markup=False)
