@@ -198,6 +198,14 @@ def test_a_task_that_is_none_is_named(folder: Path, fake: Path, number: int, tas
         read_task(folder, number, task)
 
 
+@pytest.mark.parametrize(
+    "words", [["--launch", "1"], ["--task", "0"], ["--launch", "1", "--task", "0", "--cells", "a"]]
+)
+def test_work_takes_a_whole_task_or_none(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert dispatch(["work", str(folder), *words]) == 2
+    assert "give both or neither" in capsys.readouterr().err
+
+
 def test_a_record_that_was_tampered_with_is_named(folder: Path, fake: Path) -> None:
     _, launch = submit_launch(folder, SMALL)
     assert launch is not None

@@ -94,10 +94,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_grid_survives_a_preemption_and_no_cell_runs_twice(cluster: Path, study: Path) -> None:
     plan = read_plan(study)
     longest = max(cell.seconds for cell in plan.cells)
-    settings = SlurmSettings(
-        partition="main", cpus_per_task=2, task_minutes=longest / 60,
-        command=(sys.executable, str(ROOT / "tests" / "work_standin.py")),
-    )  # fmt: skip
+    settings = SlurmSettings(partition="main", cpus_per_task=2, task_minutes=longest / 60)
     _, launch = submit_launch(study, settings)
     assert launch is not None
     assert submit_launch(study, settings)[1] is None  # all of it is queued
