@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +49,8 @@ def launch(argv: list[str]) -> int:
     """Submit one job array over the pending cells; asks the queue first, so that no cell is submitted twice."""
     options = _parse(argv)
     console = make_console()
+    if options.settings is not None:
+        console.print(f"settings: {options.settings}", soft_wrap=True, markup=False)
     if options.dry_run:
         proposal, script = plan_launch(options.directory, options.slurm)
         console.print(script, markup=False, soft_wrap=True)
@@ -71,7 +73,7 @@ def _parse(argv: list[str]) -> LaunchOptions:
     about = ("Submit the pending cells of a study as one job array; asks the queue first.\n\n"
              "example: jaxscale launch runs/quickstart --on slurm --slurm.partition gpu --dry-run")  # fmt: skip
     default: Any = LaunchOptions(tyro.MISSING_NONPROP, tyro.MISSING_NONPROP, slurm=settings)
-    return parse(LaunchOptions, argv, "launch", about, default)
+    return replace(parse(LaunchOptions, argv, "launch", about, default), settings=file)
 
 
 def _find_settings(argv: list[str]) -> Path | None:
