@@ -14,7 +14,7 @@ install_slurm() {
         echo "test: slurm-wlm is not installed, and only root can install it, with apt-get; the tests on a real Slurm skip" >&2
         return
     fi
-    if ! { timeout 300 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install --yes \
+    if ! { timeout 120 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install --yes \
         --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 </dev/null; then
         echo "test: slurm-wlm and munge cannot be installed here; the tests on a real Slurm skip" >&2
     fi

@@ -20,8 +20,9 @@ plain='^[a-z][a-z0-9-]*$'
 [[ -z $project || $project =~ $plain ]] || refuse "PROJECT: '$project' is no project id"
 command -v gcloud >/dev/null || refuse "gcloud is not installed; see cloud.google.com/sdk"
 
-# the hosts of a slice find each other by the TPU's own metadata: nothing to set here
+# the hosts of a slice find each other by the TPU's own metadata
 work='set -eu; cd "${JAXSCALE_HOME:-$HOME/jaxscale}"; source launch/setup.sh; setup_venv "[tpu]"; '
+work+='export JAXSCALE_DISTRIBUTED=auto; '
 work+="exec .venv/bin/jaxscale work $(printf %q "$folder")"
 exec gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" ${project:+--project "$project"} --worker=all \
     --command "bash -c $(printf %q "$work")"

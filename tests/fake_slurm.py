@@ -42,7 +42,7 @@ echo "$*" >>"$FAKE/scontrol"
 
 SRUN = """#!/bin/bash
 printf '%s\\n' "$*" >>"$FAKE/srun"
-env | grep '^JAX_COORDINATOR' >>"$FAKE/srun"
+env | grep '^JAX_[CNP][ORU]' >>"$FAKE/srun"
 exit "$(cat "$FAKE/code")"
 """
 

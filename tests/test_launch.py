@@ -241,7 +241,8 @@ def test_processes_of_one_cell_meet_on_the_first_node_at_a_port_of_the_job(
     run_script(tmp_path, fake, 0, SlurmSettings(tasks_per_node=2, ports=(15_000, 15_009)))
     said = (fake / "srun").read_text().splitlines()
     assert sorted(said[1:]) == [f"JAX_COORDINATOR_{name}=127.0.0.1:15007" for name in ("ADDRESS", "BIND_ADDRESS")]
-    run_script(tmp_path, fake, 0, SlurmSettings(workers_per_node=2), JAX_COORDINATOR_ADDRESS="elsewhere:1")
+    run_script(tmp_path, fake, 0, SlurmSettings(workers_per_node=2), JAX_COORDINATOR_ADDRESS="elsewhere:1",
+               JAX_NUM_PROCESSES="4")  # fmt: skip
     assert len((fake / "srun").read_text().splitlines()) == 1
 
 

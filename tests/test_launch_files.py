@@ -57,8 +57,8 @@ def test_tpu_pod_runs_one_worker_on_every_host(tmp_path: Path) -> None:
     shell = shlex.split(subprocess.run(["bash", "-c", f"printf '%q ' {asked[-1]}"], capture_output=True, text=True,
                                        check=True).stdout)  # fmt: skip
     assert shell[:2] == ["bash", "-c"]
-    work = shlex.split(shell[2].rpartition(";  ")[2] if ";  " in shell[2] else shell[2])
-    assert work[-3:] == [".venv/bin/jaxscale", "work", "/runs/it's; reboot"]
+    assert "export JAXSCALE_DISTRIBUTED=auto; exec " in shell[2]
+    assert shlex.split(shell[2])[-3:] == [".venv/bin/jaxscale", "work", "/runs/it's; reboot"]
 
 
 def read(name: str) -> Any:

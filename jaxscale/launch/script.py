@@ -26,6 +26,10 @@ __all__ = ["SRUN_FAILED", "render_script"]
 SRUN_FAILED = 125
 """What srun exits with when it is srun that failed, so that its 1 is not taken for one of jaxscale's."""
 
+PLACES = ("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID",
+          "JAXSCALE_DISTRIBUTED")  # fmt: skip
+"""What tells a process its place among several."""
+
 ENDING = r"""
 say() { echo "launch: task $task of job $SLURM_ARRAY_JOB_ID: $*" >&2; }
 
@@ -117,8 +121,8 @@ def _per_node(settings: SlurmSettings) -> int:
 
 def _list_coordinator(settings: SlurmSettings) -> Iterator[str]:
     """Where the processes of a cell meet: on an address of the first node and on no other."""
+    yield f"unset {' '.join(PLACES)}  # of the shell that launched; srun numbers the processes"
     if count_processes(settings) == 1:
-        yield "unset JAX_COORDINATOR_ADDRESS JAX_COORDINATOR_BIND_ADDRESS  # a cell is one process"
         return
     low, high = settings.ports
     if settings.nodes_per_cell == 1:
