@@ -127,8 +127,8 @@ def _tell_costs(proposal: Proposal) -> str:
     cap = "no cap (launch.max_chip_hours)" if costs.cap is None else f"launch.max_chip_hours {costs.cap:.3g}"
     return (f"  {costs.unit} planned: {costs.submitted:.3g} in this launch, {costs.queued:.3g} under way, "
             f"{costs.held:.3g} held back; {cap}\n"
-            f"  {costs.unit} spent: {costs.spent:.3g}, of {costs.planned_ended:.3g} planned for the cells that have "
-            f"ended")  # fmt: skip
+            f"  {costs.unit} spent: {costs.spent:.3g} so far; {costs.planned_ended:.3g} was planned for the cells "
+            f"that have ended")  # fmt: skip
 
 
 def _print_end(options: LaunchOptions, proposal: Proposal, sent: Launch | None, console: Console) -> None:
