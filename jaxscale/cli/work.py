@@ -22,6 +22,7 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.launch import read_task
 from jaxscale.runs import Cell, Plan, from_plain
 from jaxscale.sweep import read_plan, read_status
+from jaxscale.train.canary import has_agreed
 from jaxscale.train.pool import Terminated, count_workers, raise_on_sigterm, train_cells
 from jaxscale.train.seats import seat_worker
 
@@ -83,7 +84,7 @@ def _work(options: WorkOptions, planned: Plan, cells: tuple[Cell, ...], console:
     if not open_cells:
         console.print(f"all {len(cells)} cells have ended")
         return
-    if study.launch.canary:
+    if study.launch.canary and not has_agreed(options.directory, planned):
         _send_canary(options.directory, study, open_cells, console)
     workers, _ = count_workers(mesh)
     with StudyProgress(open_cells, workers, console) as progress:
@@ -109,5 +110,6 @@ def _send_canary(folder: Path, study: Study, cells: Sequence[Cell], console: Con
     verdict = json.loads(out.strip().splitlines()[-1])
     if not verdict["agrees"]:
         raise VerdictError(verdict["reason"])
-    beside = f"agrees with {verdict['others']} other kinds of machine" if verdict["others"] else "the first of its kind"
-    console.print(f"canary on {verdict['pool']}: {beside}", soft_wrap=True, style="dim", markup=False)
+    told = [f"agrees with {verdict['others']} other kinds of machine"] if verdict["others"] else []
+    told.append("the first of its kind" if verdict["fresh"] else "its kind has been here")
+    console.print(f"canary on {verdict['pool']}: {', '.join(told)}", soft_wrap=True, style="dim", markup=False)

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxscale.hardware import parse_hardware
 from jaxscale.launch.groups import Unit
 from jaxscale.runs import Cell, Plan
 from jaxscale.spend import chip_hours
-from jaxscale.sweep import CellStatus
 
-__all__ = ["Costs", "keep_cap", "remaining_seconds", "sum_chip_hours", "unit_name"]
+__all__ = ["Costs", "keep_cap", "sum_chip_hours"]
 
 
 @dataclass(frozen=True)
@@ -39,23 +37,9 @@ class Costs:
     unit: str = "chip-hours"
 
 
-def unit_name(plan: Plan) -> str:
-    """On CPU a chip is a core."""
-    return "core-hours" if parse_hardware(plan.hardware).name == "cpu" else "chip-hours"
-
-
 def sum_chip_hours(plan: Plan, cells: Iterable[Cell]) -> float:
     """Planned chip-hours of cells together."""
     return sum(chip_hours(plan, cell) for cell in cells)
-
-
-def remaining_seconds(status: CellStatus) -> float:
-    """Planned seconds of what a cell has not trained yet: all of them for one that is to be made again."""
-    spec = status.cell.spec
-    if status.state == "planned" and status.step >= spec.steps:
-        return status.cell.seconds
-    todo = (spec.steps - max(status.step, spec.parent_step)) / (spec.steps - spec.parent_step)
-    return status.cell.seconds * min(1.0, max(0.0, todo))
 
 
 def keep_cap(units: Sequence[Unit], plan: Plan, left: float | None) -> tuple[list[Cell], list[Cell]]:

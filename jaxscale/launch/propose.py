@@ -11,13 +11,14 @@ from itertools import chain
 from pathlib import Path
 
 from jaxscale.config import LaunchConfig, Study
-from jaxscale.launch.costs import Costs, keep_cap, remaining_seconds, sum_chip_hours, unit_name
+from jaxscale.launch.costs import Costs, keep_cap, sum_chip_hours
 from jaxscale.launch.groups import group_tasks, list_units
 from jaxscale.launch.ledger import Launch
 from jaxscale.launch.queue import QueuedTask, ask_queue
 from jaxscale.launch.settings import SlurmSettings
 from jaxscale.leases import spent_chip_hours
 from jaxscale.runs import Cell, Plan, from_plain
+from jaxscale.spend import remaining_seconds, unit_name
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.trunks import has_kept
 
