@@ -2,6 +2,9 @@
 
 A step's folder appears whole or not at all, so a kill during a save leaves the previous one. Restoring walks
 back from the newest step until one can be read; a corrupt one is named in `skipped`, moved aside, never used.
+
+Several processes save together, each its shards, and commit once; each reads what it needs by itself, with no barrier
+in which one that fails would leave the others, and then all hear how it went.
 """
 
 from __future__ import annotations
@@ -15,9 +18,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxscale.train import hosts
 from jaxscale.train.step import TrainState
 
 __all__ = ["Checkpoints", "keep_state", "read_state"]
+
+ITEM = "default"
+"""Orbax's name of what a step holds where it holds one thing."""
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
 
@@ -35,7 +42,7 @@ class Checkpoints:
 
     def save(self, state: TrainState, step: int, *, wait: bool = False) -> None:
         """Start saving; `wait` returns only when the step is on disk."""
-        if step not in self.manager.all_steps():
+        if not hosts.broadcast(step in self.manager.all_steps(), f"save {step}"):
             self.manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
         if wait:
             self.manager.wait_until_finished()
@@ -48,17 +55,15 @@ class Checkpoints:
                 self.manager.delete(earlier)
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest readable state, laid out as `like` (shapes, dtypes, shardings); None if there is none."""
-        for step in sorted(self.manager.all_steps(), reverse=True):
-            try:
-                saved = self.manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
-                return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in _by_name(like)])
-            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-                raise  # the machine's trouble, not the checkpoint's
-            except Exception as error:
-                words = (str(error).splitlines() or [""])[0][:200]
-                self.skipped.append(f"checkpoint {step}: {type(error).__name__}: {words}")
-                self._set_aside(step)
+        """The newest state that all processes can read, laid out as `like` (shapes, dtypes, shardings); None: none."""
+        for step in hosts.broadcast(sorted(self.manager.all_steps(), reverse=True), "steps"):
+            saved, trouble = _try_to_read(self.folder / str(step) / ITEM, like)
+            words = next(filter(None, hosts.gather(trouble, f"restore {step}")), "")
+            if not words:
+                return saved
+            self.skipped.append(f"checkpoint {step}: {words}")
+            hosts.from_first(lambda step=step: self._set_aside(step), "set aside")  # type: ignore[misc]
+            self.manager.reload()
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -66,26 +71,45 @@ class Checkpoints:
         aside = self.folder.with_name("damaged_checkpoints")
         aside.mkdir(exist_ok=True)
         (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
-        self.manager.reload()
 
     def close(self) -> None:
         """Wait for saves under way and release the folder."""
         self.manager.close()
 
 
+def _try_to_read(folder: Path, like: TrainState) -> tuple[TrainState | None, str]:
+    """The state, or what is wrong with it in words; the machine's trouble is raised, it is not the checkpoint's."""
+    try:
+        return read_state(folder, like), ""
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
 def keep_state(folder: Path, state: TrainState) -> None:
     """Write one state to `folder`, which appears whole or not at all; one that is there already stays."""
-    if folder.exists():
+    if hosts.from_first(lambda: _make_way(folder), f"keep {folder.parent.name}"):
         return
-    for torn in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
-        shutil.rmtree(torn)  # of a start that was killed
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), _by_name(state))
 
 
+def _make_way(folder: Path) -> bool:
+    """Whether the state is there already; what a start that was killed left of it goes."""
+    for torn in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(torn)
+    return folder.exists()
+
+
 def read_state(folder: Path, like: TrainState) -> TrainState:
-    """The state that `keep_state` wrote, laid out as `like`; raises what Orbax does where it cannot be read."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    """The state that was written there, laid out as `like`; raises what Orbax does where it cannot be read.
+
+    Each process reads its own shards and waits for no other.
+    """
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f"process{me}") if hosts.is_many() else None
+    with ocp.StandardCheckpointer(**({"multiprocessing_options": alone} if alone else {})) as checkpointer:
         saved = checkpointer.restore(folder.absolute(), _by_name(like))
     return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in _by_name(like)])
 
