@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,17 @@ class Checkpoints:
         aside = self.folder.with_name("damaged_checkpoints")
         aside.mkdir(exist_ok=True)
         (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close in the end. Not where this process fails alone: closing waits for others, who wait elsewhere."""
+        try:
+            yield
+        except BaseException as error:
+            if not hosts.is_alone_with(error):
+                self.close()
+            raise
+        self.close()
 
     def close(self) -> None:
         """Wait for saves under way and release the folder."""

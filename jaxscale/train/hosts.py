@@ -27,8 +27,8 @@ import jax
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.train.address import bind_address, find_seating, own_address
 
-__all__ = ["agree", "barrier", "broadcast", "connect", "from_first", "gather", "is_first", "is_many", "leave_together",
-           "together"]  # fmt: skip
+__all__ = ["agree", "barrier", "broadcast", "connect", "from_first", "gather", "is_alone_with", "is_first", "is_many",
+           "leave_together", "together"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -173,6 +173,11 @@ def _refuse(refusal: Mapping[str, Any], who: str) -> NoReturn:
     raise error
 
 
+def is_alone_with(error: BaseException) -> bool:
+    """Whether other processes go on and know nothing of this error."""
+    return is_many() and not getattr(error, "agreed", False)
+
+
 @contextmanager
 def leave_together() -> Iterator[None]:
     """Around a multi-process program: an error that not all processes have ends this one at once, and so the others.
@@ -182,14 +187,15 @@ def leave_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_many() or getattr(error, "agreed", False):
+        if not is_alone_with(error):
             raise
-        known = isinstance(error, JaxscaleError)
-        words = str(error) if known else f"{type(error).__name__}: {_first_line(error)}"
+        words, code = f"{type(error).__name__}: {_first_line(error)}", 1
+        if isinstance(error, JaxscaleError):
+            words, code = str(error), error.exit_code
         _say_farewell(words)
         print(f"jaxscale: process {jax.process_index()} of {jax.process_count()} ends ({words}); start all processes "
               f"again, the cell goes on from its last checkpoint", file=sys.stderr)  # fmt: skip
-        leave(error.exit_code if known else 1)
+        leave(code)
 
 
 def leave(code: int) -> NoReturn:

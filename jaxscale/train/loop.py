@@ -6,6 +6,9 @@ so that it waits for the host only where the run pauses: to save, to keep a stat
 after whole logging intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve
 agrees to the bit on the same devices and thread count.
 
+Several processes (`hosts`) walk through the same dispatches. Only the first touches the run's folder; what it finds
+there, when to save and when to stop are the same for all, so they save the same step and end together.
+
 A trunk stops at the steps whose states it keeps for its branches; a branch begins from such a state and goes on in
 the trunk's order of the data, so that it is to the bit the run that the trunk would have become.
 
@@ -20,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -32,8 +35,9 @@ from jaxscale.config import MeshConfig
 from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
-from jaxscale.runs import RunResult, RunSpec
+from jaxscale.runs import RunResult, RunSpec, from_plain
 from jaxscale.sweep import Way, pack_key
+from jaxscale.train import hosts
 from jaxscale.train.checkpoint import Checkpoints, keep_state, read_state
 from jaxscale.train.compiling import compile_alone
 from jaxscale.train.dispatch import lay_out
@@ -55,6 +59,9 @@ EVAL_SEQS = 32
 
 class Preempted(Exception):
     """The run was asked to stop and has saved; the next start goes on from there."""
+
+    agreed = True
+    """Every process of the run raises it (JaxscaleError.agreed)."""
 
 
 def train_run(
@@ -101,24 +108,38 @@ def train_pack(
     folders = [RunFolder(Path(out), spec) for spec in specs]
     pack = PackFolder(Path(out), Pack(tuple(spec.run_id for spec in specs), way)) if way != "process" else None
     try:
-        ended = [folder.read_result() for folder in folders]
-        if all(ended):
-            return tuple(result for result in ended if result is not None)
-        for folder in folders:
-            folder.prepare()
         with ExitStack() as locks:
-            for folder in folders:
-                locks.enter_context(folder.lock())
+            ended = _read_results(hosts.from_first(lambda: _open(folders, locks), "open"))
+            if all(ended):
+                return tuple(result for result in ended if result is not None)
             if pack is not None and any(not folder.has_begun() and folder.read_result() is None for folder in folders):
                 pack.remove()  # a member was reset: what the pack saved holds the state that it was to lose
-            trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256,
-                               rivals or {})  # fmt: skip
+            trainer = hosts.together(
+                lambda: _Trainer(folders, ended, pack, mesh or MeshConfig(), on_progress if hosts.is_first() else None,
+                                 should_stop, data_sha256, rivals or {}), "set up",
+            )  # fmt: skip
             return trainer.train(keep_weights)
     except Exception as error:
         if isinstance(error, JaxscaleError) or not is_disk_full(error):
             raise
         raise VerdictError(f"{(pack or folders[0]).path}: no disk space left; free some and run the same command "
                            f"again, it goes on from the last checkpoint") from error  # fmt: skip
+
+
+def _open(folders: Sequence[RunFolder], locks: ExitStack) -> list[dict[str, Any] | None]:
+    """How each run has ended, if it has; where one goes on, all folders are made ready and held."""
+    ended = [folder.read_result() for folder in folders]
+    if not all(ended):
+        for folder in folders:
+            folder.prepare()
+        for folder in folders:
+            locks.enter_context(folder.lock())
+        ended = [folder.read_result() for folder in folders]
+    return [asdict(result) if result is not None else None for result in ended]
+
+
+def _read_results(plain: Sequence[dict[str, Any] | None]) -> list[RunResult | None]:
+    return [from_plain(result, RunResult) if result is not None else None for result in plain]
 
 
 def _check_alike(specs: Sequence[RunSpec], way: Way) -> None:
@@ -157,6 +178,7 @@ class _Trainer:
     def __init__(
         self,
         folders: Sequence[RunFolder],
+        ended: Sequence[RunResult | None],
         pack: PackFolder | None,
         mesh_config: MeshConfig,
         on_progress: Callable[[Progress], None] | None,
@@ -173,13 +195,14 @@ class _Trainer:
         self.pack, told = pack, pack.describe() if pack else None
         watched = {run_id: Stopper(folder.path.parent, folder.spec, rivals[run_id]) for folder in folders
                    if (run_id := folder.spec.run_id) in rivals}  # fmt: skip
-        self.members = [Member(folder, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id))
-                        for folder in folders]  # fmt: skip
+        self.members = [Member(folder, result, self.tokens.info, dtype, told, on_progress,
+                               watched.get(folder.spec.run_id))
+                        for folder, result in zip(folders, ended, strict=True)]  # fmt: skip
         way: Way = cast(Way, pack.pack.way) if pack else "process"
         microbatch_seqs = count_microbatch(self.spec, way, mesh_config, dtype)
         self.layout = lay_out(self.spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
         self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype)
-        self.saved_at, self.stop = 0.0, False
+        self.saved_at, self.stop, self.save = 0.0, False, False
 
     def train(self, keep_weights: bool) -> tuple[RunResult, ...]:
         if self.pack is not None:
@@ -188,7 +211,7 @@ class _Trainer:
         checkpoints = Checkpoints(folder)
         with self._compiling("train"):
             self.engine.compile()  # before the clock starts
-        try:
+        with checkpoints.closing():
             saved = checkpoints.restore(self.engine.abstract_state())
             state = self._begin() if saved is None else self.engine.place(saved)
             step = int(np.max(np.asarray(state.step)))
@@ -196,13 +219,14 @@ class _Trainer:
                 member.start(step, checkpoints.skipped)
             state = self._run(state, step, checkpoints)
             self._conclude(state, checkpoints, keep_weights)
-        finally:
-            checkpoints.close()
         if self.pack is not None:
             self.pack.remove()
-        elif not keep_weights:
+        elif not keep_weights and hosts.is_first():
             shutil.rmtree(folder, ignore_errors=True)
-        return tuple(member.result for member in self.members if member.result is not None)
+        results = [member.result for member in self.members if member.result is not None]
+        if hosts.is_many():  # the first one's clock and restarts hold
+            results = [from_plain(plain, RunResult) for plain in hosts.broadcast([asdict(own) for own in results])]
+        return tuple(results)
 
     def _compiling(self, program: str) -> AbstractContextManager[None]:
         """Alone with one of this run's programs; the key says what they depend on, more rather than less."""
@@ -217,9 +241,12 @@ class _Trainer:
         if not self.spec.parent:
             with self._compiling("begin"):
                 return jax.block_until_ready(self.engine.begin())
-        kept = self.members[0].folder.inherit()
+        kept = Path(hosts.from_first(lambda: str(self.members[0].folder.inherit()), "inherit"))
+        return self.engine.place(hosts.together(lambda: self._read_kept(kept / "state"), "read the trunk's state"))
+
+    def _read_kept(self, folder: Path) -> TrainState:
         try:
-            return self.engine.place(read_state(kept / "state", self.engine.abstract_state()))
+            return read_state(folder, self.engine.abstract_state())
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise  # the machine's trouble, not the state's
         except Exception as error:
@@ -231,7 +258,8 @@ class _Trainer:
     def _keep(self, state: TrainState, step: int) -> None:
         """Keep a trunk's state for a branch, before any later checkpoint: a kill cannot come between."""
         if self.members[0].live:
-            keep_state(self.members[0].folder.keep_lines(step) / "state", state)
+            folder = hosts.from_first(lambda: str(self.members[0].folder.keep_lines(step)), "keep")
+            keep_state(Path(folder) / "state", state)
 
     def _run(self, state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:
         """Train to the last step, or until every member has ended; the final state."""
@@ -257,14 +285,11 @@ class _Trainer:
             self._keep(state, step)
         if step == self.spec.steps or not any(member.live for member in self.members):
             return
-        if self.stop or self._save_is_due():
+        if self.stop or self.save:
             checkpoints.save(self.engine.to_save(state), step, wait=self.stop)
             self.saved_at = time.perf_counter()
         if self.stop:
             raise Preempted(f"{self._name()} saved at step {step} of {self.spec.steps}")
-
-    def _save_is_due(self) -> bool:
-        return time.perf_counter() - self.saved_at > self.config.checkpoint_every_s
 
     def _name(self) -> str:
         return f"run {self.spec.run_id}" if self.pack is None else f"pack of {len(self.members)} runs"
@@ -309,9 +334,13 @@ class _Trainer:
                     yield _Interval(sent.step, losses, norms, None if ahead or not pause else state)
 
     def _pauses_at(self, step: int) -> bool:
-        """Whether the state after the interval that ends at `step` is wanted; asks once whether to stop."""
-        self.stop = self.should_stop()
-        return self.stop or self._save_is_due() or step == self.spec.steps or step in self.spec.keeps
+        """Whether the state after the interval that ends at `step` is wanted; asks once whether to stop.
+
+        Any process that is asked to stop stops all, and the first whose clock says so has all save.
+        """
+        due = time.perf_counter() - self.saved_at > self.config.checkpoint_every_s
+        self.stop, self.save = hosts.agree((self.should_stop(), due), "interval")
+        return self.stop or self.save or step == self.spec.steps or step in self.spec.keeps
 
     def _staged(self, step: int) -> Iterator[tuple[int, Any, int]]:
         """(first step, batch on the devices, steps) of every dispatch from `step` on."""
