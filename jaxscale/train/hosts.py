@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 HEARTBEAT_S = 10
 """Seconds without a sign of life after which a process counts as dead and the others end."""
-CONNECT_S = 300
+CONNECT_S = 120
 """Seconds in which all processes have to come."""
 SHUTDOWN_S = 60
 """Seconds that an ended process waits for the others to end."""
