@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
-from jaxscale.runs import TUNING_ROLES, Cell, RunResult, from_plain
+from jaxscale.runs import TUNING_ROLES, Cell, Plan, RunResult, from_plain
 from jaxscale.sweep import Job, fail_cell, find_parent, next_job, read_plan, read_status
 from jaxscale.train import hosts
 from jaxscale.train.loop import Preempted, Progress, train_run
@@ -75,9 +75,7 @@ def _train(
     study_dir: Path, run_id: str, tell: Callable[[dict[str, Any]], None], should_stop: Callable[[], bool]
 ) -> RunResult:
     """One cell over all processes; each reads the plan anew, which may have grown."""
-    plan = hosts.together(lambda: read_plan(study_dir), "plan")
-    cell = hosts.together(lambda: plan.find_cell(run_id), "cell")
-    mesh: MeshConfig = from_plain(plan.config, Study).mesh
+    plan, cell, mesh = hosts.together(lambda: _find(study_dir, run_id), "plan")
     tell({"event": "start", "run_id": run_id})
 
     def report(progress: Progress) -> None:
@@ -87,6 +85,11 @@ def _train(
         cell.spec, study_dir, mesh=mesh, on_progress=report, should_stop=should_stop, data_sha256=plan.data_sha256,
         keep_weights=cell.role not in (*TUNING_ROLES, "trunk"),
     )  # fmt: skip
+
+
+def _find(study_dir: Path, run_id: str) -> tuple[Plan, Cell, MeshConfig]:
+    plan = read_plan(study_dir)
+    return plan, plan.find_cell(run_id), from_plain(plan.config, Study).mesh
 
 
 def pick_pending(study_dir: Path, cells: Sequence[Cell]) -> Pick:
