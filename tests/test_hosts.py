@@ -67,6 +67,23 @@ for folder in map(Path, sys.argv[1:]):
     print("gang", code, flush=True)
 """
 
+FAULT = """
+import os, signal, sys
+from jaxscale.train import hosts
+agree, intervals = hosts.agree, iter(range(10**6))
+number, who, when = map(int, sys.argv[1:4])
+
+def agree_after_fault(flags, at):
+    if at == "interval" and next(intervals) == when and int(os.environ["JAX_PROCESS_ID"]) == who:
+        os.kill(os.getpid(), number)
+    return agree(flags, at)
+
+hosts.agree = agree_after_fault
+from jaxscale.cli import main
+main(sys.argv[4:])
+"""
+"""The command line, where one process sends itself a signal at the end of a logging interval, counted from 0."""
+
 
 @dataclass
 class Gang:
@@ -98,28 +115,16 @@ def launch(count: int, *words: str) -> Gang:
                                   env=environment | {"JAX_PROCESS_ID": str(i)}) for i in range(count)])  # fmt: skip
 
 
-def launch_run(count: int, folder: Path, spec: RunSpec) -> Gang:
-    return launch(count, "-m", "jaxscale", "train", str(folder), "--run", spec.run_id)
+def launch_run(count: int, folder: Path, spec: RunSpec, *fault: int) -> Gang:
+    """`jaxscale train` in `count` processes; `fault`: a signal, to whom, and after which interval."""
+    words = ["train", str(folder), "--run", spec.run_id]
+    return launch(count, *(["-c", FAULT, *map(str, fault)] if fault else ["-m", "jaxscale"]), *words)
 
 
 def lines(folder: Path, spec: RunSpec) -> list[dict[str, float]]:
     file = folder / spec.run_id / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
-def wait_for_lines(folder: Path, spec: RunSpec, more: int = 2, timeout_s: float = 60.0) -> None:
-    """Until a start has written some lines of its own."""
-    attempts, curve = (folder / spec.run_id / name for name in ("attempts.jsonl", "metrics.jsonl"))
-    starts = len(attempts.read_text().splitlines()) if attempts.exists() else 0
-    deadline, begun = time.monotonic() + timeout_s, 0
-    while time.monotonic() < deadline:
-        if begun and len(lines(folder, spec)) >= begun + more:
-            return
-        if not begun and attempts.exists() and len(attempts.read_text().splitlines()) > starts and curve.exists():
-            begun = len(lines(folder, spec)) + 1
-        time.sleep(0.01)
-    raise AssertionError(f"no lines within {timeout_s} s")
 
 
 def stop_after(count: int) -> Callable[[], bool]:
@@ -163,8 +168,8 @@ def set_steps(spec: RunSpec, steps: int, **fields: object) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def cells(whole: Plan) -> list[RunSpec]:
-    """A short run and a longer one, of three and ten logging intervals."""
-    return [set_steps(whole.cells[2].spec, steps) for steps in (48, 160)]
+    """A short run and a longer one, of two and ten logging intervals."""
+    return [set_steps(whole.cells[2].spec, steps) for steps in (48, 320)]
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +205,7 @@ def quiet(root: Path, whole: Plan, cells: list[RunSpec], family: list[RunSpec]) 
 def stopped(root: Path, whole: Plan, cells: list[RunSpec]) -> tuple[Path, list[int], list[str]]:
     """The longer run, one of whose two processes got SIGTERM."""
     folder = write_plan(root / "stopped", whole, cells[1:])
-    gang = launch_run(2, folder, cells[1])
-    wait_for_lines(folder, cells[1])
-    gang.processes[1].send_signal(signal.SIGTERM)
-    return folder, *gang.join()
+    return folder, *launch_run(2, folder, cells[1], signal.SIGTERM, 1, 2).join()
 
 
 def test_what_one_process_finds_all_hear(quiet: tuple[list[Path], list[str]]) -> None:
@@ -291,9 +293,8 @@ def test_from_two_processes_to_one_to_four_on_another_mesh_one_of_which_is_kille
         train_run(spec, folder, mesh=OFTEN, should_stop=stop_after(1))
     write_plan(folder, whole, [spec], fsdp=2)
 
-    gang = launch_run(4, folder, spec)
-    wait_for_lines(folder, spec)
-    gang.processes[2].kill()
+    gang = launch_run(4, folder, spec, signal.SIGKILL, 2, 1)
+    gang.processes[2].wait(timeout=60)
     killed = time.monotonic()
     codes, said = gang.join()
     assert time.monotonic() - killed < DEATH_S, said
