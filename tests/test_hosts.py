@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from jaxscale.errors import MisuseError
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import Plan, RunResult, RunSpec
 from jaxscale.sweep import read_result
+from jaxscale.train import dispatch
 from jaxscale.train.address import Seating, bind_address, find_seating, own_address
-from jaxscale.train.loop import Preempted, train_run
+from jaxscale.train.loop import train_run
 from jaxscale.trunks import branch_off
 
 OFTEN = MeshConfig(checkpoint_every_s=0.0)
@@ -33,7 +34,15 @@ DEATH_S = 15.0
 LOSS_RTOL = 1e-5
 """Float32 sums in another order, over a whole run."""
 
-DRIVER = """
+SLOTS = 8
+"""Steps of a logging interval here: on a busy machine a step of four processes takes a tenth of a second."""
+
+DRIVER = (
+    f"""
+from jaxscale.train import dispatch
+dispatch.FEW_SLOTS = {SLOTS}
+"""
+    + """
 import json, sys
 from pathlib import Path
 from jaxscale.train import hosts
@@ -66,8 +75,14 @@ for folder in map(Path, sys.argv[1:]):
         code = train_gang(folder, pick_pending(folder, read_plan(folder).cells))
     print("gang", code, flush=True)
 """
+)
 
-FAULT = """
+FAULT = (
+    f"""
+from jaxscale.train import dispatch
+dispatch.FEW_SLOTS = {SLOTS}
+"""
+    + """
 import os, signal, sys
 from jaxscale.train import hosts
 agree, intervals = hosts.agree, iter(range(10**6))
@@ -82,7 +97,8 @@ hosts.agree = agree_after_fault
 from jaxscale.cli import main
 main(sys.argv[4:])
 """
-"""The command line, where one process sends itself a signal at the end of a logging interval, counted from 0."""
+)
+"""The command line, where one process may send itself a signal at the end of a logging interval, counted from 0."""
 
 
 @dataclass
@@ -115,21 +131,15 @@ def launch(count: int, *words: str) -> Gang:
                                   env=environment | {"JAX_PROCESS_ID": str(i)}) for i in range(count)])  # fmt: skip
 
 
-def launch_run(count: int, folder: Path, spec: RunSpec, *fault: int) -> Gang:
+def launch_run(count: int, folder: Path, spec: RunSpec, fault: tuple[int, int, int] = (0, -1, 0)) -> Gang:
     """`jaxscale train` in `count` processes; `fault`: a signal, to whom, and after which interval."""
-    words = ["train", str(folder), "--run", spec.run_id]
-    return launch(count, *(["-c", FAULT, *map(str, fault)] if fault else ["-m", "jaxscale"]), *words)
+    return launch(count, "-c", FAULT, *(str(int(part)) for part in fault), "train", str(folder), "--run", spec.run_id)
 
 
 def lines(folder: Path, spec: RunSpec) -> list[dict[str, float]]:
     file = folder / spec.run_id / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
-def stop_after(count: int) -> Callable[[], bool]:
-    calls = iter(range(10**6))
-    return lambda: next(calls) >= count
 
 
 def steps_saved(folder: Path, spec: RunSpec) -> list[int]:
@@ -143,6 +153,13 @@ def result_of(folder: Path, spec: RunSpec) -> RunResult:
 def assert_same_curve(got: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:
     assert [row["step"] for row in got] == [row["step"] for row in wanted]
     np.testing.assert_allclose([row["loss"] for row in got], [row["loss"] for row in wanted], rtol=LOSS_RTOL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_dispatches() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "FEW_SLOTS", SLOTS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +185,15 @@ def set_steps(spec: RunSpec, steps: int, **fields: object) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def cells(whole: Plan) -> list[RunSpec]:
-    """A short run and a longer one, of two and ten logging intervals."""
-    return [set_steps(whole.cells[2].spec, steps) for steps in (48, 320)]
+    """A short run and a longer one, of two and seven logging intervals."""
+    return [set_steps(whole.cells[2].spec, steps) for steps in (2 * SLOTS, 7 * SLOTS)]
 
 
 @pytest.fixture(scope="module")
 def family(whole: Plan) -> list[RunSpec]:
     """A trunk, and the shorter of its two branches."""
     spec = replace(whole.cells[2].spec, schedule="wsd", decay_steps=16, warmup_steps=4)
-    trunk, branches = branch_off([set_steps(spec, 48), set_steps(spec, 64)])
+    trunk, branches = branch_off([set_steps(spec, 32), set_steps(spec, 40)])
     return [trunk, branches[0]]
 
 
@@ -205,7 +222,7 @@ def quiet(root: Path, whole: Plan, cells: list[RunSpec], family: list[RunSpec]) 
 def stopped(root: Path, whole: Plan, cells: list[RunSpec]) -> tuple[Path, list[int], list[str]]:
     """The longer run, one of whose two processes got SIGTERM."""
     folder = write_plan(root / "stopped", whole, cells[1:])
-    return folder, *launch_run(2, folder, cells[1], signal.SIGTERM, 1, 2).join()
+    return folder, *launch_run(2, folder, cells[1], (signal.SIGTERM, 1, 1)).join()
 
 
 def test_what_one_process_finds_all_hear(quiet: tuple[list[Path], list[str]]) -> None:
@@ -282,29 +299,27 @@ def test_resumed_past_a_damaged_checkpoint_it_continues_to_the_same_bits(
     assert (result.loss, result.restarts) == (result_of(quiet[0][0], spec).loss, 1)
 
 
-def test_from_two_processes_to_one_to_four_on_another_mesh_one_of_which_is_killed(
+def test_from_two_processes_to_four_on_another_mesh_one_of_which_is_killed_to_one(
     root: Path, whole: Plan, stopped: tuple[Path, list[int], list[str]], quiet: tuple[list[Path], list[str]],
     cells: list[RunSpec],
 ) -> None:  # fmt: skip
     """The others end in seconds, and the next start finishes the run on the curve that two processes made."""
     folder, spec = root / "moved", cells[1]
     shutil.copytree(stopped[0], folder)
-    with pytest.raises(Preempted):
-        train_run(spec, folder, mesh=OFTEN, should_stop=stop_after(1))
+    before = steps_saved(folder, spec)[-1]
     write_plan(folder, whole, [spec], fsdp=2)
-
-    gang = launch_run(4, folder, spec, signal.SIGKILL, 2, 1)
-    gang.processes[2].wait(timeout=60)
+    gang = launch_run(4, folder, spec, (signal.SIGKILL, 2, 2))
+    gang.processes[2].wait(timeout=100)
     killed = time.monotonic()
     codes, said = gang.join()
     assert time.monotonic() - killed < DEATH_S, said
     assert codes[2] == -signal.SIGKILL and all(code in (1, -signal.SIGABRT) for code in codes[:2] + codes[3:]), said
     assert not (folder / spec.run_id / "result.json").exists()
 
-    codes, said = launch_run(4, folder, spec).join()
-    assert codes == [0, 0, 0, 0], said
-    result = result_of(folder, spec)
-    assert (result.state, result.restarts, result.provenance["devices"]) == ("done", 3, "2 then 8 then 4")
+    result = train_run(spec, folder, mesh=OFTEN)
+    starts = [json.loads(line) for line in (folder / spec.run_id / "attempts.jsonl").read_text().splitlines()]
+    assert starts[0]["step"] == 0 and starts[1]["step"] == before < starts[2]["step"]
+    assert (result.state, result.restarts, result.provenance["devices"]) == ("done", 2, "2 then 4 then 8")
     assert_same_curve(lines(folder, spec), lines(quiet[0][0], spec))
     assert result.loss == pytest.approx(result_of(quiet[0][0], spec).loss, rel=LOSS_RTOL)
 
