@@ -14,6 +14,8 @@ class JaxscaleError(Exception):
     exit_code = 1
     agreed = False
     """Whether every process of a multi-process run raised it, at the same point: then they can go on together."""
+    kind = ""
+    """Of an error that another process told: the name of its class there."""
 
 
 class MisuseError(JaxscaleError, ValueError):

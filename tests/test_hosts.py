@@ -139,7 +139,7 @@ def launch_run(count: int, folder: Path, spec: RunSpec, fault: tuple[int, int, i
 def lines(folder: Path, spec: RunSpec) -> list[dict[str, float]]:
     file = folder / spec.run_id / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "crc")} for row in rows]
 
 
 def steps_saved(folder: Path, spec: RunSpec) -> list[int]:

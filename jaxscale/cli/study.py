@@ -132,7 +132,8 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
     from jaxscale.train.worker import use_compile_cache
 
     cell = _pick(options, planned)
-    mesh = from_plain(planned.config, Study).mesh
+    study = from_plain(planned.config, Study)
+    mesh = study.mesh
     stopped: list[int] = []
     watched = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(number, lambda number, _: stopped.append(number)) for number in watched]
@@ -150,6 +151,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 should_stop=lambda: bool(stopped),
                 data_sha256=planned.data_sha256,
                 keep_weights=cell.role not in TUNING_ROLES,
+                launch=study.launch,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)

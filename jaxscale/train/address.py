@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jaxscale.errors import MisuseError
 
-__all__ = ["Seating", "bind_address", "find_seating", "own_address"]
+__all__ = ["Seating", "bind_address", "find_seating", "is_one_of_many", "own_address"]
 
 ADDRESS, COUNT, PLACE = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 BIND, AUTO = "JAX_COORDINATOR_BIND_ADDRESS", "JAXSCALE_DISTRIBUTED"
@@ -55,6 +55,14 @@ def find_seating(environment: Mapping[str, str]) -> Seating | None:
         raise MisuseError(f"{PLACE}: {place} is not one of {count} processes; use 0 to {count - 1}")
     _check_address(address)
     return Seating(address, count, place) if count > 1 else None
+
+
+def is_one_of_many(environment: Mapping[str, str]) -> bool:
+    """Whether this process is meant to train with others; asks no platform, and refuses nothing yet."""
+    if environment.get(AUTO):
+        return True
+    count = environment.get(COUNT) or environment.get(STEP_COUNT) or "1"
+    return bool(environment.get(ADDRESS)) and count != "1"
 
 
 def _read_number(environment: Mapping[str, str], name: str, step_name: str) -> int:

@@ -41,6 +41,8 @@ SHUTDOWN_S = 60
 PATIENCE_S, SLICE_MS = 3600.0, 1000
 """Seconds to wait for living processes at one point, as while one reads a large text; between looks for a farewell."""
 LEFT = "jaxscale/left"
+PEER_LOST = 134
+"""Exit code of a process that ends because of another; JAX's C++ aborts with the same."""
 
 _rounds = itertools.count()
 
@@ -164,12 +166,12 @@ def _attempt(action: Callable[[], T]) -> tuple[T | None, dict[str, Any] | None]:
         return action(), None
     except Exception as error:
         words = str(error) if isinstance(error, JaxscaleError) else f"{type(error).__name__}: {_first_line(error)}"
-        return None, {"words": words, "misuse": isinstance(error, MisuseError)}
+        return None, {"words": words, "misuse": isinstance(error, MisuseError), "kind": type(error).__name__}
 
 
 def _refuse(refusal: Mapping[str, Any], who: str) -> NoReturn:
     error = (MisuseError if refusal["misuse"] else VerdictError)(who + refusal["words"])
-    error.agreed = True
+    error.agreed, error.kind = True, refusal["kind"]
     raise error
 
 
@@ -182,16 +184,17 @@ def is_alone_with(error: BaseException) -> bool:
 def leave_together() -> Iterator[None]:
     """Around a multi-process program: an error that not all processes have ends this one at once, and so the others.
 
-    Ending as usual would wait for the others at the door, and they wait inside.
+    Ending as usual would wait for the others at the door, and they wait inside. The exit code is that of a misuse, or
+    PEER_LOST: starting all again may help.
     """
     try:
         yield
     except Exception as error:
         if not is_alone_with(error):
             raise
-        words, code = f"{type(error).__name__}: {_first_line(error)}", 1
-        if isinstance(error, JaxscaleError):
-            words, code = str(error), error.exit_code
+        told = isinstance(error, JaxscaleError)
+        words = str(error) if told else f"{type(error).__name__}: {_first_line(error)}"
+        code = error.exit_code if isinstance(error, MisuseError) else PEER_LOST
         _say_farewell(words)
         print(f"jaxscale: process {jax.process_index()} of {jax.process_count()} ends ({words}); start all processes "
               f"again, the cell goes on from its last checkpoint", file=sys.stderr)  # fmt: skip
