@@ -70,10 +70,15 @@ said = [
     say(lambda: hosts.together(lambda: refuse(False), "c")),
 ]
 print(json.dumps(said), flush=True)
-for folder in map(Path, sys.argv[1:]):
+def train(folder, **how):
+    heard = []
     with hosts.leave_together():
-        code = train_gang(folder, pick_pending(folder, read_plan(folder).cells))
-    print("gang", code, flush=True)
+        code = train_gang(folder, pick_pending(folder, read_plan(folder).cells), on_event=heard.append, **how)
+    print("gang", code, *[event["message"] for event in heard if event["event"] == "error"], flush=True)
+
+for folder in map(Path, sys.argv[1:]):
+    train(folder)
+train(folder, should_stop=lambda: me == 1)
 """
 )
 
@@ -107,7 +112,7 @@ class Gang:
 
     processes: list[subprocess.Popen[str]]
 
-    def join(self, timeout_s: float = 120.0) -> tuple[list[int], list[str]]:
+    def join(self, timeout_s: float = 240.0) -> tuple[list[int], list[str]]:
         """Exit codes and outputs; what still runs then is killed."""
         try:
             said = [process.communicate(timeout=timeout_s)[0] for process in self.processes]
@@ -209,9 +214,10 @@ def write_plan(folder: Path, whole: Plan, specs: list[RunSpec], **mesh: object) 
 
 @pytest.fixture(scope="module")
 def quiet(root: Path, whole: Plan, cells: list[RunSpec], family: list[RunSpec]) -> tuple[list[Path], list[str]]:
-    """Three folders trained undisturbed by one gang of two processes, and what both said: two runs, one of them
-    again, and the trunk with its branch."""
-    work = {"two": cells, "again": cells[:1], "branches": family}
+    """Folders of one gang of two processes, and what both said: two runs, one of them again, the trunk with its
+    branch, and a run whose microbatch has no row for the second process."""
+    refused = replace(cells[0], microbatch_seqs=1)
+    work = {"two": cells, "again": cells[:1], "branches": family, "refused": [refused]}
     folders = [write_plan(root / name, whole, specs) for name, specs in work.items()]
     codes, said = launch(2, "-c", DRIVER, *map(str, folders)).join()
     assert codes == [0, 0], said
@@ -232,7 +238,14 @@ def test_what_one_process_finds_all_hear(quiet: tuple[list[Path], list[str]]) ->
         assert said[3] == ["process 0: no: use yes" if me else "no: use yes", True]
         assert said[4] == ["no: use yes" if me else "process 1: no: use yes", True]
         assert said[5] == "yes"
-    assert all(said.count("gang 0") == 3 for said in quiet[1])
+
+
+def test_a_gang_ends_with_what_became_of_its_cells(quiet: tuple[list[Path], list[str]]) -> None:
+    """Three folders done; a cell that all refuse, told once, by the first; a stop that one was asked for."""
+    ends = [[line for line in said.splitlines() if line.startswith("gang")] for said in quiet[1]]
+    refused = "gang 1 recipe.microbatch_seqs: 1 does not divide over 2 devices; use 2 or 4, or fewer devices"
+    assert ends[0] == ["gang 0"] * 3 + [refused, "gang 75"]
+    assert ends[1] == ["gang 0"] * 3 + ["gang 1", "gang 75"]
 
 
 def test_two_processes_make_the_curve_of_one(root: Path, quiet: tuple[list[Path], list[str]], cells: list[RunSpec]
@@ -309,7 +322,7 @@ def test_from_two_processes_to_four_on_another_mesh_one_of_which_is_killed_to_on
     before = steps_saved(folder, spec)[-1]
     write_plan(folder, whole, [spec], fsdp=2)
     gang = launch_run(4, folder, spec, (signal.SIGKILL, 2, 2))
-    gang.processes[2].wait(timeout=100)
+    gang.processes[2].wait(timeout=200)
     killed = time.monotonic()
     codes, said = gang.join()
     assert time.monotonic() - killed < DEATH_S, said
