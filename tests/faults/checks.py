@@ -43,10 +43,11 @@ def check_end(grid: Grid) -> None:
         for run_id in grid.run_ids
         if commits[run_id] > 1 + grid.broken[run_id]
     ]
-    spent, needed = (sum(h.seconds * h.chips for h in read_holdings(f)) for f in (grid.folder, grid.bench.reference))
+    spent = sum(holding.seconds * holding.chips for holding in read_holdings(grid.folder))
+    needed = sum(grid.result(run_id).seconds for run_id in grid.ended_runs())
     if spent < needed:
-        grid.problems.append(f"ledger: {spent:.1f} chip-seconds spent, the undisturbed grid spent {needed:.1f}")
-    torn = [p for p in grid.folder.rglob("*orbax-checkpoint-tmp*")]
+        grid.problems.append(f"ledger: {spent:.1f} chip-seconds spent, and the curves took {needed:.1f}")
+    torn = [*grid.folder.rglob("*orbax-checkpoint-tmp*"), *grid.folder.rglob("result.json.*"), *grid.folder.rglob("*.held")]
     grid.problems += [f"left behind: {path}" for path in torn]
 
 

@@ -105,8 +105,8 @@ def _round(
         say(f"PROBLEM round {tally.rounds}: {problem}")
     tally.problems += [f"round {tally.rounds}: {problem}" for problem in grid.problems]
     tally.seconds += time.monotonic() - started
-    say(f"round {tally.rounds}: {len(hits)} faults in {time.monotonic() - started:.0f} s, {tally.faults.total()} in all, "
-        f"{len(grid.problems)} problems")  # fmt: skip
+    say(f"round {tally.rounds}: {len(hits)} faults in {time.monotonic() - started:.0f} s, "
+        f"{tally.faults.total()} in all, {len(grid.problems)} problems")  # fmt: skip
 
 
 def _inject(

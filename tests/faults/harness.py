@@ -71,6 +71,7 @@ class Bench:
     root: Path
     budget: float
     widths: tuple[int, ...]
+    seeds: int = 1
     cores: tuple[int, ...] = field(default_factory=lambda: tuple(sorted(os.sched_getaffinity(0)))[:2])
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Bench:
         self.no_mount = can_mount(self.root / "mount")
 
     def _plan(self) -> Plan:
-        study = make_study(self.root, budgets=(self.budget,), widths=self.widths)
+        study = make_study(self.root, budgets=(self.budget,), widths=self.widths, seeds=(self.seeds,))
         mesh = replace(study.mesh, checkpoint_every_s=0.5)
         launch = LaunchConfig(lease_s=LEASE_S, max_attempts=10_000, canary=False)
         study = replace(study, mesh=mesh, launch=launch)

@@ -161,15 +161,25 @@ def disk_full(grid: Grid, rng: random.Random) -> Hit | None:
     if not grid.mounted or grid.training(rng) is None:
         return None
     ballast = grid.folder / "ballast"
-    with open(ballast, "wb") as file:
-        free = os.statvfs(grid.folder).f_bavail * os.statvfs(grid.folder).f_frsize
-        os.posix_fallocate(file.fileno(), 0, max(4096, free - rng.choice((0, 4096, 1 << 16))))
+    _fill(ballast)
+    os.truncate(ballast, max(0, ballast.stat().st_size - rng.choice((0, 4096, 1 << 16))))
     until = time.monotonic() + rng.uniform(1.5, 4)
     while time.monotonic() < until:
         time.sleep(0.1)
         grid.revive()
     ballast.unlink()
     return Hit("disk full")
+
+
+def _fill(ballast: Path) -> None:
+    """Write until no byte is left."""
+    with open(ballast, "wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                continue
 
 
 def _damage(file: Path, rng: random.Random, how: str) -> None:
@@ -218,8 +228,8 @@ def _damage_running(name: str, how: str) -> Fault:
         if not file.exists() or not file.stat().st_size:
             return None
         _damage(file, rng, how)
-        if grid.result(held.run_id) is not None or file.stat().st_size == 0 and name == "spec.json":
-            grid.broken[held.run_id] += 1
+        if (grid.folder / held.run_id / "result.json").exists():
+            grid.broken[held.run_id] += 1  # it ended meanwhile
         if rng.random() < 0.5:
             return Hit(f"{name} {how}, run {held.run_id} goes on")
         hit = _hit(grid, held, f"{name} {how} and its worker killed")
@@ -321,7 +331,8 @@ def _pause(who: str) -> Fault:
             grid.problems.append(f"pause: run {held.run_id} was not taken over in {4 * LEASE_S + 10:g} s")
         if taken and not wait_for(lambda: _has_left(launcher, held), PATIENCE_S):
             grid.problems.append(f"pause: the woken worker still holds run {held.run_id}")
-        if (code := heir.wait(PATIENCE_S)) != 0:
+        heir.send(signal.SIGTERM, heir.pid)
+        if (code := heir.wait(PATIENCE_S)) not in (0, 75):
             grid.problems.append(f"pause: the heir's exit code is {code}: {heir.tail()}")
         heir.end()
         return Hit(f"{who} paused, run {held.run_id} {'taken over' if taken else 'not taken'}")

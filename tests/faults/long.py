@@ -35,7 +35,7 @@ def main() -> int:
     print(f"study folders and logs: {root}", flush=True)
     kinds = [kind for kind in KINDS if not options.only or any(word in kind for word in options.only)]
     tally = Tally.read(options.out)
-    bench = Bench(root, budget=3e10, widths=(16, 24, 32, 48, 64))
+    bench = Bench(root, budget=8e10, widths=(24, 32, 48, 64, 96), seeds=2)
     bench.train_reference()
     rng = random.Random(options.seed + 1000 * tally.rounds)
     run_rounds(bench, rng, tally, options.faults, time.monotonic() + 60 * options.minutes, kinds,
