@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
@@ -65,6 +66,9 @@ METRIC_FIELDS = frozenset({"step", "loss", "seconds"})
 
 OPTIMIZER_READS = {"sgd": ("momentum",), "muon": ("adam_lr", "momentum")}
 """Fields of a run that only some optimizers read."""
+
+RUN_ID = re.compile(r"[0-9a-f]{12}")
+"""What names a run's folder: nothing that could lead out of the study's."""
 
 T = TypeVar("T")
 
@@ -234,6 +238,9 @@ class Plan:
             if run_id != cell.run_id:
                 raise MisuseError(f"plan.json: cell {run_id} hashes to {cell.run_id}; the file was edited or "
                                   f"written by another version; plan the study anew")  # fmt: skip
+            if cell.spec.parent and not RUN_ID.fullmatch(cell.spec.parent):
+                raise MisuseError(f"plan.json: cell {run_id} names the trunk {cell.spec.parent!r}, which is no run id; "
+                                  f"plan the study anew")  # fmt: skip
         return plan
 
 

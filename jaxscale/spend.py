@@ -10,6 +10,7 @@ overdrawn by what all workers use between two signs of life at most.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jaxscale.config import Study
 from jaxscale.hardware import parse_hardware
 from jaxscale.leases import spent_chip_hours
 from jaxscale.runs import Cell, Plan, from_plain
-from jaxscale.sweep import read_status
+from jaxscale.sweep import CellStatus, read_status
 
 __all__ = ["Purse", "Spending", "chip_hours", "read_spending"]
 
@@ -34,18 +35,21 @@ class Spending:
     left: float
     """Planned rest of the runs that wait."""
     cap: float | None
+    unit: str
+    """What the hours are of: chip, or core."""
 
 
-def read_spending(study_dir: Path, plan: Plan) -> Spending:
-    """Where a study stands."""
+def read_spending(study_dir: Path, plan: Plan, statuses: Sequence[CellStatus] | None = None) -> Spending:
+    """Where a study stands; `statuses` saves reading them once more."""
     rest = {"running": 0.0, "planned": 0.0}
-    for status in read_status(study_dir, plan.cells):
+    for status in read_status(study_dir, plan.cells) if statuses is None else statuses:
         if status.state in rest:
             rest[status.state] += chip_hours(plan, status.cell) * (1 - status.step / status.cell.spec.steps)
     spent = spent_chip_hours(study_dir)
     planned = sum(chip_hours(plan, cell) for cell in plan.cells)
     cap = from_plain(plan.config, Study).launch.max_chip_hours
-    return Spending(planned, spent, rest["running"], rest["planned"], cap)
+    unit = "core" if parse_hardware(plan.hardware).name == "cpu" else "chip"
+    return Spending(planned, spent, rest["running"], rest["planned"], cap, unit)
 
 
 def chip_hours(plan: Plan, cell: Cell) -> float:

@@ -5,11 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import make_study
 
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import METRIC_FIELDS, Plan, RunSpec, from_plain, read_json, read_lines, to_plain, write_json
+from jaxscale.resolve import describe_run
+from jaxscale.runs import (
+    METRIC_FIELDS,
+    Plan,
+    RunSpec,
+    from_plain,
+    read_json,
+    read_lines,
+    read_spec,
+    seal_json,
+    seal_line,
+    to_plain,
+    write_json,
+)
 
 SPEC = plan_isoflop(Study(), train_tokens=1e7).cells[0].spec
 
@@ -79,3 +93,36 @@ def test_lines_are_read_up_to_the_first_that_is_not_whole(tmp_path: Path, tail: 
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1, "loss": 2.5, "seconds": 1}\n' + tail)
     assert [line["step"] for line in read_lines(file, METRIC_FIELDS)] == [1]
+
+
+def test_a_trunk_that_would_lead_out_of_the_study_folder_is_refused(tmp_path: Path) -> None:
+    plan = plan_isoflop(make_study(tmp_path), train_tokens=1e5)
+    wild = describe_run(replace(plan.cells[0].spec, parent="../../elsewhere", parent_step=3))
+    with pytest.raises(MisuseError, match="which is no run id"):
+        Plan.from_json(plan.with_cells([wild]).to_json())
+
+
+def test_a_sealed_line_tells_every_flipped_bit_and_what_follows_it_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    records = [{"step": 16 * i, "loss": 2 / i, "seconds": 0.5} for i in (1, 2, 3)]
+    whole = "".join(map(seal_line, records)).encode()
+    file.write_bytes(whole)
+    assert read_lines(file, METRIC_FIELDS) == records
+    first, second = whole.index(b"\n"), whole.index(b"\n", whole.index(b"\n") + 1)
+    for place in range(first + 1, second):
+        for bit in (0, 5):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            assert read_lines(file, METRIC_FIELDS) == records[:1], (place, bit)
+
+
+def test_a_sealed_file_tells_every_flipped_bit(tmp_path: Path) -> None:
+    file = tmp_path / "spec.json"
+    plan = plan_isoflop(make_study(tmp_path), train_tokens=1e5)
+    spec = plan.cells[0].spec
+    whole = seal_json(to_plain(spec)).encode()
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert read_spec(file) == spec  # white space became another
+        except MisuseError as error:
+            assert str(file) in str(error) or "RunSpec" in str(error)

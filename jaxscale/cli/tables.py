@@ -1,4 +1,4 @@
-"""Tables for people: the plan, and the state of a study."""
+"""Tables of a plan for people, and the console they go to."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections import Counter
 from itertools import groupby
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from jaxscale.flops import PF_DAY_FLOPS
-from jaxscale.format import format_count, format_flops, format_loss, format_seconds
+from jaxscale.format import format_count, format_flops, format_seconds
 from jaxscale.hardware import parse_hardware
 from jaxscale.runs import Cell, Plan
-from jaxscale.sweep import CellStatus
 
-__all__ = ["make_console", "plan_table", "print_plan", "status_table"]
+__all__ = ["STYLES", "make_console", "plan_table", "print_plan"]
 
 STYLES = {"done": "green", "running": "cyan", "diverged": "red", "failed": "red", "planned": "dim",
           "censored": "yellow"}  # fmt: skip
+"""Colours of the states of a run."""
 
 
 def make_console() -> Console:
@@ -122,49 +121,3 @@ def _dropped_table(plan: Plan) -> Table:
             format_count(drop.tokens), drop.reason,
         )  # fmt: skip
     return table
-
-
-def status_table(statuses: list[CellStatus], title: str) -> Table:
-    """State of every cell."""
-    done = Counter(status.state for status in statuses)
-    counts = ", ".join(f"{n} {state}" for state, n in done.items())
-    table = Table(title=f"{title}: {counts}", title_justify="left")
-    for name in ("run", "budget C", "N", "D", "seed", "state", "progress", "loss", "time"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for status in statuses:
-        table.add_row(*_status_row(status))
-    if any(status.cell.role == "trunk" for status in statuses):
-        paid = sum(status.result.paid_flops for status in statuses if status.result)
-        planned = sum(status.cell.paid_flops for status in statuses)
-        table.caption = f"{format_flops(paid)} of {format_flops(planned)} FLOPs are paid; trunks are counted once"
-    return table
-
-
-def _kind(cell: Cell) -> str:
-    if cell.spec.parent:
-        return f"branch of {cell.spec.parent}"
-    return {"holdout": "held out", "trunk": "trunk"}.get(cell.role, "")
-
-
-def _status_row(status: CellStatus) -> list[str]:
-    cell, spec = status.cell, status.cell.spec
-    colour = STYLES.get(status.state, "")
-    return [
-        cell.run_id,
-        format_flops(spec.budget_flops),
-        format_count(cell.n_params),
-        format_count(spec.tokens),
-        str(spec.seed),
-        f"[{colour}]{status.state}[/]" if colour else status.state,
-        f"{status.step / spec.steps:.0%}",
-        format_loss(status.loss),
-        format_seconds(status.result.seconds if status.result else cell.seconds),
-        escape(status.reason) or ", ".join(filter(None, (_kind(cell), _mfu(status)))),
-    ]
-
-
-def _mfu(status: CellStatus) -> str:
-    """Model FLOPs utilization, where the chip's peak is known."""
-    mfu = status.result.mfu if status.result else None
-    return "" if mfu is None else f"MFU {mfu:.0%}"

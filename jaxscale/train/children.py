@@ -1,13 +1,9 @@
-"""A worker process as its parent sees it: how it is started, what it says, where its stderr goes.
-
-<study>/logs/<host>-<pid of the parent>-<seat>.<start>.log      one file a start; leases and attempts name it
-"""
+"""A worker process as its parent sees it: how it is started, what it says, what it leaves behind."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Hashable, Iterator
@@ -17,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale.sweep import Job
+from jaxscale.train.logs import name_log, read_last_words
 from jaxscale.train.seats import Seat
 
 __all__ = ["Worker", "start_worker"]
@@ -54,9 +51,8 @@ class Worker:
             self.process.stdin.close()
 
     def last_words(self) -> str:
-        """The last line of its log."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "it left no message"
+        """What its log ends with."""
+        return read_last_words(self.log)
 
     def note(self, words: str) -> None:
         """Add to its log what its parent saw; a full disk loses that only."""
@@ -66,9 +62,7 @@ class Worker:
 
 def start_worker(study_dir: Path, index: int, seat: Seat | None, name: str) -> Worker:
     """Start a worker on its seat; Ctrl-C reaches the parent only, which lets it save."""
-    logs = Path(study_dir) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{socket.gethostname()}-{os.getpid()}-{name}.log"
+    log = name_log(study_dir, name)
     cores = seat.listed if seat else ""
     with open(log, "a") as stderr:
         process = subprocess.Popen(

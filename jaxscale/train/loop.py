@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxscale.config import MeshConfig
+from jaxscale.config import LaunchConfig, MeshConfig
 from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
-from jaxscale.leases import Claims
+from jaxscale.leases import LEASE_S, Claims
 from jaxscale.resolve import describe_run
 from jaxscale.runs import RunResult, RunSpec
 from jaxscale.sweep import Way, fail_cell, pack_key
@@ -41,11 +41,13 @@ from jaxscale.train.compiling import compile_alone
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
 from jaxscale.train.execution import choose_execution, choose_microbatch
+from jaxscale.train.logs import read_last_words
 from jaxscale.train.member import Member, Progress
 from jaxscale.train.packs import Pack, PackFolder
-from jaxscale.train.record import RunFolder, hold_runs, is_disk_full, read_last_words
+from jaxscale.train.record import RunFolder, hold_runs, is_disk_full
 from jaxscale.train.step import TrainState, strip_init
 from jaxscale.train.stopping import Stopper
+from jaxscale.train.track import check_trackers
 
 __all__ = ["PackWorn", "Preempted", "Progress", "train_pack", "train_run"]
 
@@ -72,19 +74,20 @@ def train_run(
     keep_weights: bool = True,
     claims: Claims | None = None,
     patience_s: float | None = None,
-    max_attempts: int | None = None,
+    launch: LaunchConfig | None = None,
 ) -> RunResult:
     """Train `spec` in the study folder `out` and return its result; a run that has ended is only read.
 
     Resumes from the newest checkpoint. A non-finite loss ends the run as "diverged", naming step and value.
     The run is held by a lease, one of `claims`; HeldElsewhere where another process keeps it for `patience_s`,
-    LeaseLost where one took it. After `max_attempts` holders in a row died without a newer checkpoint it ends as
-    "failed". Raises Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend (a
-    text that is not `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
+    LeaseLost where one took it. With `launch`, it ends as "failed" after so many holders in a row that died without a
+    newer checkpoint, and its curve goes to the trackers. Raises Preempted after saving when `should_stop` turns true,
+    MisuseError for what the user can mend (a text that is not `data_sha256`, the plan's, among it), VerdictError when
+    the disk is full: nothing saved is lost.
     """
     (result,) = train_pack((spec,), out, "process", mesh=mesh, on_progress=on_progress, should_stop=should_stop,
                            data_sha256=data_sha256, keep_weights=keep_weights, claims=claims, patience_s=patience_s,
-                           max_attempts=max_attempts)  # fmt: skip
+                           launch=launch)  # fmt: skip
     return result
 
 
@@ -101,7 +104,7 @@ def train_pack(
     rivals: Mapping[str, Mapping[str, bool]] | None = None,
     claims: Claims | None = None,
     patience_s: float | None = None,
-    max_attempts: int | None = None,
+    launch: LaunchConfig | None = None,
 ) -> tuple[RunResult, ...]:
     """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
 
@@ -109,7 +112,7 @@ def train_pack(
     resumes as a whole from its own checkpoint; runs that have ended before are only read. Final weights stay in
     each run's folder unless `keep_weights` is false. A run that `rivals` names is stopped early, as censored, where
     jaxscale.hopeless finds it hopeless beside its rivals: their ids, and whether they may stop it. A pack whose
-    holders died `max_attempts` times in a row raises PackWorn: its runs are then to be trained apart.
+    holders died `launch.max_attempts` times in a row raises PackWorn: its runs are then to be trained apart.
     """
     _check_alike(specs, way)
     folders = [RunFolder(Path(out), spec) for spec in specs]
@@ -122,16 +125,17 @@ def train_pack(
             folder.prepare()
         saved_step = pack.saved_step if pack else None
         job = pack.pack.pack_id if pack else ""
-        with hold_runs(folders, claims or Claims(out), job, saved_step, patience_s):
+        lease_s = launch.lease_s if launch else LEASE_S
+        with hold_runs(folders, claims or Claims(out, lease_s), job, saved_step, patience_s):
             for folder in folders:
                 folder.mend()
-            ended = [folder.read_result() or _give_up(folder, pack, max_attempts) for folder in folders]
+            ended = [folder.read_result() or _give_up(folder, pack, launch) for folder in folders]
             if pack is not None and any(not folder.has_begun() and folder.read_result() is None for folder in folders):
                 pack.remove()  # a member was reset: what the pack saved holds the state that it was to lose
             if all(ended):
                 return tuple(result for result in ended if result is not None)
             trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256,
-                               rivals or {})  # fmt: skip
+                               rivals or {}, launch or LaunchConfig())  # fmt: skip
             return trainer.train(keep_weights)
     except Exception as error:
         if isinstance(error, JaxscaleError) or not is_disk_full(error):
@@ -140,12 +144,13 @@ def train_pack(
                            f"again, it goes on from the last checkpoint") from error  # fmt: skip
 
 
-def _give_up(folder: RunFolder, pack: PackFolder | None, max_attempts: int | None) -> RunResult | None:
+def _give_up(folder: RunFolder, pack: PackFolder | None, launch: LaunchConfig | None) -> RunResult | None:
     """End a run whose holders keep dying as failed, with the last one's last words; None for others."""
     deaths, before = (folder.lease.holding.deaths, folder.lease.before) if folder.lease else (0, None)
-    if max_attempts is None or deaths < max_attempts:
+    if launch is None or deaths < launch.max_attempts:
         return None
-    words = read_last_words(folder.path.parent, before) if before else ""
+    log = folder.path.parent / "logs" / Path(before.log).name if before and before.log else None
+    words = read_last_words(log) if log else f"{before.who if before else 'it'} left no message"
     if pack is not None:
         pack.remove()
         raise PackWorn(f"pack of {len(pack.pack.run_ids)} runs: {deaths} workers in a row died with it ({words})")
@@ -199,9 +204,11 @@ class _Trainer:
         should_stop: Callable[[], bool],
         data_sha256: str,
         rivals: Mapping[str, Mapping[str, bool]],
+        launch: LaunchConfig,
     ) -> None:
         specs = [folder.spec for folder in folders]
         self.spec, self.config, self.should_stop = specs[0], mesh_config, should_stop
+        check_trackers(launch)
         self.tokens: TokenFiles = build_tokens(self.spec.data)
         for spec in specs:
             check_tokens(spec, self.tokens, data_sha256)
@@ -209,8 +216,10 @@ class _Trainer:
         self.pack, told = pack, pack.describe() if pack else None
         watched = {run_id: Stopper(folder.path.parent, folder.spec, rivals[run_id]) for folder in folders
                    if (run_id := folder.spec.run_id) in rivals}  # fmt: skip
-        self.members = [Member(folder, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id))
-                        for folder in folders]  # fmt: skip
+        self.members = [
+            Member(folder, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id), launch)
+            for folder in folders
+        ]
         way: Way = cast(Way, pack.pack.way) if pack else "process"
         microbatch_seqs = count_microbatch(self.spec, way, mesh_config, dtype)
         self.layout = lay_out(self.spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
@@ -318,6 +327,7 @@ class _Trainer:
             member.sync()
         if keep_weights and self.pack is None:
             checkpoints.finish(state, self.spec.steps)
+            self.members[0].folder.tell(saved_step=self.spec.steps)
         elif keep_weights:
             self._keep_weights(state)
         sums, counts = self._validate(state)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxscale.config import LaunchConfig
 from jaxscale.data.files import DataInfo
 from jaxscale.flops import count_params, flops_per_token
 from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
@@ -25,6 +26,7 @@ from jaxscale.train.optimizer import Hyper, learning_rate
 from jaxscale.train.provenance import describe_machine
 from jaxscale.train.record import RunFolder
 from jaxscale.train.stopping import Stopper
+from jaxscale.train.track import open_trackers
 
 __all__ = ["Member", "Progress", "find_mfu"]
 
@@ -73,9 +75,10 @@ class Member:
         pack: dict[str, Any] | None,
         on_progress: Callable[[Progress], None] | None,
         stopper: Stopper | None = None,
+        launch: LaunchConfig | None = None,
     ) -> None:
         self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
-        self.on_progress, self.stopper = on_progress, stopper
+        self.on_progress, self.stopper, self.launch = on_progress, stopper, launch or LaunchConfig()
         self.hyper: Any = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))  # type: ignore[arg-type]
         self.flops_per_token = flops_per_token(self.spec.model)
         self.result: RunResult | None = folder.read_result()
@@ -114,8 +117,18 @@ class Member:
         if not self.live:
             yield
             return
-        with self.folder.metrics() as self._write:
-            yield
+        trackers = open_trackers(self.launch, self.folder.path, self.spec, self.step)
+        with self.folder.metrics() as write:
+
+            def log(line: dict[str, float]) -> None:
+                write(line)
+                trackers.log(line)
+
+            self._write = log
+            try:
+                yield
+            finally:
+                trackers.close()
 
     def take(self, step: int, losses: np.ndarray, norms: np.ndarray) -> None:
         """The interval that ended at `step`: a line, or the end of a run whose loss is not finite."""

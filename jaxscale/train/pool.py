@@ -336,8 +336,8 @@ class _Pool:
         if not worker.ready:
             raise VerdictError(f"worker {worker.index} did not start: {worker.last_words()}; see {worker.log}")
         if worker.job is not None:
-            how = f"worker ended with code {worker.process.returncode}: {worker.last_words()}"
-            worker.note(how)
+            worker.note(f"worker ended with code {worker.process.returncode}")
+            how = worker.last_words()
             self._put_back(worker, worker.job, how)
         if self.waiting:
             self._start(worker.index)

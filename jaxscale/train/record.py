@@ -25,7 +25,7 @@ from typing import Any
 from jaxscale.data.store import NO_SPACE, sync_file
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import count_params
-from jaxscale.leases import Claims, HeldElsewhere, Holding, Lease, LeaseLost, hold_all
+from jaxscale.leases import Claims, HeldElsewhere, Lease, LeaseLost, hold_all
 from jaxscale.runs import (
     METRIC_FIELDS,
     RunResult,
@@ -44,7 +44,7 @@ from jaxscale.storage import PosixStorage
 from jaxscale.sweep import find_parent, inspect_result
 from jaxscale.trunks import kept_dir
 
-__all__ = ["RunFolder", "hold_runs", "is_disk_full", "read_last_words"]
+__all__ = ["RunFolder", "hold_runs", "is_disk_full"]
 
 MIN_FREE_BYTES = 64 << 20
 """Free disk below which no run is started, besides room for one more checkpoint."""
@@ -302,11 +302,3 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
-
-
-def read_last_words(study_dir: Path, holding: Holding) -> str:
-    """The last line of a dead holder's log."""
-    log = study_dir / "logs" / Path(holding.log).name
-    text = log.read_text(errors="replace") if holding.log and log.is_file() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else f"{holding.who} left no message"

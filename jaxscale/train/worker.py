@@ -109,7 +109,7 @@ def _train_cells(
         results = train_pack(
             part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
             data_sha256=plan.data_sha256, keep_weights=cells[0].role not in (*TUNING_ROLES, "trunk"),
-            rivals=rivals, claims=claims, patience_s=PATIENCE_S, max_attempts=study.launch.max_attempts,
+            rivals=rivals, claims=claims, patience_s=PATIENCE_S, launch=study.launch,
         )  # fmt: skip
         for result in results:
             _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
