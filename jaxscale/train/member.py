@@ -190,6 +190,7 @@ class Member:
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
         more: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        self.folder.mend_curve()
         spec, counts = self.spec, count_params(self.spec.model)
         tokens = self.step * spec.batch_seqs * spec.model.seq_len
         seconds = self.clock.seconds() - self.inherited_s

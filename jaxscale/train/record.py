@@ -65,6 +65,7 @@ class RunFolder:
         self.path = run_dir(study_dir, spec.run_id)
         self.spec = spec
         self.lease: Lease | None = None
+        self._curve = bytearray()
 
     @property
     def checkpoints(self) -> Path:
@@ -246,14 +247,29 @@ class RunFolder:
     @contextmanager
     def metrics(self) -> Iterator[Any]:
         """Append access to metrics.jsonl: call with a dict to write a line."""
-        with open(self.path / "metrics.jsonl", "a") as stream:
+        file = self.path / "metrics.jsonl"
+        self._curve = bytearray(file.read_bytes() if file.exists() else b"")
+        with open(file, "a") as stream:
 
             def write(line: dict[str, float]) -> None:
                 self.check()
-                stream.write(seal_line(line))
+                text = seal_line(line)
+                stream.write(text)
                 stream.flush()
+                self._curve += text.encode()
 
             yield write
+
+    def mend_curve(self) -> None:
+        """Set the curve aside and write it again where it is not what this process wrote; no line may follow."""
+        self.check()
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            if file.read_bytes() == self._curve:
+                return
+            self._set_aside(file)
+        if self._curve:
+            write_json(file, self._curve.decode())
 
 
 def _write_lines(file: Path, records: Sequence[dict[str, Any]]) -> None:
