@@ -93,6 +93,7 @@ class Member:
         """Note this start, drop the lines past `step`, and begin the clock."""
         if not self.live:
             return
+        self.folder.check()  # it took long to get here
         self.step, self.skipped = step, skipped
         if self.stopper is not None:
             self.stopper.start(step)

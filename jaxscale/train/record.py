@@ -105,6 +105,7 @@ class RunFolder:
 
     def mend(self) -> None:
         """Write spec.json where it is not there, and set damaged files aside; the run must be held."""
+        self.check()
         file = self.path / "spec.json"
         try:
             known = file.exists() and read_spec(file) is not None
@@ -298,7 +299,12 @@ def hold_runs(
                 time.sleep(0.2)
         for folder, lease in zip(folders, leases, strict=True):
             folder.lease = lease
-        yield
+        try:
+            yield
+        except Exception:
+            for folder in folders:
+                folder.check()  # LeaseLost: what goes wrong after a take-over is its consequence
+            raise
 
 
 def _lead_to(step: int, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
