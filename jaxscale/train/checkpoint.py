@@ -29,7 +29,8 @@ from jaxscale.train.step import TrainState
 
 __all__ = ["Checkpoints", "Damaged", "fingerprint", "keep_state", "read_state"]
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
+for _chatty in ("absl", "asyncio"):
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
 
 
 FINGERPRINT = "fingerprint"

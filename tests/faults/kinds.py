@@ -71,6 +71,23 @@ def kill_child(grid: Grid, rng: random.Random) -> Hit | None:
     return hit
 
 
+def kill_starting(grid: Grid, rng: random.Random) -> Hit | None:
+    """kill -9 of a worker in its first second, before it is ready: its launcher starts another."""
+    target = grid.training(rng)
+    if target is None:
+        return None
+    launcher, held = target
+    before = launcher.children()
+    hit = _hit(grid, held, "worker killed, and the next one before it was ready")
+    launcher.send(signal.SIGKILL, *before)
+    heirs = wait_for(lambda: [pid for pid in launcher.children() if pid not in before], 5)
+    time.sleep(rng.uniform(0, 0.4))
+    launcher.send(signal.SIGKILL, *heirs)
+    if wait_for(lambda: not launcher.running, 2):
+        grid.problems.append(f"kill_starting: the launcher left: {launcher.tail()}")
+    return hit
+
+
 def kill_both(grid: Grid, rng: random.Random) -> Hit | None:
     """kill -9 of a launcher and its worker, at any instant, also before training begins."""
     launcher = rng.choice(grid.launchers)
@@ -428,6 +445,7 @@ def spot_check(grid: Grid) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
 KINDS: dict[str, Fault] = {
     "kill -9 parent": kill_parent,
     "kill -9 worker": kill_child,
+    "kill -9 worker at its start": kill_starting,
     "kill -9 both": kill_both,
     "kill -9 while a checkpoint is written": kill_at_temporary,
     "kill -9 before a checkpoint is named": _kill_inside("save"),
