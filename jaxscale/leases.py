@@ -212,11 +212,11 @@ class Claims:
             _let_go(guard)
             rival = find_holding(self.study_dir, run_id)
             raise HeldElsewhere(run_id, rival.holding if rival else None, self.study_dir / run_id)
-        self._sweep(run_id)
+        self.sweep(run_id)
         self._seen.pop(run_id, None)
         return Lease(self, holding, guard, found.holding if found else None)
 
-    def _sweep(self, run_id: str) -> None:
+    def sweep(self, run_id: str) -> None:
         """Remove the lock files of holders that died, also of those whose lease is damaged and names no token."""
         folder = self.study_dir / "leases" / run_id
         for name in self.storage.names(f"leases/{run_id}"):
@@ -281,6 +281,7 @@ class Lease:
                 self._guard.close()
         else:
             _let_go(self._guard)
+            self.claims.sweep(self.holding.run_id)
 
     def _beat(self) -> None:
         while not self._over.wait(self.claims.lease_s / BEATS):

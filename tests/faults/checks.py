@@ -47,7 +47,11 @@ def check_end(grid: Grid) -> None:
     needed = sum(grid.result(run_id).seconds for run_id in grid.ended_runs())
     if spent < needed:
         grid.problems.append(f"ledger: {spent:.1f} chip-seconds spent, and the curves took {needed:.1f}")
-    torn = [*grid.folder.rglob("*orbax-checkpoint-tmp*"), *grid.folder.rglob("result.json.*"), *grid.folder.rglob("*.held")]
+    torn = [
+        *grid.folder.rglob("*orbax-checkpoint-tmp*"),
+        *grid.folder.rglob("result.json.*"),
+        *grid.folder.rglob("*.held"),
+    ]
     grid.problems += [f"left behind: {path}" for path in torn]
 
 
@@ -108,11 +112,12 @@ def _step_seconds(grid: Grid, run_id: str) -> float:
 
 def summarise(losses: list[dict[str, Any]]) -> dict[str, float]:
     """Median and worst of what kills cost, and the longest gap."""
-    alone = [row for row in losses if row["alone"]] or losses
-    return {
-        "kills_measured": len(losses),
-        "lost_s_median": round(statistics.median(row["lost_s"] for row in losses), 2) if losses else 0.0,
-        "lost_s_worst": max((row["lost_s"] for row in losses), default=0.0),
-        "longest_gap_s": max((row["gap_s"] for row in losses), default=0.0),
-        "longest_gap_alone_s": max((row["gap_s"] for row in alone), default=0.0),
-    }
+    parts = {"": losses, "_alone": [row for row in losses if row["alone"]]}
+    told: dict[str, float] = {}
+    for name, rows in parts.items():
+        told[f"kills{name}"] = len(rows)
+        told[f"steps_again_median{name}"] = statistics.median(row["steps_again"] for row in rows) if rows else 0
+        told[f"lost_s_median{name}"] = round(statistics.median(row["lost_s"] for row in rows), 2) if rows else 0.0
+        told[f"lost_s_worst{name}"] = max((row["lost_s"] for row in rows), default=0.0)
+        told[f"longest_gap_s{name}"] = max((row["gap_s"] for row in rows), default=0.0)
+    return told

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from checks import check_end, find_tracebacks, finish, measure_losses
-from harness import Bench, Grid, Watch
+from harness import Bench, Grid, Watch, wait_for
 from kinds import KINDS, Hit, spot_check
 
 __all__ = ["Tally", "run_rounds"]
+
+CALM = 0.4
+"""Share of the kills after which nothing happens until the run goes on: their cost is measured alone."""
 
 
 @dataclass
@@ -87,6 +90,8 @@ def _round(
             grid.revive()
             time.sleep(rng.uniform(0.1, 0.6))
             _inject(grid, bag, rng, hits, tally, say)
+            if hits and hits[-1][2].killed is not None and rng.random() < CALM:
+                _wait_for_heir(grid, watch, hits[-1])
             spot_check(grid)
             tally.spot_checks += 1
         for launcher in grid.launchers:
@@ -107,6 +112,13 @@ def _round(
     tally.seconds += time.monotonic() - started
     say(f"round {tally.rounds}: {len(hits)} faults in {time.monotonic() - started:.0f} s, "
         f"{tally.faults.total()} in all, {len(grid.problems)} problems")  # fmt: skip
+
+
+def _wait_for_heir(grid: Grid, watch: Watch, last: tuple[float, str, Hit]) -> None:
+    moment, _, hit = last
+    assert hit.killed is not None
+    run_id, generation = hit.killed.run_id, hit.killed.generation
+    wait_for(lambda: grid.revive() or grid.result(run_id) or watch.resumed(run_id, generation, moment), 20, every=0.1)
 
 
 def _inject(

@@ -120,7 +120,9 @@ def _kill_inside(where: str) -> Fault:
             note.unlink()
         if not notes:
             return None
-        return _hit(grid, held, f"killed inside {where}") if held else Hit(f"killed inside {where}")
+        if held is None or where == "ended":  # nothing is left to train
+            return Hit(f"killed inside {where}")
+        return _hit(grid, held, f"killed inside {where}")
 
     kill.__doc__ = f"kill -9 inside: {where}."
     return kill
