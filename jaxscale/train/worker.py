@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from jaxscale.config import MeshConfig, Study
@@ -44,7 +43,6 @@ def main(argv: list[str]) -> int:
         stop.set()
         jobs.put(None)
 
-    sys.excepthook = _show_error
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     study = from_plain(read_plan(study_dir).config, Study)
@@ -129,12 +127,6 @@ def use_compile_cache(mesh: MeshConfig) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
-def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tracebacks go to the log, but for what Orbax's threads say after a save has failed: that is raised, and told."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
 
 
 def _tell(event: str, **fields: Any) -> None:
