@@ -63,7 +63,7 @@ class _Bag:
 
 def run_rounds(
     bench: Bench, rng: random.Random, tally: Tally, wanted: int, deadline: float, kinds: list[str] | None = None,
-    say: Callable[[str], None] = print, after_round: Callable[[Tally], None] = lambda tally: None,
+    say: Callable[[str], None] = print, after_round: Callable[[Tally], None] = lambda tally: None, calm: float = CALM,
 ) -> None:  # fmt: skip
     """Inject until `wanted` faults are counted or time.monotonic() passes `deadline`."""
     names = kinds or list(KINDS)
@@ -72,13 +72,14 @@ def run_rounds(
         say(f"full disk: left out, a tmpfs cannot be mounted here ({bench.no_mount})")
     bag = _Bag(names, rng)
     while tally.faults.total() < wanted and time.monotonic() < deadline:
-        _round(bench, rng, tally, wanted, deadline, bag, say)
+        _round(bench, rng, tally, wanted, deadline, bag, say, calm)
         after_round(tally)
 
 
 def _round(
-    bench: Bench, rng: random.Random, tally: Tally, wanted: int, deadline: float, bag: _Bag, say: Callable[[str], None]
-) -> None:
+    bench: Bench, rng: random.Random, tally: Tally, wanted: int, deadline: float, bag: _Bag,
+    say: Callable[[str], None], calm: float,
+) -> None:  # fmt: skip
     started, tally.rounds = time.monotonic(), tally.rounds + 1
     grid = Grid(bench, bench.root / f"round{tally.rounds:02}")
     watch = Watch(grid)
@@ -90,12 +91,12 @@ def _round(
             grid.revive()
             time.sleep(rng.uniform(0.1, 0.6))
             _inject(grid, bag, rng, hits, tally, say)
-            if hits and hits[-1][2].killed is not None and rng.random() < CALM:
+            if hits and hits[-1][2].killed is not None and rng.random() < calm:
                 _wait_for_heir(grid, watch, hits[-1])
             spot_check(grid)
             tally.spot_checks += 1
+        wait_for(lambda: grid.revive() or not grid.open_runs(), 180, every=0.1)
         for launcher in grid.launchers:
-            launcher.send(15, launcher.pid)
             launcher.wait(60)
             launcher.end()
         finish(grid)

@@ -460,6 +460,8 @@ KINDS: dict[str, Fault] = {
     "flipped checkpoint": _damage_checkpoint("flip"),
     "truncated spec": _damage_running("spec.json", "truncate"),
     "flipped spec": _damage_running("spec.json", "flip"),
+    "truncated list of starts": _damage_running("attempts.jsonl", "truncate"),
+    "flipped list of starts": _damage_running("attempts.jsonl", "flip"),
     "truncated curve of a running cell": _damage_running("metrics.jsonl", "truncate"),
     "flipped curve of a running cell": _damage_running("metrics.jsonl", "flip"),
     "truncated curve of an ended cell": _damage_ended("metrics.jsonl", "truncate"),
