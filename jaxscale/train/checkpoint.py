@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class Checkpoints:
         """Move an unreadable step to damaged_checkpoints/, out of the way of the one that will take its place."""
         aside = self.folder.with_name("damaged_checkpoints")
         aside.mkdir(exist_ok=True)
-        (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):  # another holder, paused meanwhile, may have dropped it
+            (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
         self.manager.reload()
 
     def close(self) -> None:
