@@ -106,8 +106,6 @@ class RunFolder:
     def mend(self) -> None:
         """Write spec.json where it is not there, and set damaged files aside; the run must be held."""
         self.check()
-        for left in self.path.glob(".*.json*.????????"):
-            left.unlink(missing_ok=True)  # of a write that was killed
         file = self.path / "spec.json"
         try:
             known = file.exists() and read_spec(file) is not None

@@ -47,11 +47,9 @@ def check_end(grid: Grid) -> None:
     needed = sum(grid.result(run_id).seconds for run_id in grid.ended_runs())
     if spent < needed:
         grid.problems.append(f"ledger: {spent:.1f} chip-seconds spent, and the curves took {needed:.1f}")
-    torn = [
-        *grid.folder.rglob("*orbax-checkpoint-tmp*"),
-        *grid.folder.rglob("result.json.*"),
-        *grid.folder.rglob("*.held"),
-    ]
+    left = ("*orbax-checkpoint-tmp*", "*.held")
+    killed = {held.token for held in grid.held()}  # after their result: nobody claims the run again
+    torn = [path for pattern in left for path in grid.folder.rglob(pattern) if path.stem not in killed]
     grid.problems += [f"left behind: {path}" for path in torn]
 
 
