@@ -19,8 +19,10 @@ from jaxscale.cli.study import say_preempted
 from jaxscale.cli.tables import make_console
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.launch import read_task
 from jaxscale.runs import Cell, Plan, from_plain
 from jaxscale.sweep import read_plan, read_status
+from jaxscale.train.canary import has_agreed
 from jaxscale.train.pool import Terminated, count_workers, raise_on_sigterm, train_cells
 from jaxscale.train.seats import seat_worker
 
@@ -37,6 +39,10 @@ class WorkOptions:
     """Only these run ids (or their beginnings); default every cell of the plan."""
     workers: int | None = None
     """Worker processes on this machine; default mesh.workers."""
+    launch: int | None = None
+    """With --task: only the cells of that task of a launch, as the script of `jaxscale launch` asks."""
+    task: int | None = None
+    """With --launch: the task's place in its array."""
 
 
 def work(argv: list[str]) -> int:
@@ -45,7 +51,7 @@ def work(argv: list[str]) -> int:
                     "over from those that died, and waits until every cell has ended.\n\n"
                     "example: jaxscale work /shared/runs/isoflop_c4")  # fmt: skip
     planned = read_plan(options.directory)
-    cells = choose_cells(planned, options.cells)
+    cells = choose_cells(planned, _list_asked(options))
     console = make_console()
     try:
         with raise_on_sigterm():
@@ -53,6 +59,15 @@ def work(argv: list[str]) -> int:
     except Terminated:
         return say_preempted("work")
     return 0
+
+
+def _list_asked(options: WorkOptions) -> tuple[str, ...]:
+    """Run ids that were asked for, by --cells or as a task of a launch; none: every cell."""
+    if options.launch is None and options.task is None:
+        return options.cells
+    if options.launch is None or options.task is None or options.cells:
+        raise MisuseError("--launch K --task I: go together, and without --cells; give both or neither")
+    return read_task(options.directory, options.launch, options.task)
 
 
 def choose_cells(planned: Plan, run_ids: Sequence[str]) -> tuple[Cell, ...]:
@@ -69,7 +84,7 @@ def _work(options: WorkOptions, planned: Plan, cells: tuple[Cell, ...], console:
     if not open_cells:
         console.print(f"all {len(cells)} cells have ended")
         return
-    if study.launch.canary:
+    if study.launch.canary and not has_agreed(options.directory, planned):
         _send_canary(options.directory, study, open_cells, console)
     workers, _ = count_workers(mesh)
     with StudyProgress(open_cells, workers, console) as progress:
@@ -95,5 +110,6 @@ def _send_canary(folder: Path, study: Study, cells: Sequence[Cell], console: Con
     verdict = json.loads(out.strip().splitlines()[-1])
     if not verdict["agrees"]:
         raise VerdictError(verdict["reason"])
-    beside = f"agrees with {verdict['others']} other kinds of machine" if verdict["others"] else "the first of its kind"
-    console.print(f"canary on {verdict['pool']}: {beside}", soft_wrap=True, style="dim", markup=False)
+    told = [f"agrees with {verdict['others']} other kinds of machine"] if verdict["others"] else []
+    told.append("the first of its kind" if verdict["fresh"] else "its kind has been here")
+    console.print(f"canary on {verdict['pool']}: {', '.join(told)}", soft_wrap=True, style="dim", markup=False)
