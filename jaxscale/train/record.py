@@ -155,6 +155,11 @@ class RunFolder:
         data = seal_json(to_plain(result)).encode()
         if not PosixStorage(self.path).create("result.json", data):
             raise LeaseLost(f"run {self.spec.run_id}: another process has ended it meanwhile; its result stands")
+        try:
+            self.check()
+        except LeaseLost:  # taken over since the check before: the curve is the successor's, and its result will be
+            (self.path / "result.json").unlink(missing_ok=True)
+            raise
 
     def count_attempt(self, step: int, kinds: dict[str, str]) -> tuple[int, dict[str, str]]:
         """Note a start from `step`: how many there were before, and the kinds of all whose training is kept.

@@ -244,6 +244,12 @@ class Grid:
         lines = file.read_text().splitlines() if file.exists() else []
         return Counter(json.loads(line)["run_id"] for line in lines)
 
+    def commits_of(self, pids: list[int]) -> int:
+        """How many of those these processes made."""
+        file = self.control / "commits.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return sum(json.loads(line)["pid"] in pids for line in lines)
+
     def close(self) -> None:
         """Kill what still runs, and copy what a person may want to see before the tmpfs goes."""
         for launcher in self.launchers:

@@ -331,17 +331,22 @@ def two_runs(grid: Grid, rng: random.Random) -> Hit | None:
     return Hit("two `train --all`")
 
 
-def _pause(who: str) -> Fault:
+def _pause(who: str, where: str = "") -> Fault:
     def pause(grid: Grid, rng: random.Random) -> Hit | None:
         target = grid.training(rng)
         if target is None:
             return None
         launcher, held = target
-        if rng.random() < 0.5:  # stopped with a checkpoint half made
-            wait_for(lambda: list((grid.folder / held.run_id / "checkpoints").glob("*tmp*")), 2, every=0.0005)
+        if where:
+            held = _dwell(launcher, where, held)
+            if held is None:
+                return None
         children = launcher.children()
         stopped = [*children, launcher.pid] if who == "both" else children
         launcher.send(signal.SIGSTOP, *stopped)
+        for left in ("slow", *(f"at-{where}-{pid}" for pid in children)):
+            (launcher.control / left).unlink(missing_ok=True)
+        before = grid.commits_of(children)
         heir = grid.launch_extra(launcher.core, "work", str(grid.folder), "--workers", "1", "--cells", held.run_id)
         taken = wait_for(lambda: _was_taken(grid, held), 4 * LEASE_S + 10)
         time.sleep(rng.uniform(0, 1))
@@ -354,10 +359,21 @@ def _pause(who: str) -> Fault:
         if (code := heir.wait(PATIENCE_S)) not in (0, 75):
             grid.problems.append(f"pause: the heir's exit code is {code}: {heir.tail()}")
         heir.end()
-        return Hit(f"{who} paused, run {held.run_id} {'taken over' if taken else 'not taken'}")
+        if where == "result":  # it had asked before it was stopped, asks again, and takes its result back
+            grid.broken[held.run_id] += grid.commits_of(children) - before
+        return Hit(f"{who} paused {where and 'inside ' + where}, run {held.run_id} {'' if taken else 'not '}taken over")
 
-    pause.__doc__ = f"SIGSTOP of {who} for longer than the lease; its run is taken over; SIGCONT."
+    pause.__doc__ = f"SIGSTOP of {who}, {where or 'anywhere'}, past the lease; its run is taken over; SIGCONT."
     return pause
+
+
+def _dwell(launcher: Launcher, where: str, held: Holding) -> Holding | None:
+    """What a launcher's worker holds when it has come to a place where it dwells for some seconds."""
+    (launcher.control / "slow").write_text(f"{where} 5")
+    if wait_for(lambda: list(launcher.control.glob(f"at-{where}-*")), 8):
+        return launcher.holding()
+    (launcher.control / "slow").unlink()
+    return None
 
 
 def _was_taken(grid: Grid, held: Holding) -> bool:
@@ -474,6 +490,8 @@ KINDS: dict[str, Fault] = {
     "two `train --all` at once": two_runs,
     "both paused past the lease": _pause("both"),
     "worker paused past the lease": _pause("worker"),
+    "worker paused before a checkpoint is named": _pause("worker", "save"),
+    "worker paused before result.json is named": _pause("worker", "result"),
     "planted NaN": plant_nan,
     "clock moved by a day": jump_clock,
     "file times of 1970 or 2100": jump_file_times,
