@@ -324,7 +324,7 @@ def two_runs(grid: Grid, rng: random.Random) -> Hit | None:
         grid.problems.append(f"two_runs: {len(refused)} of 2 were refused")
     for extra in others:
         extra.send(signal.SIGTERM, extra.pid)
-        if (code := extra.wait(PATIENCE_S)) not in (0, 75):
+        if (code := extra.wait(PATIENCE_S)) not in (0, 75) and grid.open_runs():  # else it had nothing to save
             grid.problems.append(f"two_runs: exit code {code} after SIGTERM: {extra.tail()}")
     for extra in extras:
         extra.end()
