@@ -23,6 +23,7 @@ from jaxscale.model.decoder import make_decoder
 from jaxscale.model.loss import token_losses
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import RunSpec
+from jaxscale.storage import PosixStorage
 from jaxscale.sweep import inspect_result
 from jaxscale.train import dispatch, record
 from jaxscale.train.checkpoint import Checkpoints
@@ -339,4 +340,23 @@ def test_what_goes_wrong_after_a_take_over_is_a_lost_lease(spec: RunSpec, tmp_pa
 
     with pytest.raises(LeaseLost, match=f"run {spec.run_id}: taken over"):
         train_run(spec, tmp_path, on_progress=lose)
+    assert not (tmp_path / spec.run_id / "result.json").exists()
+
+
+def test_a_result_named_after_a_take_over_is_withdrawn(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker was stopped between its last look at the lease and the name; the curve is its successor's by now."""
+    create = PosixStorage.create
+
+    def late(storage: PosixStorage, name: str, data: bytes) -> bool:
+        if name == "result.json":
+            lease = find_holding(tmp_path, spec.run_id)
+            assert lease is not None
+            (tmp_path / "leases" / spec.run_id / f"{lease.generation + 1:06}.json").write_text("{}")
+        return create(storage, name, data)
+
+    monkeypatch.setattr(PosixStorage, "create", late)
+    with pytest.raises(LeaseLost, match="taken over"):
+        train_run(spec, tmp_path)
     assert not (tmp_path / spec.run_id / "result.json").exists()
