@@ -6,8 +6,9 @@ import re
 import statistics
 from typing import Any
 
-from harness import Grid, Launcher, Watch
-from kinds import PATIENCE_S, Hit, spot_check
+from harness import Grid, Launcher
+from hits import PATIENCE_S, Hit, spot_check
+from watch import Watch
 
 from jaxscale.leases import read_holdings
 from jaxscale.runs import METRIC_FIELDS, read_lines

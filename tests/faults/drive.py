@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from checks import check_end, find_tracebacks, finish, measure_losses
-from harness import Bench, Grid, Watch, wait_for
-from kinds import KINDS, Hit, spot_check
+from harness import Bench, Grid, wait_for
+from hits import Hit, spot_check
+from kinds import KINDS
+from watch import Watch
 
 __all__ = ["Tally", "run_rounds"]
 
