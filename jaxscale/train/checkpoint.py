@@ -14,7 +14,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ ITEM = "default"
 FINGERPRINT = "fingerprint"
 """Name of the fingerprint among the arrays."""
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
+for _chatty in ("absl", "asyncio"):
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
 
 
 class Damaged(Exception):
@@ -87,7 +88,8 @@ class Checkpoints:
         """Move an unreadable step to damaged_checkpoints/, out of the way of the one that will take its place."""
         aside = self.folder.with_name("damaged_checkpoints")
         aside.mkdir(exist_ok=True)
-        (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):  # another holder, paused meanwhile, may have dropped it
+            (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
 
     @contextmanager
     def closing(self) -> Iterator[None]:

@@ -253,6 +253,8 @@ class _Trainer:
         if self.pack is not None:
             self.pack.prepare()
         folder = self.members[0].folder.checkpoints if self.pack is None else self.pack.checkpoints
+        for member in self.members:
+            member.folder.check()  # opening removes saves that are under way
         checkpoints = Checkpoints(folder)
         with self._compiling("train"):
             self.engine.compile()  # before the clock starts

@@ -95,6 +95,7 @@ class Member:
         """Note this start, drop the lines past `step`, and begin the clock."""
         if not self.live:
             return
+        self.folder.check()  # it took long to get here
         self.step, self.skipped = step, skipped
         if self.stopper is not None:
             self.stopper.start(step)
@@ -204,6 +205,8 @@ class Member:
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
         more: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        if hosts.is_first():
+            self.folder.mend_curve()
         spec, counts = self.spec, count_params(self.spec.model)
         tokens = self.step * spec.batch_seqs * spec.model.seq_len
         seconds = self.clock.seconds() - self.inherited_s
