@@ -203,14 +203,25 @@ class Claims:
         holding = self._next(run_id, job or run_id, saved_step, found)
         guard = _hold_lock(self.study_dir / "leases" / run_id / f"{holding.token}.held")
         holding = holding if guard else replace(holding, boot_id="")
-        if not self.storage.create(_name(run_id, holding.generation), _encode(holding)):
+        try:
+            created = self.storage.create(_name(run_id, holding.generation), _encode(holding))
+        except BaseException:
+            _let_go(guard)
+            raise
+        if not created:
             _let_go(guard)
             rival = find_holding(self.study_dir, run_id)
             raise HeldElsewhere(run_id, rival.holding if rival else None, self.study_dir / run_id)
-        if found is not None and found.holding is not None:
-            self.storage.remove(f"leases/{run_id}/{found.holding.token}.held")
+        self.sweep(run_id)
         self._seen.pop(run_id, None)
         return Lease(self, holding, guard, found.holding if found else None)
+
+    def sweep(self, run_id: str) -> None:
+        """Remove the lock files of holders that died, also of those whose lease is damaged and names no token."""
+        folder = self.study_dir / "leases" / run_id
+        for name in self.storage.names(f"leases/{run_id}"):
+            if name.endswith(".held") and _is_free(folder / name):
+                self.storage.remove(f"leases/{run_id}/{name}")
 
     def _next(self, run_id: str, job: str, saved_step: int, found: Found | None) -> Holding:
         before = found.holding if found else None
@@ -270,6 +281,7 @@ class Lease:
                 self._guard.close()
         else:
             _let_go(self._guard)
+            self.claims.sweep(self.holding.run_id)
 
     def _beat(self) -> None:
         while not self._over.wait(self.claims.lease_s / BEATS):

@@ -20,7 +20,7 @@ from jaxscale.leases import spent_chip_hours
 from jaxscale.runs import Cell, Plan, from_plain
 from jaxscale.sweep import CellStatus, read_status
 
-__all__ = ["Purse", "Spending", "chip_hours", "read_spending"]
+__all__ = ["Purse", "Spending", "chip_hours", "read_spending", "remaining_seconds", "unit_name"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Spending:
     """Planned rest of the runs that wait."""
     cap: float | None
     unit: str
-    """What the hours are of: chip, or core."""
+    """core-hours on CPU, chip-hours elsewhere."""
 
 
 def read_spending(study_dir: Path, plan: Plan, statuses: Sequence[CellStatus] | None = None) -> Spending:
@@ -44,12 +44,25 @@ def read_spending(study_dir: Path, plan: Plan, statuses: Sequence[CellStatus] | 
     rest = {"running": 0.0, "planned": 0.0}
     for status in read_status(study_dir, plan.cells) if statuses is None else statuses:
         if status.state in rest:
-            rest[status.state] += chip_hours(plan, status.cell) * (1 - status.step / status.cell.spec.steps)
+            rest[status.state] += remaining_seconds(status) * parse_hardware(plan.hardware).chips / 3600
     spent = spent_chip_hours(study_dir)
     planned = sum(chip_hours(plan, cell) for cell in plan.cells)
     cap = from_plain(plan.config, Study).launch.max_chip_hours
-    unit = "core" if parse_hardware(plan.hardware).name == "cpu" else "chip"
-    return Spending(planned, spent, rest["running"], rest["planned"], cap, unit)
+    return Spending(planned, spent, rest["running"], rest["planned"], cap, unit_name(plan))
+
+
+def unit_name(plan: Plan) -> str:
+    """On CPU a chip is a core."""
+    return "core-hours" if parse_hardware(plan.hardware).name == "cpu" else "chip-hours"
+
+
+def remaining_seconds(status: CellStatus) -> float:
+    """Planned seconds of what a cell has not trained yet: all of them for one that is to be made again."""
+    spec = status.cell.spec
+    if status.state == "planned" and status.step >= spec.steps:
+        return status.cell.seconds
+    todo = (spec.steps - max(status.step, spec.parent_step)) / (spec.steps - spec.parent_step)
+    return status.cell.seconds * min(1.0, max(0.0, todo))
 
 
 def chip_hours(plan: Plan, cell: Cell) -> float:

@@ -8,8 +8,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import pytest
 
-collect_ignore = ["bench"]
-"""Benchmarks are programs: they pin cores and set flags for themselves."""
+collect_ignore = ["bench", "faults/long.py", "faults/inject"]
+"""Programs: benchmarks pin cores and set flags for themselves, long faults take minutes, inject is for others."""
 
 SHARED = Path(os.environ.get("JAXSCALE_SHARED", Path(__file__).parents[2] / "shared"))
 

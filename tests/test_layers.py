@@ -29,7 +29,7 @@ ORDER = [
     {"backtest", "simulate", "nextcells"},
     {"register"},
     {"train", "report"},
-    {"mup", "bench", "preflight"},
+    {"mup", "bench", "preflight", "launch"},
     {"cli"},
     {"__init__", "__main__"},
 ]

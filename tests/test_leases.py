@@ -269,3 +269,32 @@ def test_a_name_is_given_out_once_also_without_hard_links(tmp_path: Path, monkey
     assert (storage.read("a/2"), storage.read("a/3"), storage.names("a"), storage.names("b")) == (
         b"three", None, ["1", "2"], [],
     )  # fmt: skip
+
+
+def test_lock_files_of_the_dead_go_with_the_next_claim_also_where_their_lease_names_none(
+    tmp_path: Path, start: "object"
+) -> None:
+    child = start("hold", tmp_path)  # type: ignore[operator]
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    folder = tmp_path / "leases" / RUN
+    assert len(list(folder.glob("*.held"))) == 1
+    (folder / "000001.json").write_bytes(b"{")
+    clock = Clock()
+    claims = Claims(tmp_path, lease_s=60, clock=clock)
+    assert claims.find_holder(RUN) is not None
+    clock.now += 61
+    lease = claims.claim(RUN)
+    assert [path.name for path in folder.glob("*.held")] == [f"{lease.holding.token}.held"]
+    lease.release("ended")
+    assert not list(folder.glob("*.held"))
+
+
+def test_a_claim_without_disk_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PosixStorage, "create", fail)
+    with pytest.raises(OSError, match="No space left"):
+        Claims(tmp_path).claim(RUN)
+    assert list((tmp_path / "leases" / RUN).iterdir()) == []

@@ -18,14 +18,16 @@ from jaxscale.config import MeshConfig
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import training_flops
-from jaxscale.leases import Claims
+from jaxscale.leases import Claims, LeaseLost, find_holding
 from jaxscale.model.decoder import make_decoder
 from jaxscale.model.loss import token_losses
 from jaxscale.plan import plan_isoflop
 from jaxscale.runs import RunSpec
+from jaxscale.storage import PosixStorage
+from jaxscale.sweep import inspect_result
 from jaxscale.train import dispatch, record
 from jaxscale.train.checkpoint import Checkpoints
-from jaxscale.train.loop import Preempted, train_run
+from jaxscale.train.loop import Preempted, Progress, train_run
 
 OFTEN = MeshConfig(checkpoint_every_s=0.0)
 
@@ -301,3 +303,60 @@ def test_slots_follow_from_the_microbatch_alone_until_a_batch_needs_more(spec: R
     assert {dispatch.count_slots(other, spec.microbatch_seqs) for other in others} == {slots}
     more = replace(spec, batch_seqs=spec.microbatch_seqs * (slots + 1))
     assert dispatch.count_slots(more, more.microbatch_seqs) == 2 * slots
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_curve_damaged_under_its_writer_is_written_again(
+    finished: Path, spec: RunSpec, tmp_path: Path, damage: str
+) -> None:
+    file = tmp_path / spec.run_id / "metrics.jsonl"
+
+    def harm(progress: Progress) -> None:
+        if progress.step < spec.steps // 2 or (tmp_path / "harmed").exists():
+            return
+        (tmp_path / "harmed").touch()
+        if damage == "gone":
+            file.unlink()
+        else:
+            with open(file, "r+b") as stream:
+                stream.write(b"x") if damage == "flipped" else stream.truncate(100)
+
+    result = train_run(spec, tmp_path, on_progress=harm)
+    assert (tmp_path / "harmed").exists()
+    assert result.loss == train_run(spec, finished).loss
+    assert curve(tmp_path, spec) == curve(finished, spec)
+    assert ("damaged" in result.provenance) == (damage != "gone")
+    assert inspect_result(tmp_path / spec.run_id) == (result, "")
+
+
+def test_what_goes_wrong_after_a_take_over_is_a_lost_lease(spec: RunSpec, tmp_path: Path) -> None:
+    """The successor has removed the half-made checkpoint: the woken holder's missing file is no error of the disk."""
+
+    def lose(_: Progress) -> None:
+        lease = find_holding(tmp_path, spec.run_id)
+        assert lease is not None
+        (tmp_path / "leases" / spec.run_id / f"{lease.generation + 1:06}.json").write_text("{}")
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with pytest.raises(LeaseLost, match=f"run {spec.run_id}: taken over"):
+        train_run(spec, tmp_path, on_progress=lose)
+    assert not (tmp_path / spec.run_id / "result.json").exists()
+
+
+def test_a_result_named_after_a_take_over_is_withdrawn(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker was stopped between its last look at the lease and the name; the curve is its successor's by now."""
+    create = PosixStorage.create
+
+    def late(storage: PosixStorage, name: str, data: bytes) -> bool:
+        if name == "result.json":
+            lease = find_holding(tmp_path, spec.run_id)
+            assert lease is not None
+            (tmp_path / "leases" / spec.run_id / f"{lease.generation + 1:06}.json").write_text("{}")
+        return create(storage, name, data)
+
+    monkeypatch.setattr(PosixStorage, "create", late)
+    with pytest.raises(LeaseLost, match="taken over"):
+        train_run(spec, tmp_path)
+    assert not (tmp_path / spec.run_id / "result.json").exists()

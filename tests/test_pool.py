@@ -1,13 +1,17 @@
 """The pool of workers: a cell that kills its worker three times ends as failed, the others are not held up."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from tiny import make_study
 
 from jaxscale.config import LaunchConfig
+from jaxscale.errors import VerdictError
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
 from jaxscale.runs import write_json
@@ -74,3 +78,38 @@ def test_a_job_stops_runs_only_where_no_rival_trains_in_another(tmp_path: Path) 
     assert _allow_stops(Job(cells[1:], "turn"), rivals, cells[1:]).stops  # the first has ended
     assert not _allow_stops(Job(cells, "turn"), {}, cells).stops
     assert not _allow_stops(Job(cells, "turn"), {one: {}}, cells).stops
+
+
+def test_a_worker_killed_before_it_was_ready_is_started_again_one_that_gave_up_is_told(tmp_path: Path) -> None:
+    cells = plan_isoflop(make_study(tmp_path), train_tokens=1e5).cells[:1]
+    pool = _Pool(tmp_path, [Job(cells)], {cells[0].run_id}, lambda event: None, seats=())
+    started: list[int] = []
+    pool._start = started.append  # type: ignore[method-assign]
+
+    def bury(code: int) -> None:
+        process = SimpleNamespace(pid=0, returncode=code)
+        worker = cast(Any, SimpleNamespace(index=0, ready=False, job=None, process=process, log=Path("a.log"),
+                                           close=lambda: None, last_words=lambda: "no module"))  # fmt: skip
+        pool.workers[0] = worker
+        pool._bury(worker)
+
+    for _ in range(MAX_ATTEMPTS - 1):
+        bury(-9)
+    assert started == [0] * (MAX_ATTEMPTS - 1)
+    with pytest.raises(VerdictError, match="worker 0 did not start: no module"):
+        bury(-9)
+    pool.stillborn = 0
+    with pytest.raises(VerdictError, match="worker 0 did not start"):
+        bury(1)
+
+
+def test_a_worker_whose_parent_was_killed_goes_on_to_save(tmp_path: Path) -> None:
+    """It has nobody to tell: neither an error nor a word at its exit."""
+    code = "from jaxscale.train.worker import _tell; input(); _tell('a'); _tell('b'); print('c')"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", code], **pipes)  # type: ignore[call-overload]
+    child.stdout.close()
+    child.stdin.write(b"\n")
+    child.stdin.close()
+    assert (child.wait(60), child.stderr.read()) == (0, b"")
+    child.stderr.close()

@@ -31,7 +31,7 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_count, format_flops, format_loss, format_number, format_seconds
 from jaxscale.leases import Holding, read_holdings
 from jaxscale.runs import METRIC_FIELDS, Cell, Plan, read_lines, run_dir, write_json
-from jaxscale.spend import Spending, read_spending
+from jaxscale.spend import Spending, read_spending, remaining_seconds
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.train.logs import hide_secrets
 
@@ -117,8 +117,8 @@ def _study_seconds_left(statuses: Sequence[CellStatus]) -> float | None:
         return None
     ratios = [s.result.seconds / s.cell.seconds for s in statuses if s.result and s.state == "done" and s.cell.seconds]
     pace = statistics.median(ratios) if ratios else 1.0
-    parts = [(1 - s.step / s.cell.spec.steps) * s.cell.seconds for s in statuses if s.state in ("planned", "running")]
-    return max(pace * sum(parts) / holders, max((seconds_left(s) or 0.0 for s in statuses), default=0.0))
+    rest = sum(remaining_seconds(status) for status in statuses if status.state in ("planned", "running"))
+    return max(pace * rest / holders, max((seconds_left(s) or 0.0 for s in statuses), default=0.0))
 
 
 def _draw(
@@ -217,8 +217,9 @@ def _totals(statuses: Sequence[CellStatus], spending: Spending) -> str:
     if left is not None and ended < len(statuses):
         parts.append(f"about {format_seconds(left)} left")
     cap = f", cap {format_number(spending.cap)}" if spending.cap is not None else ""
-    unit = f"{spending.unit}-hours"
-    parts.append(f"{format_number(spending.spent)} {unit} spent, {format_number(spending.planned)} planned{cap}")
+    parts.append(
+        f"{format_number(spending.spent)} {spending.unit} spent, {format_number(spending.planned)} planned{cap}"
+    )
     return "; ".join(parts)
 
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxscale.config import Recipe
 from jaxscale.evals.encode import encode_task
 from jaxscale.evals.measure import Normalization, measure_task
@@ -27,7 +25,8 @@ from jaxscale.evals.task import Item, Task, find_tasks, read_task
 from jaxscale.flops import flops_per_token
 from jaxscale.runs import RunSpec, read_lines, seal_line, write_json
 
-__all__ = ["Evals", "cut_evals", "evaluate_run", "find_evals", "read_eval_lines", "write_lines"]
+__all__ = ["Evals", "add_line", "cut_evals", "evaluate_run", "evaluate_task", "find_evals", "find_missing",
+           "read_eval_lines", "write_lines"]  # fmt: skip
 
 LINE_FIELDS = frozenset({"step", "task", "accuracy"})
 
@@ -83,45 +82,44 @@ def cut_evals(folder: Path, step: int) -> int:
 
 
 def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write a file of sealed lines whole or not at all; in a program of many processes the first one writes."""
-    if jax.process_index() == 0:
-        write_json(file, "".join(map(seal_line, lines)))
+    """Write a file of sealed lines whole or not at all."""
+    write_json(file, "".join(map(seal_line, lines)))
 
 
 def evaluate_run(
-    load: Callable[[], LoadedModel],
-    spec: RunSpec,
-    step: int,
-    evals: Evals,
-    folder: Path,
-    check: Callable[[], None] = lambda: None,
+    load: Callable[[], LoadedModel], spec: RunSpec, step: int, evals: Evals, folder: Path
 ) -> list[dict[str, Any]]:
-    """The lines of all tasks for a run's weights after `step`, those that are missing made and written.
-
-    `load` gives the weights where some are missing; `check` is asked before each write.
+    """The lines of all tasks for a run's weights after `step`; `load` gives them where lines have to be made.
 
     VerdictError where a likelihood is not finite.
     """
-    made = []
-    for task in evals.tasks:
-        told = evals.describe(task)
-        lines = read_eval_lines(folder)
-        known = [line for line in lines if line["step"] == step and told.items() <= line.items()]
-        if not known:
-            known = [_evaluate(load(), spec, step, evals, task)]
-            others = [line for line in lines if (line["step"], line["task"]) != (step, task.name)]
-            check()
-            write_lines(folder / "evals.jsonl", sorted([*others, *known], key=lambda line: int(line["step"])))
-        made += known
-    return made
+    for task in find_missing(evals, folder, step):
+        add_line(folder, evaluate_task(load(), spec, step, evals, task))
+    lines = {line["task"]: line for line in read_eval_lines(folder) if line["step"] == step}
+    return [lines[task.name] for task in evals.tasks]
 
 
-def _evaluate(model: LoadedModel, spec: RunSpec, step: int, evals: Evals, task: Task) -> dict[str, Any]:
+def find_missing(evals: Evals, folder: Path, step: int) -> list[Task]:
+    """The tasks without a line for `step` that answers the same question."""
+    lines = [line for line in read_eval_lines(folder) if line["step"] == step]
+    return [task for task in evals.tasks
+            if not any(evals.describe(task).items() <= line.items() for line in lines)]  # fmt: skip
+
+
+def add_line(folder: Path, line: dict[str, Any]) -> None:
+    """Put a line in its place, by step and task, instead of one that was there."""
+    place = (line["step"], line["task"])
+    others = [other for other in read_eval_lines(folder) if (other["step"], other["task"]) != place]
+    write_lines(folder / "evals.jsonl", sorted([*others, line], key=lambda one: int(one["step"])))
+
+
+def evaluate_task(model: LoadedModel, spec: RunSpec, step: int, evals: Evals, task: Task) -> dict[str, Any]:
+    """A task's line for weights after `step`; VerdictError where a likelihood is not finite."""
     begun = time.perf_counter()
     encoded = encode_task(task, model.tokenizer, spec.model.seq_len, evals.shots, evals.pool)
     nll = encoded.add_up(model.scorer.score(model.params, encoded.windows))
     measured = measure_task(task, nll, encoded.tokens, evals.normalization)
     tokens = step * spec.batch_seqs * spec.model.seq_len
+    place = {"step": step, "tokens": tokens, "flops": float(tokens * flops_per_token(spec.model))}
     seconds = round(time.perf_counter() - begun, 3)
-    return {"step": step, "tokens": tokens, "flops": float(tokens * flops_per_token(spec.model))} | measured | (
-        evals.describe(task) | {"truncated": encoded.truncated, "seconds": seconds})  # fmt: skip
+    return place | measured | evals.describe(task) | {"truncated": encoded.truncated, "seconds": seconds}

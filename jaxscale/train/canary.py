@@ -1,6 +1,7 @@
 """Do two kinds of machine compute the same: a short run on each, compared before any cell is trained there.
 
-    <study>/canaries/<pool>.json        losses of the study's smallest cell cut to STEPS steps, a file a pool
+    <study>/canaries/<pool>.json          losses of the study's smallest cell cut to STEPS steps, a file a pool
+                     hosts/<host>.json     that a host's pool agreed, and with which versions: it is not asked again
 
 A pool is what `collect` would not mix: device kind, compute precision, versions of jax and jaxscale. Its canary is
 compared with those of all other pools; a loss that is farther from theirs than `TOLERANCE` of itself means that one of
@@ -12,6 +13,7 @@ them computes something else (a driver, a precision, a text), and no cell is tra
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -19,16 +21,18 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jaxscale
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
-from jaxscale.runs import METRIC_FIELDS, Plan, RunSpec, from_plain, read_json, read_lines, seal_json
+from jaxscale.runs import METRIC_FIELDS, Plan, RunSpec, from_plain, read_lines, read_sealed, seal_json, unseal_json
 from jaxscale.storage import PosixStorage
 from jaxscale.sweep import read_plan
 
-__all__ = ["STEPS", "TOLERANCE", "Verdict", "choose_canary", "compare_canaries", "main"]
+__all__ = ["STEPS", "TOLERANCE", "Verdict", "choose_canary", "compare_canaries", "has_agreed", "main"]
 
 STEPS = 20
 """Optimizer steps of a canary: enough to pass warmup's first updates, too few for rounding to grow."""
@@ -44,6 +48,8 @@ class Verdict:
     reason: str
     pool: str
     others: int
+    fresh: bool = False
+    """Whether this machine was the first of its pool."""
 
 
 def choose_canary(plan: Plan) -> RunSpec:
@@ -54,6 +60,26 @@ def choose_canary(plan: Plan) -> RunSpec:
         spec, steps=STEPS, tokens=tokens, warmup_steps=min(spec.warmup_steps, STEPS), average_steps=0,
         decay_steps=min(spec.decay_steps, STEPS), keeps=(), parent="", parent_step=0,
     )  # fmt: skip
+
+
+def has_agreed(study_dir: Path, plan: Plan) -> bool:
+    """Whether this host's pool was found to agree, by these versions and for this plan; loads no JAX."""
+    raw = PosixStorage(study_dir).read(_host_name())
+    try:
+        told = unseal_json(json.loads(raw)) if raw is not None else None
+    except ValueError:
+        return False  # damaged: asked again
+    return told == _stamp_host(choose_canary(plan))
+
+
+def _host_name() -> str:
+    return f"canaries/hosts/{re.sub('[^A-Za-z0-9.]+', '-', socket.gethostname())}.json"
+
+
+def _stamp_host(spec: RunSpec) -> dict[str, str]:
+    """What the agreement of a host rests on."""
+    return {"run_id": spec.run_id, "jax": version("jax"), "jaxscale": jaxscale.__version__,
+            "platforms": os.environ.get("JAX_PLATFORMS", "")}  # fmt: skip
 
 
 def compare_canaries(own: dict[str, Any], others: list[dict[str, Any]]) -> str:
@@ -90,15 +116,18 @@ def _judge(study_dir: Path, plan: Plan, mesh: MeshConfig) -> Verdict:
     storage = PosixStorage(study_dir)
     spec, pool = choose_canary(plan), _describe_pool(mesh)
     name = f"canaries/{re.sub('[^A-Za-z0-9.]+', '-', ' '.join(pool.values()))}.json"
-    if storage.read(name) is None:
+    fresh = storage.read(name) is None
+    if fresh:
         told = _train(study_dir, plan, spec, mesh, pool)
         if not compare_canaries(told, _read_others(study_dir, name, spec)):
             storage.create(name, seal_json(told).encode())
     else:
-        told = read_json(storage.path(name))
+        told = read_sealed(storage.path(name))
     others = _read_others(study_dir, name, spec)
     reason = compare_canaries(told, others)
-    return Verdict(not reason, reason, told["pool"], len(others))
+    if not reason:
+        storage.replace(_host_name(), seal_json(_stamp_host(spec)).encode())
+    return Verdict(not reason, reason, told["pool"], len(others), fresh)
 
 
 def _describe_pool(mesh: MeshConfig) -> dict[str, str]:
@@ -129,7 +158,7 @@ def _train(study_dir: Path, plan: Plan, spec: RunSpec, mesh: MeshConfig, pool: d
 def _read_others(study_dir: Path, own: str, spec: RunSpec) -> list[dict[str, Any]]:
     """Canaries of the other pools, of this very run."""
     files = sorted((study_dir / "canaries").glob("*.json"))
-    told = [read_json(file) for file in files if f"canaries/{file.name}" != own]
+    told = [read_sealed(file) for file in files if f"canaries/{file.name}" != own]
     return [each for each in told if each.get("run_id") == spec.run_id]
 
 

@@ -2,7 +2,7 @@
 
 The weights asked are those that would be validated: the mean of the last ones once a run that averages has begun to,
 its own before. The clock of the runs stands still meanwhile. A loss that is not finite gets no line: the trainer ends
-the run for it.
+the run for it. Of several processes that train one run all compute, and the first reads and writes.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from jaxscale.config import MeshConfig
 from jaxscale.data.files import TokenFiles
 from jaxscale.errors import VerdictError
 from jaxscale.evals.encode import encode_task, open_tokenizer
-from jaxscale.evals.record import Evals, cut_evals, evaluate_run
+from jaxscale.evals.record import Evals, add_line, cut_evals, evaluate_task, find_missing
 from jaxscale.evals.score import LoadedModel, make_scorer
+from jaxscale.train import hosts
 from jaxscale.train.engine import Engine
 from jaxscale.train.member import Member
+from jaxscale.train.record import RunFolder
 from jaxscale.train.step import TrainState, strip_init
 
 __all__ = ["Evaluation"]
@@ -42,7 +45,8 @@ class Evaluation:
     def start(self, step: int) -> None:
         """Drop the lines past `step`, where training goes on."""
         if self.evals is not None:
-            last = [cut_evals(member.folder.path, step) for member in self.members if member.live]
+            live = [member.folder for member in self.members if member.live]
+            last = hosts.from_first(lambda: [cut_evals(folder.path, step) for folder in live], "evals so far")
             self.covered = max([self.spec.parent_step, *last])
 
     def is_due(self, step: int) -> bool:
@@ -72,13 +76,22 @@ class Evaluation:
 
     def _run_member(self, state: TrainState, step: int, member: Member) -> None:
         assert self.evals is not None
-        averaged = step > self.spec.steps - self.spec.average_steps
+        evals, spec, folder = self.evals, member.spec, member.folder
+        averaged = step > spec.steps - spec.average_steps
         model = LoadedModel(self.scorer, state.answer if averaged else state.params, self.tokenizer)
+        missing = hosts.from_first(lambda: [task.name for task in find_missing(evals, folder.path, step)], "evals")
         with self.compiling("score"):
-            for task in self.evals.tasks:
-                encoded = encode_task(task, self.tokenizer, self.spec.model.seq_len, self.evals.shots, self.evals.pool)
+            for task in evals.tasks:
+                encoded = encode_task(task, self.tokenizer, spec.model.seq_len, evals.shots, evals.pool)
                 self.scorer.compile(model.params, encoded.windows)
-        try:
-            evaluate_run(lambda: model, member.spec, step, self.evals, member.folder.path, member.folder.check)
-        except VerdictError:
-            return
+        for task in evals.tasks:
+            if task.name in missing:
+                try:
+                    line = evaluate_task(model, spec, step, evals, task)
+                except VerdictError:  # in every process: all have the same likelihoods
+                    return
+                hosts.from_first(partial(self._write, folder, line), "eval line")
+
+    def _write(self, folder: RunFolder, line: dict[str, Any]) -> None:
+        folder.check()
+        add_line(folder.path, line)

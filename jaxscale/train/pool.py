@@ -164,7 +164,7 @@ class _Pool:
         self.events: Queue[tuple[Worker, dict[str, Any] | None]] = Queue()
         self.workers: dict[int, Worker] = {}
         self.attempts: Counter[Job] = Counter()
-        self.next_count, self.starts = 0.0, 0
+        self.next_count, self.starts, self.stillborn = 0.0, 0, 0
 
     def run(self) -> None:
         for index in range(len(self.seats)):
@@ -333,7 +333,8 @@ class _Pool:
         """A worker has ended: put its cell back or give it up, and start another if cells wait."""
         del self.workers[worker.index]
         worker.close()
-        if not worker.ready:
+        self.stillborn = 0 if worker.ready else self.stillborn + 1
+        if not worker.ready and (worker.process.returncode > 0 or self.stillborn >= self.launch.max_attempts):
             raise VerdictError(f"worker {worker.index} did not start: {worker.last_words()}; see {worker.log}")
         if worker.job is not None:
             worker.note(f"worker ended with code {worker.process.returncode}")

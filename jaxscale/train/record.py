@@ -65,6 +65,7 @@ class RunFolder:
         self.path = run_dir(study_dir, spec.run_id)
         self.spec = spec
         self.lease: Lease | None = None
+        self._curve = bytearray()
 
     @property
     def checkpoints(self) -> Path:
@@ -104,6 +105,7 @@ class RunFolder:
 
     def mend(self) -> None:
         """Write spec.json where it is not there, and set damaged files aside; the run must be held."""
+        self.check()
         file = self.path / "spec.json"
         try:
             known = file.exists() and read_spec(file) is not None
@@ -153,6 +155,11 @@ class RunFolder:
         data = seal_json(to_plain(result)).encode()
         if not PosixStorage(self.path).create("result.json", data):
             raise LeaseLost(f"run {self.spec.run_id}: another process has ended it meanwhile; its result stands")
+        try:
+            self.check()
+        except LeaseLost:  # taken over since the check before: the curve is the successor's, and its result will be
+            (self.path / "result.json").unlink(missing_ok=True)
+            raise
 
     def count_attempt(self, step: int, kinds: dict[str, str]) -> tuple[int, dict[str, str]]:
         """Note a start from `step`: how many there were before, and the kinds of all whose training is kept.
@@ -246,14 +253,29 @@ class RunFolder:
     @contextmanager
     def metrics(self) -> Iterator[Any]:
         """Append access to metrics.jsonl: call with a dict to write a line."""
-        with open(self.path / "metrics.jsonl", "a") as stream:
+        file = self.path / "metrics.jsonl"
+        self._curve = bytearray(file.read_bytes() if file.exists() else b"")
+        with open(file, "a") as stream:
 
             def write(line: dict[str, float]) -> None:
                 self.check()
-                stream.write(seal_line(line))
+                text = seal_line(line)
+                stream.write(text)
                 stream.flush()
+                self._curve += text.encode()
 
             yield write
+
+    def mend_curve(self) -> None:
+        """Set the curve aside and write it again where it is not what this process wrote; no line may follow."""
+        self.check()
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            if file.read_bytes() == self._curve:
+                return
+            self._set_aside(file)
+        if self._curve:
+            write_json(file, self._curve.decode())
 
 
 def _write_lines(file: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -282,7 +304,12 @@ def hold_runs(
                 time.sleep(0.2)
         for folder, lease in zip(folders, leases, strict=True):
             folder.lease = lease
-        yield
+        try:
+            yield
+        except Exception:
+            for folder in folders:
+                folder.check()  # LeaseLost: what goes wrong after a take-over is its consequence
+            raise
 
 
 def _lead_to(step: int, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -133,7 +133,10 @@ def use_compile_cache(mesh: MeshConfig) -> None:
 
 
 def _tell(event: str, **fields: Any) -> None:
-    print(json.dumps({"event": event, **fields}), flush=True)
+    try:
+        print(json.dumps({"event": event, **fields}), flush=True)
+    except BrokenPipeError:  # the parent was killed: the end of stdin asks to save, and nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
