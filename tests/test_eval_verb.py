@@ -1,7 +1,11 @@
 """recipe.evals in training, resumed as undisturbed, and the verb `eval` on final weights."""
 
 import json
+import os
 import random
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -150,6 +154,24 @@ def test_runs_of_a_pack_get_the_lines_they_get_alone(root: Path, spec: RunSpec, 
     for line, wanted in zip(packed, alone, strict=True):
         assert line["nll_per_byte"] == pytest.approx(wanted["nll_per_byte"], rel=1e-3)
     assert lines_of(root / "packed", other)[-1]["nll_per_byte"] != packed[-1]["nll_per_byte"]
+
+
+def test_two_processes_write_the_lines_of_one(quiet: Path, root: Path, spec: RunSpec) -> None:
+    """Each scores half of the rows; the first one reads and writes the file."""
+    out = root / "two"
+    out.mkdir()
+    (out / "plan.json").write_text((quiet / "plan.json").read_text())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        seat = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    command = [sys.executable, "-m", "jaxscale", "train", str(out), "--run", spec.run_id]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    both = [subprocess.Popen(command, env=os.environ | seat | flags | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    lines, wanted = lines_of(out, spec), lines_of(quiet, spec)
+    assert [(line["step"], line["task"]) for line in lines] == [(line["step"], line["task"]) for line in wanted]
+    for line, one in zip(lines, wanted, strict=True):
+        assert line["nll_per_byte"] == pytest.approx(one["nll_per_byte"], rel=1e-4)
 
 
 def test_a_worker_hands_on_what_the_recipe_names(
