@@ -77,7 +77,7 @@ def test_without_the_extra_one_sentence_says_what_to_install(model: LoadedModel,
 def test_both_paths_give_every_choice_and_every_accuracy_the_same(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A local task of `dataset_path: json`; char is lm-eval's acc_norm, sum its acc."""
+    """A local task of `dataset_path: json`; sum is lm-eval's acc, char its acc_norm, byte its acc_bytes."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -88,7 +88,7 @@ def test_both_paths_give_every_choice_and_every_accuracy_the_same(
         f"task: mine\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {file}\n"
         f"  cache_dir: {tmp_path / 'cache'}\n"
         'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: choices\n'
-        "doc_to_target: label\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n"
+        "doc_to_target: label\nmetric_list:\n  - metric: acc\n  - metric: acc_norm\n  - metric: acc_bytes\n"
     )
     task = read_task(file)
     encoded = encode_task(task, model.tokenizer, MODEL.seq_len, 0, ())
@@ -102,6 +102,7 @@ def test_both_paths_give_every_choice_and_every_accuracy_the_same(
     np.testing.assert_allclose(-nll, theirs, rtol=1e-4)
     assert told["results"]["mine"]["acc,none"] == ours["accuracy_sum"]
     assert told["results"]["mine"]["acc_norm,none"] == ours["accuracy_char"]
+    assert told["results"]["mine"]["acc_bytes,none"] == ours["accuracy_byte"]
 
     rows = {row["metric"]: row for row in evaluate_harness(model, ["mine"], None, include=str(tmp_path))}
     assert rows["acc"]["value"] == ours["accuracy_sum"] and rows["acc"]["items"] == 80
