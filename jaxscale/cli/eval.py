@@ -119,7 +119,7 @@ def _read_questions(options: EvalOptions, study: Study) -> tuple[Evals | None, t
     if not (recipe.evals or options.texts or options.harness):
         raise MisuseError(f"{options.directory}: its recipe.evals is empty; name task files with --tasks, texts with "
                           f"--texts, or lm-eval's tasks with --harness")  # fmt: skip
-    evals = find_evals(recipe, "--tasks" if options.tasks else "recipe.evals")
+    evals = find_evals(recipe, options=bool(options.tasks))
     return evals, read_texts(options.texts, study.data) if options.texts else ()
 
 

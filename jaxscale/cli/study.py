@@ -53,9 +53,6 @@ def run(argv: list[str]) -> int:
     options = parse_study(StudyOptions, argv, "run", "Plan, train, collect, fit, forecast, report; resumable.\n\n"
                           "example: jaxscale run configs/quickstart.py --grid.seeds 2 1")  # fmt: skip
     console = make_console()
-    from jaxscale.evals.record import find_evals
-
-    find_evals(options.study.recipe)  # what is wrong with a task file is said before anything is trained
     with hold_folder(options.folder):
         if not _text_is_here(options.study.data):
             build_data(options.study.data, console)  # says which pattern matches nothing
@@ -351,7 +348,11 @@ def train_pending(
     if not pending:
         console.print(f"all {len(planned)} cells have ended")
         return True
-    mesh = from_plain(planned.config, Study).mesh
+    from jaxscale.evals.record import find_evals
+
+    study = from_plain(planned.config, Study)
+    mesh = study.mesh
+    find_evals(study.recipe)  # what is wrong with a task file is said before anything is trained
     workers, _ = count_workers(mesh)
     with StudyProgress(pending, workers, console) as progress:
 

@@ -55,15 +55,18 @@ class Evals:
         return {"task": task.name, "normalization": self.normalization, "shots": self.shots, "sha256": task.sha256}
 
 
-def find_evals(recipe: Recipe, field: str = "recipe.evals") -> Evals | None:
-    """What a recipe asks for, None for nothing; MisuseError where a task file cannot be read."""
+def find_evals(recipe: Recipe, options: bool = False) -> Evals | None:
+    """What a recipe asks for, None for nothing; `options`: named on the command line of `eval`.
+
+    MisuseError where a task file cannot be read.
+    """
     if not recipe.evals:
         return None
-    tasks = tuple(read_task(file) for file in find_tasks(recipe.evals, field))
+    tasks = tuple(read_task(file) for file in find_tasks(recipe.evals, "--tasks" if options else "recipe.evals"))
     pool: tuple[Item, ...] = ()
     if recipe.eval_shots_from:
-        (file,) = find_tasks((recipe.eval_shots_from,), f"{field.split('.')[0]}: file of examples")[:1]
-        pool = read_task(file).items
+        field = "--shots-from" if options else "recipe.eval_shots_from"
+        pool = tuple(item for file in find_tasks((recipe.eval_shots_from,), field) for item in read_task(file).items)
     return Evals(tasks, recipe.eval_normalization, recipe.eval_shots, pool, recipe.eval_points)
 
 

@@ -8,6 +8,7 @@ What a window gets depends on nothing but its ids, beyond rounding.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -40,6 +41,10 @@ MIN_LENGTH = 16
 BATCH_TOKENS = {"cpu": 4096}
 MANY_TOKENS = 32_768
 """Tokens in one forward pass of all devices: on CPU as many as stay near the caches, on accelerators more."""
+LOGITS_BYTES = 1 << 30
+"""Most float32 logits of a device at once, where all of them are looked at."""
+AHEAD = 32
+"""Batches that the devices are given before the first of them is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +84,11 @@ class Scorer:
         lowering = choose_lowering(config, model, self.platform, jnp.dtype(self.dtype).name)
         return replace(lowering, mesh=self.mesh if self.mesh.size > 1 else None)
 
-    def count_rows(self, length: int) -> int:
-        """Windows of this length in one forward pass of all devices."""
+    def count_rows(self, length: int, kind: Kind = "nll") -> int:
+        """Windows of this length in one forward pass of all devices; fewer where whole logits are held."""
         wanted = max(1, BATCH_TOKENS.get(self.platform, MANY_TOKENS) // length)
+        if kind == "greedy":
+            wanted = max(1, min(wanted, LOGITS_BYTES // (4 * length * self.model.vocab_size) * self.replicas))
         return -(-wanted // self.replicas) * self.replicas
 
     def score(self, params: Any, windows: Sequence[Window]) -> NDArray[np.float64]:
@@ -109,26 +116,32 @@ class Scorer:
         return min(length for length in self.lengths if length >= inputs)
 
     def _ask(self, kind: Kind, params: Any, windows: Sequence[Window]) -> NDArray[np.float32]:
-        """What a program says of each window, float32 [n, k]; every batch is sent off before the first is read."""
+        """What a program says of each window, float32 [n, 2]; the devices are some batches ahead of the reading."""
         unique, inverse = _find_unique(windows)
-        sent = [(places, self._send(kind, params, length, [unique[i] for i in places]))
-                for length, places in self._batches(unique)]  # fmt: skip
-        told = np.zeros((len(unique), 2), np.float32)
-        for places, answer in sent:
-            told[places] = np.asarray(answer)[: len(places)]
+        told, sent = np.zeros((len(unique), 2), np.float32), deque[tuple[list[int], jax.Array]]()
+
+        def read(most: int) -> None:
+            while len(sent) > most:
+                places, answer = sent.popleft()
+                told[places] = np.asarray(answer)[: len(places)]
+
+        for length, places in self._batches(kind, unique):
+            sent.append((places, self._send(kind, params, length, [unique[i] for i in places])))
+            read(AHEAD)
+        read(0)
         return told[inverse]
 
-    def _batches(self, windows: Sequence[Window]) -> Iterator[tuple[int, list[int]]]:
+    def _batches(self, kind: Kind, windows: Sequence[Window]) -> Iterator[tuple[int, list[int]]]:
         """(length, places of the windows) of every batch."""
         by_length: dict[int, list[int]] = {}
         for i, window in enumerate(windows):
             by_length.setdefault(self._find_length(window), []).append(i)
         for length, places in sorted(by_length.items()):
-            rows = self.count_rows(length)
+            rows = self.count_rows(length, kind)
             yield from ((length, places[i : i + rows]) for i in range(0, len(places), rows))
 
     def _send(self, kind: Kind, params: Any, length: int, windows: Sequence[Window]) -> jax.Array:
-        ids_bt = np.zeros((self.count_rows(length), length + 1), np.int32)
+        ids_bt = np.zeros((self.count_rows(length, kind), length + 1), np.int32)
         span_b2 = np.ones((len(ids_bt), 2), np.int32)
         for row, window in enumerate(windows):
             ids_bt[row, : len(window.ids)] = window.ids
@@ -173,10 +186,8 @@ def _find_unique(windows: Sequence[Window]) -> tuple[list[Window], NDArray[np.in
     places: dict[tuple[bytes, int], int] = {}
     keys = [(window.ids.tobytes(), window.first) for window in windows]
     inverse = [places.setdefault(key, len(places)) for key in keys]
-    unique: list[Window] = [windows[0]] * len(places)
-    for window, place_ in zip(windows, inverse, strict=True):
-        unique[place_] = window
-    return unique, np.array(inverse, np.int64)
+    first = dict(zip(keys, windows, strict=True))
+    return [first[key] for key in places], np.array(inverse, np.int64)
 
 
 def _mask(ids_bt: jax.Array, span_b2: jax.Array) -> jax.Array:
@@ -211,9 +222,8 @@ def _answer_greedy(graphdef: Any, mesh: Mesh | None, params: Any, ids_bt: jax.Ar
 def _answer_next(graphdef: Any, mesh: Mesh | None, params: Any, ids_bt: jax.Array, span_b2: jax.Array) -> jax.Array:
     """(likeliest id after the first `span[:, 0]` ids, 0)"""
     decoder: Decoder = nnx.merge(graphdef, params)
-    logits_btv = decoder(_inputs(ids_bt, mesh)[0])
-    last_b1v = jnp.take_along_axis(logits_btv, span_b2[:, :1, None] - 1, axis=1)
-    next_b = jnp.argmax(last_b1v[:, 0], axis=-1).astype(jnp.float32)
+    logits_bv = decoder.logits_at(_inputs(ids_bt, mesh)[0], span_b2[:, 0] - 1)
+    next_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.float32)
     return jnp.stack([next_b, jnp.zeros_like(next_b)], axis=1)
 
 

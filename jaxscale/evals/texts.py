@@ -10,8 +10,10 @@ Bytes count the text and two for each separator, as in training.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +30,9 @@ from jaxscale.evals.encode import Window
 from jaxscale.evals.score import LoadedModel
 
 __all__ = ["Text", "measure_ids", "measure_text", "read_texts"]
+
+PIECE_WINDOWS = 65_536
+"""Windows of a long text that are scored at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,9 @@ def read_texts(patterns: Sequence[str], data: DataConfig) -> tuple[Text, ...]:
 
     MisuseError: a pattern without a match, a file that is no text, or empty.
     """
+    for pattern in patterns:
+        if not glob.glob(os.path.expanduser(pattern), recursive=True):
+            raise MisuseError(f"--texts: {pattern!r} matches no file (looked from {os.getcwd()}); name text files")
     config = DataConfig(files=tuple(patterns), text_field=data.text_field, document_bytes=data.document_bytes)
     by_source: dict[str, list[bytes]] = {}
     corpus = find_corpus(config)
@@ -93,5 +101,8 @@ def measure_ids(model: LoadedModel, ids: NDArray[np.int32]) -> float:
     if len(ids) < 2:
         raise MisuseError(f"a text of {len(ids)} tokens has none to predict; give at least 2")
     seq_len = model.scorer.seq_len
-    windows = [Window(ids[start : start + seq_len + 1], 1) for start in range(0, len(ids) - 1, seq_len)]
-    return float(model.scorer.score(model.params, windows).sum() / (len(ids) - 1))
+    starts, total = range(0, len(ids) - 1, seq_len), 0.0
+    for i in range(0, len(starts), PIECE_WINDOWS):
+        windows = [Window(ids[start : start + seq_len + 1], 1) for start in starts[i : i + PIECE_WINDOWS]]
+        total += float(model.scorer.score(model.params, windows).sum())
+    return total / (len(ids) - 1)
