@@ -51,7 +51,7 @@ def check_end(grid: Grid) -> None:
     left = ("*orbax-checkpoint-tmp*", "*.held")
     killed = {held.token for held in grid.held()}  # after their result: nobody claims the run again
     torn = [path for pattern in left for path in grid.folder.rglob(pattern) if path.stem not in killed]
-    grid.problems += [f"left behind: {path}" for path in torn]
+    grid.litter += [f"left behind: {path}" for path in torn]
 
 
 def _check_curve(grid: Grid, run_id: str) -> None:
