@@ -66,6 +66,8 @@ class Checkpoints:
         for earlier in self.manager.all_steps():
             if earlier != step:
                 self.manager.delete(earlier)
+        for torn in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(torn, ignore_errors=True)  # of a holder before this one, paused in a save and woken
 
     def restore(self, like: TrainState, at_most: int | None = None) -> TrainState | None:
         """The newest readable state, laid out as `like` (shapes, dtypes, shardings); None if there is none.
