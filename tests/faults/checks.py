@@ -93,8 +93,8 @@ def measure_losses(grid: Grid, watch: Watch, hits: list[tuple[float, str, Hit]])
     """
     rows = []
     for moment, kind, hit in hits:
-        if hit.killed is None:
-            continue
+        if hit.killed is None or hit.at_step >= grid.plan.find_cell(hit.killed.run_id).spec.steps:
+            continue  # nothing was left to train
         seen = watch.resumed(hit.killed.run_id, hit.killed.generation, moment)
         if seen is None:
             continue
