@@ -12,6 +12,10 @@ class JaxscaleError(Exception):
     """Base of everything `jaxscale` prints as one sentence instead of a traceback."""
 
     exit_code = 1
+    agreed = False
+    """Whether every process of a multi-process run raised it, at the same point: then they can go on together."""
+    kind = ""
+    """Of an error that another process told: the name of its class there."""
 
 
 class MisuseError(JaxscaleError, ValueError):

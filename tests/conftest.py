@@ -9,7 +9,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import pytest
 
 collect_ignore = ["bench", "faults/long.py", "faults/inject"]
-"""Programs: benchmarks pin cores and set flags for themselves, long faults take minutes, injected ones are for others."""
+"""Programs: benchmarks pin cores and set flags for themselves, long faults take minutes, inject is for others."""
 
 SHARED = Path(os.environ.get("JAXSCALE_SHARED", Path(__file__).parents[2] / "shared"))
 

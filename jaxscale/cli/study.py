@@ -124,22 +124,25 @@ def train(argv: list[str]) -> int:
 
 
 def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
-    """One cell in this process: 0 done, 1 diverged, 75 preempted and saved, 130 interrupted and saved."""
+    """One cell in this process, or in this and others: 0 done, 1 diverged, 75 preempted and saved, 130 interrupted."""
     import signal
 
+    from jaxscale.train import hosts
     from jaxscale.train.loop import Preempted, train_run
     from jaxscale.train.worker import use_compile_cache
 
     cell = _pick(options, planned)
-    mesh = from_plain(planned.config, Study).mesh
-    use_compile_cache(mesh)
+    study = from_plain(planned.config, Study)
+    mesh = study.mesh
     stopped: list[int] = []
     watched = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(number, lambda number, _: stopped.append(number)) for number in watched]
-    progress = StudyProgress([cell], 1, console)
+    hosts.connect()
+    use_compile_cache(mesh)
+    progress = StudyProgress([cell], 1, console if hosts.is_first() else Console(quiet=True))
     progress({"event": "start", "worker": 0, "run_id": cell.run_id})
     try:
-        with progress:
+        with hosts.leave_together(), progress:
             result = train_run(
                 cell.spec,
                 options.directory,
@@ -148,10 +151,11 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 should_stop=lambda: bool(stopped),
                 data_sha256=planned.data_sha256,
                 keep_weights=cell.role not in TUNING_ROLES,
+                launch=study.launch,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
-        return PREEMPTED if signal.SIGTERM in stopped else 130
+        return 130 if stopped and signal.SIGTERM not in stopped else PREEMPTED  # not asked: another process was
     finally:
         for number, handler in zip(watched, previous, strict=True):
             signal.signal(number, handler)

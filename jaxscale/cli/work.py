@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from jaxscale.cli.options import parse
 from jaxscale.cli.progress import StudyProgress
 from jaxscale.cli.study import say_preempted
 from jaxscale.cli.tables import make_console
+from jaxscale.cli.together import work_together
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.launch import read_task
 from jaxscale.runs import Cell, Plan, from_plain
 from jaxscale.sweep import read_plan, read_status
+from jaxscale.train.address import is_one_of_many
 from jaxscale.train.canary import has_agreed
 from jaxscale.train.pool import Terminated, count_workers, raise_on_sigterm, train_cells
 from jaxscale.train.seats import seat_worker
@@ -55,10 +58,9 @@ def work(argv: list[str]) -> int:
     console = make_console()
     try:
         with raise_on_sigterm():
-            _work(options, planned, cells, console)
+            return _work(options, planned, cells, console)
     except Terminated:
         return say_preempted("work")
-    return 0
 
 
 def _list_asked(options: WorkOptions) -> tuple[str, ...]:
@@ -75,7 +77,7 @@ def choose_cells(planned: Plan, run_ids: Sequence[str]) -> tuple[Cell, ...]:
     return tuple(planned.find_cell(run_id) for run_id in run_ids) or planned.cells
 
 
-def _work(options: WorkOptions, planned: Plan, cells: tuple[Cell, ...], console: Console) -> None:
+def _work(options: WorkOptions, planned: Plan, cells: tuple[Cell, ...], console: Console) -> int:
     study = from_plain(planned.config, Study)
     if options.workers is not None and options.workers < 1:
         raise MisuseError(f"--workers: {options.workers} trains nothing; give 1 or more, or leave it out")
@@ -83,13 +85,16 @@ def _work(options: WorkOptions, planned: Plan, cells: tuple[Cell, ...], console:
     open_cells = [s.cell for s in read_status(options.directory, cells) if s.state in ("planned", "running")]
     if not open_cells:
         console.print(f"all {len(cells)} cells have ended")
-        return
+        return 0
+    if is_one_of_many(os.environ):
+        return work_together(options.directory, [cell.run_id for cell in open_cells], open_cells, study, console)
     if study.launch.canary and not has_agreed(options.directory, planned):
         _send_canary(options.directory, study, open_cells, console)
     workers, _ = count_workers(mesh)
     with StudyProgress(open_cells, workers, console) as progress:
         train_cells(options.directory, open_cells, mesh, progress)
     progress.say_compiled()
+    return 0
 
 
 def _send_canary(folder: Path, study: Study, cells: Sequence[Cell], console: Console) -> None:

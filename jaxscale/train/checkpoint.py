@@ -1,14 +1,11 @@
 """Checkpoints of one run: Orbax, saved asynchronously, restored onto whatever mesh the run now has.
 
 A step's folder appears whole or not at all, so a kill during a save leaves the previous one. Restoring walks
-back from the newest step until one can be read; a corrupt one is named in `skipped`, moved aside, never used.
+back from the newest step until one can be read; a corrupt one is named in `skipped`, moved aside, never used. With the
+arrays goes their fingerprint, and what does not match it is corrupt.
 
-With the leaves goes a fingerprint of them, so that a bit flipped on the disk or on the way is seen. Of a leaf's words
-x_i, its bits as unsigned integers in the order of the whole array,
-
-    sum_i x_i (2 i + 1)   and   sum_i (x_i xor i) (2654435761 i | 1)   modulo 2^32
-
-Multipliers are odd, so no single changed word goes unnoticed; integer sums are the same in any order, on any mesh.
+Several processes save together, each its shards, and commit once; each reads what it needs by itself, with no barrier
+in which one that fails would leave the others, and then all hear how it went.
 """
 
 from __future__ import annotations
@@ -16,26 +13,28 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxscale.train import hosts
+from jaxscale.train.fingerprint import fingerprint
 from jaxscale.train.step import TrainState
 
-__all__ = ["Checkpoints", "Damaged", "fingerprint", "keep_state", "read_state"]
+__all__ = ["Checkpoints", "Damaged", "keep_state", "read_state", "unseal_state"]
+
+ITEM = "default"
+"""Orbax's name of what a step holds where it holds one thing."""
+FINGERPRINT = "fingerprint"
+"""Name of the fingerprint among the arrays."""
 
 for _chatty in ("absl", "asyncio"):
     logging.getLogger(_chatty).setLevel(logging.CRITICAL)  # what fails is raised, and said in a sentence
-
-
-FINGERPRINT = "fingerprint"
-WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 class Damaged(Exception):
@@ -55,7 +54,7 @@ class Checkpoints:
 
     def save(self, state: TrainState, step: int, *, wait: bool = False) -> None:
         """Start saving; `wait` returns only when the step is on disk."""
-        if step not in self.manager.all_steps():
+        if not hosts.broadcast(step in self.manager.all_steps(), f"save {step}"):
             self.manager.save(step, args=ocp.args.StandardSave(_seal(state)))
         if wait:
             self.manager.wait_until_finished()
@@ -70,24 +69,21 @@ class Checkpoints:
             shutil.rmtree(torn, ignore_errors=True)  # of a holder before this one, paused in a save and woken
 
     def restore(self, like: TrainState, at_most: int | None = None) -> TrainState | None:
-        """The newest readable state, laid out as `like` (shapes, dtypes, shardings); None if there is none.
+        """The newest state that all processes can read, laid out as `like` (shapes, dtypes, shardings); None: none.
 
         States beyond step `at_most` are set aside: what leads to them is lost.
         """
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        for step in hosts.broadcast(sorted(self.manager.all_steps(), reverse=True), "steps"):
             if at_most is not None and step > at_most:
-                self.skipped.append(f"checkpoint {step}: the curve that leads to it is damaged after step {at_most}")
-                self._set_aside(step)
-                continue
-            try:
-                saved = self.manager.restore(step, args=ocp.args.StandardRestore(_like(like)))
-                return _unseal(saved, like)
-            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-                raise  # the machine's trouble, not the checkpoint's
-            except Exception as error:
-                words = (str(error).splitlines() or [""])[0][:200]
-                self.skipped.append(f"checkpoint {step}: {type(error).__name__}: {words}")
-                self._set_aside(step)
+                words = f"the curve that leads to it is damaged after step {at_most}"
+            else:
+                saved, trouble = _try_to_read(self.folder / str(step) / ITEM, like)
+                words = next(filter(None, hosts.gather(trouble, f"restore {step}")), "") or _find_damage(saved, like)
+                if not words:
+                    return _unflatten(saved, like)
+            self.skipped.append(f"checkpoint {step}: {words}")
+            hosts.from_first(lambda step=step: self._set_aside(step), "set aside")  # type: ignore[misc]
+            self.manager.reload()
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -96,89 +92,87 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):  # another holder, paused meanwhile, may have dropped it
             (self.folder / str(step)).rename(aside / f"{step}-{uuid.uuid4().hex[:8]}")
-        self.manager.reload()
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close in the end. Not where this process fails alone: closing waits for others, who wait elsewhere."""
+        try:
+            yield
+        except BaseException as error:
+            if not hosts.is_alone_with(error):
+                self.close()
+            raise
+        self.close()
 
     def close(self) -> None:
         """Wait for saves under way and release the folder."""
         self.manager.close()
 
 
+def _try_to_read(folder: Path, like: TrainState) -> tuple[dict[str, Any], str]:
+    """The arrays, or what is wrong with them in words; the machine's trouble is raised, it is not the checkpoint's."""
+    try:
+        return read_state(folder, like), ""
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        return {}, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
 def keep_state(folder: Path, state: TrainState) -> None:
     """Write one state to `folder`, which appears whole or not at all; one that is there already stays."""
-    if folder.exists():
+    if hosts.from_first(lambda: _make_way(folder), f"keep {folder.parent.name}"):
         return
-    for torn in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
-        shutil.rmtree(torn)  # of a start that was killed
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), _seal(state))
 
 
-def read_state(folder: Path, like: TrainState) -> TrainState:
-    """The state that `keep_state` wrote, laid out as `like`; raises what Orbax does if unreadable, or Damaged."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.restore(folder.absolute(), _like(like))
-    return _unseal(saved, like)
+def _make_way(folder: Path) -> bool:
+    """Whether the state is there already; what a start that was killed left of it goes."""
+    for torn in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(torn)
+    return folder.exists()
 
 
-def fingerprint(leaves: dict[str, Any]) -> np.ndarray:
-    """uint32 [leaves, 2] of arrays by name, in the order of the names given.
+def read_state(folder: Path, like: TrainState) -> dict[str, Any]:
+    """The arrays that were written there, for `unseal_state`; raises what Orbax does where they cannot be read.
 
-    On one CPU process by numpy, without a compilation; elsewhere on the devices, each adding up what it holds.
+    Each process reads its own shards, laid out as `like`, and waits for no other.
     """
-    if all(_is_here(leaf) for leaf in leaves.values()):
-        return np.array([_sum_words(np.asarray(leaf), np) for leaf in leaves.values()], np.uint32)
-    return np.asarray(_sum_leaves(list(leaves.values())))
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f"process{me}") if hosts.is_many() else None
+    wanted = {**_by_name(like), FINGERPRINT: np.zeros((len(_by_name(like)), 2), np.uint32)}
+    with ocp.StandardCheckpointer(**({"multiprocessing_options": alone} if alone else {})) as checkpointer:
+        saved: dict[str, Any] = checkpointer.restore(folder.absolute(), wanted)
+    return saved
 
 
-def _is_here(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray) or (
-        leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.sharding.device_set)
-    )
+def unseal_state(saved: dict[str, Any], like: TrainState) -> TrainState:
+    """The state that `read_state` read; Damaged where it is not what was saved. All processes call it together."""
+    words = _find_damage(saved, like)
+    if words:
+        raise Damaged(words)
+    return _unflatten(saved, like)
 
 
-@jax.jit
-def _sum_leaves(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.stack(_sum_words(leaf, jnp)) for leaf in leaves])
-
-
-def _sum_words(leaf: Any, xp: Any) -> list[Any]:
-    """The two sums of one array; `xp` is numpy or jax.numpy."""
-    kind = WORDS[leaf.dtype.itemsize]
-    words = leaf.view(kind) if xp is np else jax.lax.bitcast_convert_type(leaf, kind)
-    words, index = words.astype(xp.uint32), _count(leaf.shape, xp)
-    odd = xp.uint32(2654435761) * index | xp.uint32(1)
-    total = partial(xp.sum, dtype=xp.uint32)
-    return [total(words * (index * xp.uint32(2) + xp.uint32(1))), total((words ^ index) * odd)]
-
-
-def _count(shape: tuple[int, ...], xp: Any) -> Any:
-    """Places 0, 1, .. of an array's elements, modulo 2^32; made in place, so that a sharded array needs no other's."""
-    index, stride = xp.zeros(shape, xp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        along = xp.arange(shape[axis], dtype=xp.uint32).reshape(-1, *[1] * (len(shape) - axis - 1))
-        index = index + along * xp.uint32(stride % (1 << 32))
-        stride *= shape[axis]
-    return index
-
-
-def _seal(state: TrainState) -> dict[str, Any]:
-    leaves = _by_name(state)
-    return {**leaves, FINGERPRINT: fingerprint(leaves)}
-
-
-def _like(like: TrainState) -> dict[str, Any]:
-    """What a saved state restores as."""
-    leaves = _by_name(like)
-    return {**leaves, FINGERPRINT: np.zeros((len(leaves), 2), np.uint32)}
-
-
-def _unseal(saved: dict[str, Any], like: TrainState) -> TrainState:
+def _find_damage(saved: dict[str, Any], like: TrainState) -> str:
+    """Which arrays are not those that were saved; empty where all are."""
     leaves = {name: saved[name] for name in _by_name(like)}
     told, found = np.asarray(saved[FINGERPRINT]), fingerprint(leaves)
     wrong = [name for name, ok in zip(leaves, (told == found).all(axis=1), strict=True) if not ok]
-    if wrong:
-        raise Damaged(f"{len(wrong)} of {len(leaves)} arrays are not as they were saved, {wrong[0]} among them")
-    return jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
+    if not wrong:
+        return ""
+    return f"{len(wrong)} of {len(leaves)} arrays are not as they were saved, {wrong[0]} among them"
+
+
+def _unflatten(saved: dict[str, Any], like: TrainState) -> TrainState:
+    return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in _by_name(like)])
+
+
+def _seal(state: TrainState) -> dict[str, Any]:
+    """What is saved: the state's arrays by name, and their fingerprint."""
+    leaves = _by_name(state)
+    return {**leaves, FINGERPRINT: fingerprint(leaves)}
 
 
 def _by_name(state: TrainState) -> dict[str, Any]:

@@ -6,6 +6,9 @@ so that it waits for the host only where the run pauses: to save, to keep a stat
 after whole logging intervals, so a resumed run walks through the same dispatches as an undisturbed one and its curve
 agrees to the bit on the same devices and thread count.
 
+Several processes (`hosts`) walk through the same dispatches. Only the first touches the run's folder; what it finds
+there, when to save and when to stop are the same for all, so they save the same step and end together.
+
 A trunk stops at the steps whose states it keeps for its branches; a branch begins from such a state and goes on in
 the trunk's order of the data, so that it is to the bit the run that the trunk would have become.
 
@@ -20,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -34,9 +37,10 @@ from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.leases import LEASE_S, Claims
 from jaxscale.resolve import describe_run
-from jaxscale.runs import RunResult, RunSpec
+from jaxscale.runs import RunResult, RunSpec, from_plain
 from jaxscale.sweep import Way, fail_cell, pack_key
-from jaxscale.train.checkpoint import Checkpoints, keep_state, read_state
+from jaxscale.train import hosts
+from jaxscale.train.checkpoint import Checkpoints, Damaged, keep_state, read_state, unseal_state
 from jaxscale.train.compiling import compile_alone
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
@@ -61,6 +65,8 @@ class Preempted(Exception):
     """The run was asked to stop and has saved; the next start goes on from there."""
 
     released = "preempted"
+    agreed = True
+    """Every process of the run raises it (JaxscaleError.agreed)."""
 
 
 def train_run(
@@ -118,30 +124,46 @@ def train_pack(
     folders = [RunFolder(Path(out), spec) for spec in specs]
     pack = PackFolder(Path(out), Pack(tuple(spec.run_id for spec in specs), way)) if way != "process" else None
     try:
-        ended = [folder.read_result() for folder in folders]
-        if all(ended):
-            return tuple(result for result in ended if result is not None)
-        for folder in folders:
-            folder.prepare()
-        saved_step = pack.saved_step if pack else None
-        job = pack.pack.pack_id if pack else ""
-        lease_s = launch.lease_s if launch else LEASE_S
-        with hold_runs(folders, claims or Claims(out, lease_s), job, saved_step, patience_s):
-            for folder in folders:
-                folder.mend()
-            ended = [folder.read_result() or _give_up(folder, pack, launch) for folder in folders]
-            if pack is not None and any(not folder.has_begun() and folder.read_result() is None for folder in folders):
-                pack.remove()  # a member was reset: what the pack saved holds the state that it was to lose
+        claims = claims or Claims(out, launch.lease_s if launch else LEASE_S)
+        with ExitStack() as held:
+            ended = _read_results(
+                hosts.from_first(lambda: _open(folders, pack, held, claims, patience_s, launch), "open")
+            )
             if all(ended):
                 return tuple(result for result in ended if result is not None)
-            trainer = _Trainer(folders, pack, mesh or MeshConfig(), on_progress, should_stop, data_sha256,
-                               rivals or {}, launch or LaunchConfig())  # fmt: skip
+            trainer = hosts.together(
+                lambda: _Trainer(folders, ended, pack, mesh or MeshConfig(), on_progress if hosts.is_first() else None,
+                                 should_stop, data_sha256, rivals or {}, launch or LaunchConfig()), "set up",
+            )  # fmt: skip
             return trainer.train(keep_weights)
     except Exception as error:
         if isinstance(error, JaxscaleError) or not is_disk_full(error):
             raise
         raise VerdictError(f"{(pack or folders[0]).path}: no disk space left; free some and run the same command "
                            f"again, it goes on from the last checkpoint") from error  # fmt: skip
+
+
+def _open(
+    folders: Sequence[RunFolder], pack: PackFolder | None, held: ExitStack, claims: Claims, patience_s: float | None,
+    launch: LaunchConfig | None,
+) -> list[dict[str, Any] | None]:  # fmt: skip
+    """How each run has ended, if it has; where one goes on, all are held from now on and made ready."""
+    ended = [folder.read_result() for folder in folders]
+    if not all(ended):
+        for folder in folders:
+            folder.prepare()
+        saved_step, job = (pack.saved_step, pack.pack.pack_id) if pack else (None, "")
+        held.enter_context(hold_runs(folders, claims, job, saved_step, patience_s))
+        for folder in folders:
+            folder.mend()
+        ended = [folder.read_result() or _give_up(folder, pack, launch) for folder in folders]
+        if pack is not None and any(not folder.has_begun() and folder.read_result() is None for folder in folders):
+            pack.remove()  # a member was reset: what the pack saved holds the state that it was to lose
+    return [asdict(result) if result is not None else None for result in ended]
+
+
+def _read_results(plain: Sequence[dict[str, Any] | None]) -> list[RunResult | None]:
+    return [from_plain(result, RunResult) if result is not None else None for result in plain]
 
 
 def _give_up(folder: RunFolder, pack: PackFolder | None, launch: LaunchConfig | None) -> RunResult | None:
@@ -198,6 +220,7 @@ class _Trainer:
     def __init__(
         self,
         folders: Sequence[RunFolder],
+        ended: Sequence[RunResult | None],
         pack: PackFolder | None,
         mesh_config: MeshConfig,
         on_progress: Callable[[Progress], None] | None,
@@ -217,14 +240,14 @@ class _Trainer:
         watched = {run_id: Stopper(folder.path.parent, folder.spec, rivals[run_id]) for folder in folders
                    if (run_id := folder.spec.run_id) in rivals}  # fmt: skip
         self.members = [
-            Member(folder, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id), launch)
-            for folder in folders
+            Member(folder, result, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id), launch)
+            for folder, result in zip(folders, ended, strict=True)
         ]
         way: Way = cast(Way, pack.pack.way) if pack else "process"
         microbatch_seqs = count_microbatch(self.spec, way, mesh_config, dtype)
         self.layout = lay_out(self.spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
         self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype)
-        self.saved_at, self.stop = 0.0, False
+        self.saved_at, self.stop, self.save = 0.0, False, False
 
     def train(self, keep_weights: bool) -> tuple[RunResult, ...]:
         if self.pack is not None:
@@ -235,8 +258,8 @@ class _Trainer:
         checkpoints = Checkpoints(folder)
         with self._compiling("train"):
             self.engine.compile()  # before the clock starts
-        try:
-            whole = min((member.folder.last_line() for member in self.members if member.live), default=0)
+        with checkpoints.closing():
+            whole = hosts.from_first(self._last_line, "curve")
             saved = checkpoints.restore(self.engine.abstract_state(), at_most=whole)
             state = self._begin() if saved is None else self.engine.place(saved)
             step = int(np.max(np.asarray(state.step)))
@@ -244,13 +267,18 @@ class _Trainer:
                 member.start(step, checkpoints.skipped)
             state = self._run(state, step, checkpoints)
             self._conclude(state, checkpoints, keep_weights)
-        finally:
-            checkpoints.close()
         if self.pack is not None:
             self.pack.remove()
-        elif not keep_weights:
+        elif not keep_weights and hosts.is_first():
             shutil.rmtree(folder, ignore_errors=True)
-        return tuple(member.result for member in self.members if member.result is not None)
+        results = [member.result for member in self.members if member.result is not None]
+        if hosts.is_many():  # the first one's clock and restarts hold
+            results = [from_plain(plain, RunResult) for plain in hosts.broadcast([asdict(own) for own in results])]
+        return tuple(results)
+
+    def _last_line(self) -> int:
+        """The step up to which the curves of all live members are whole."""
+        return min((member.folder.last_line() for member in self.members if member.live), default=0)
 
     def _compiling(self, program: str) -> AbstractContextManager[None]:
         """Alone with one of this run's programs; the key says what they depend on, more rather than less."""
@@ -265,21 +293,35 @@ class _Trainer:
         if not self.spec.parent:
             with self._compiling("begin"):
                 return jax.block_until_ready(self.engine.begin())
-        kept = self.members[0].folder.inherit()
+        kept = Path(hosts.from_first(lambda: str(self.members[0].folder.inherit()), "inherit"))
+        like = self.engine.abstract_state()
+        saved = hosts.together(lambda: self._read_kept(kept / "state", like), "read the trunk's state")
         try:
-            return self.engine.place(read_state(kept / "state", self.engine.abstract_state()))
+            return self.engine.place(unseal_state(saved, like))
+        except Damaged as error:
+            refusal = self._refuse_trunk(error)
+            refusal.agreed = True  # all have read the same
+            raise refusal from error
+
+    def _read_kept(self, folder: Path, like: TrainState) -> dict[str, Any]:
+        try:
+            return read_state(folder, like)
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise  # the machine's trouble, not the state's
         except Exception as error:
-            words = (str(error).splitlines() or [""])[0][:200]
-            raise MisuseError(f"run {self.spec.run_id}: the state of its trunk at step {self.spec.parent_step} cannot "
-                              f"be read ({type(error).__name__}: {words}); train the trunk anew after "
-                              f"`jaxscale reset DIR {self.spec.parent}`") from error  # fmt: skip
+            raise self._refuse_trunk(error) from error
+
+    def _refuse_trunk(self, error: Exception) -> MisuseError:
+        words = (str(error).splitlines() or [""])[0][:200]
+        return MisuseError(f"run {self.spec.run_id}: the state of its trunk at step {self.spec.parent_step} cannot be "
+                           f"read ({type(error).__name__}: {words}); train the trunk anew after "
+                           f"`jaxscale reset DIR {self.spec.parent}`")  # fmt: skip
 
     def _keep(self, state: TrainState, step: int) -> None:
         """Keep a trunk's state for a branch, before any later checkpoint: a kill cannot come between."""
         if self.members[0].live:
-            keep_state(self.members[0].folder.keep_lines(step) / "state", state)
+            folder = hosts.from_first(lambda: str(self.members[0].folder.keep_lines(step)), "keep")
+            keep_state(Path(folder) / "state", state)
 
     def _run(self, state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:
         """Train to the last step, or until every member has ended; the final state."""
@@ -305,7 +347,7 @@ class _Trainer:
             self._keep(state, step)
         if step == self.spec.steps or not any(member.live for member in self.members):
             return
-        if self.stop or self._save_is_due():
+        if self.stop or self.save:
             for member in self.members:
                 member.sync()
             checkpoints.save(self.engine.to_save(state), step, wait=self.stop)
@@ -314,9 +356,6 @@ class _Trainer:
                 member.folder.tell(saved_step=step)
         if self.stop:
             raise Preempted(f"{self._name()} saved at step {step} of {self.spec.steps}")
-
-    def _save_is_due(self) -> bool:
-        return time.perf_counter() - self.saved_at > self.config.checkpoint_every_s
 
     def _name(self) -> str:
         return f"run {self.spec.run_id}" if self.pack is None else f"pack of {len(self.members)} runs"
@@ -364,9 +403,13 @@ class _Trainer:
                     yield _Interval(sent.step, losses, norms, None if ahead or not pause else state)
 
     def _pauses_at(self, step: int) -> bool:
-        """Whether the state after the interval that ends at `step` is wanted; asks once whether to stop."""
-        self.stop = self.should_stop()
-        return self.stop or self._save_is_due() or step == self.spec.steps or step in self.spec.keeps
+        """Whether the state after the interval that ends at `step` is wanted; asks once whether to stop.
+
+        Any process that is asked to stop stops all, and the first whose clock says so has all save.
+        """
+        due = time.perf_counter() - self.saved_at > self.config.checkpoint_every_s
+        self.stop, self.save = hosts.agree((self.should_stop(), due), "interval")
+        return self.stop or self.save or step == self.spec.steps or step in self.spec.keeps
 
     def _staged(self, step: int) -> Iterator[tuple[int, Any, int]]:
         """(first step, batch on the devices, steps) of every dispatch from `step` on."""

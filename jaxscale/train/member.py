@@ -22,6 +22,7 @@ from jaxscale.flops import count_params, flops_per_token
 from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
 from jaxscale.runs import RunResult, State
 from jaxscale.sweep import hash_file
+from jaxscale.train import hosts
 from jaxscale.train.optimizer import Hyper, learning_rate
 from jaxscale.train.provenance import describe_machine
 from jaxscale.train.record import RunFolder
@@ -70,6 +71,7 @@ class Member:
     def __init__(
         self,
         folder: RunFolder,
+        result: RunResult | None,
         info: DataInfo,
         dtype: Any,
         pack: dict[str, Any] | None,
@@ -81,7 +83,7 @@ class Member:
         self.on_progress, self.stopper, self.launch = on_progress, stopper, launch or LaunchConfig()
         self.hyper: Any = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))  # type: ignore[arg-type]
         self.flops_per_token = flops_per_token(self.spec.model)
-        self.result: RunResult | None = folder.read_result()
+        self.result = result
         self.loss = math.nan
 
     @property
@@ -97,13 +99,18 @@ class Member:
         self.step, self.skipped = step, skipped
         if self.stopper is not None:
             self.stopper.start(step)
-        self.restarts, kinds = self.folder.count_attempt(step, self._kinds())
+        noted = hosts.from_first(lambda: self._note_start(step), "start")
+        self.restarts, kinds, before_s, self.loss, self.inherited_s = noted
         self.kinds = {kind: int(told) if kind in COUNTS and told.isdigit() else told for kind, told in kinds.items()}
-        before_s, self.loss = self.folder.cut_metrics(step)
-        self.inherited_s = self.folder.inherited_seconds() if self.spec.parent else 0.0
         members = self.pack["members"] if self.pack else 1
         self.clock = _Clock(before_s, time.perf_counter(), step, members)
         self.folder.tell(chips=count_chips() / members, step=step, saved_step=step)
+
+    def _note_start(self, step: int) -> tuple[int, dict[str, str], float, float, float]:
+        """Starts before this one, kinds of all that count, seconds and loss up to `step`, the trunk's seconds."""
+        restarts, kinds = self.folder.count_attempt(step, self._kinds())
+        before_s, loss = self.folder.cut_metrics(step)
+        return restarts, kinds, before_s, loss, self.folder.inherited_seconds() if self.spec.parent else 0.0
 
     def _kinds(self) -> dict[str, str]:
         """What a resumed run must keep or tell, beside its spec."""
@@ -115,7 +122,8 @@ class Member:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Open metrics.jsonl for the lines of `take`; a run that has ended writes none."""
-        if not self.live:
+        self._write: Callable[[dict[str, float]], None] = lambda line: None
+        if not self.live or not hosts.is_first():
             yield
             return
         trackers = open_trackers(self.launch, self.folder.path, self.spec, self.step)
@@ -153,14 +161,20 @@ class Member:
 
     def sync(self) -> None:
         """Bring a live run's curve to the disk; LeaseLost where the run is another's by now."""
-        if self.live:
+        if self.live and hosts.is_first():
             self.folder.sync_metrics()
 
     def stop_if_hopeless(self) -> None:
         """End the run as censored where its rule says so; after `take` of every run beside it."""
-        stop = self.stopper.judge(self.step) if self.live and self.stopper is not None else None
-        if stop is not None:
-            self._end(str(stop), None, None, "censored", {"stop": asdict(stop)})
+        if not self.live or self.stopper is None:
+            return
+        told = hosts.from_first(self._judge, "hopeless")
+        if told is not None:
+            self._end(told["words"], None, None, "censored", {"stop": told["stop"]})
+
+    def _judge(self) -> dict[str, Any] | None:
+        stop = self.stopper.judge(self.step) if self.stopper is not None else None
+        return None if stop is None else {"words": str(stop), "stop": asdict(stop)}
 
     def _line(self, step: int, grad_norm: float) -> dict[str, float]:
         tokens = step * self.spec.batch_seqs * self.spec.model.seq_len
@@ -191,7 +205,8 @@ class Member:
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
         more: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.folder.mend_curve()
+        if hosts.is_first():
+            self.folder.mend_curve()
         spec, counts = self.spec, count_params(self.spec.model)
         tokens = self.step * spec.batch_seqs * spec.model.seq_len
         seconds = self.clock.seconds() - self.inherited_s
@@ -224,7 +239,8 @@ class Member:
             mfu=find_mfu(rate * self.flops_per_token),
             metrics_sha256=hash_file(curve) if curve.exists() else "",
         )
-        self.folder.write_result(self.result)
+        if hosts.is_first():
+            self.folder.write_result(self.result)
 
 
 def count_chips() -> float:
