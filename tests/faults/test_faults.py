@@ -1,4 +1,4 @@
-"""A small grid under one fault of nearly every kind ends as the undisturbed one, to the bit; `long` has the rest."""
+"""A small grid under seventeen kinds of faults ends as the undisturbed one, to the bit; `long` has all kinds."""
 
 from __future__ import annotations
 
