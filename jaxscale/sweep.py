@@ -98,6 +98,8 @@ class CellStatus:
     result: RunResult | None
     holding: Holding | None = None
     """Its newest lease, of whoever holds or held it."""
+    trained_s: float = 0.0
+    """Seconds of training in its curve."""
     silent_s: float = 0.0
     """Seconds since that lease's last sign of life, by this machine's clock: for people, no decision rests on it."""
 
@@ -123,13 +125,13 @@ def _cell_status(study_dir: Path, cell: Cell) -> CellStatus:
     holding = found.holding if found else None
     if result is not None:
         return CellStatus(cell, result.state, result.reason, result.steps_done, result.loss, result, holding)
-    step, loss = _last_metric(folder / "metrics.jsonl")
+    step, loss, trained_s = _last_metric(folder / "metrics.jsonl")
     silent_s = _silent_s(study_dir, holding) if holding else 0.0
     if holding is not None and not holding.released and not is_gone(study_dir, holding):
         reason = f"{holding.who}, silent for {silent_s:.0f} s" if silent_s > LEASE_S else ""
-        return CellStatus(cell, "running", reason, step, loss, None, holding, silent_s)
+        return CellStatus(cell, "running", reason, step, loss, None, holding, trained_s, silent_s)
     reason = f"{damage}; to be made again" if damage else f"stopped at step {step}" if step else ""
-    return CellStatus(cell, "planned", reason, step, loss, None, holding, silent_s)
+    return CellStatus(cell, "planned", reason, step, loss, None, holding, trained_s, silent_s)
 
 
 def _silent_s(study_dir: Path, holding: Holding) -> float:
@@ -184,9 +186,9 @@ def read_result(file: Path) -> RunResult:
         raise MisuseError(f"{said}; `jaxscale train` makes it again, `jaxscale reset` puts the cell back") from error
 
 
-def _last_metric(file: Path) -> tuple[int, float | None]:
+def _last_metric(file: Path) -> tuple[int, float | None, float]:
     lines = read_lines(file, METRIC_FIELDS)
-    return (int(lines[-1]["step"]), float(lines[-1]["loss"])) if lines else (0, None)
+    return (int(lines[-1]["step"]), float(lines[-1]["loss"]), float(lines[-1]["seconds"])) if lines else (0, None, 0.0)
 
 
 def pack_key(spec: RunSpec) -> str:

@@ -105,7 +105,7 @@ def _find_watches(options: StatusOptions, planned: Plan, statuses: Sequence[Cell
 
 def seconds_left(status: CellStatus) -> float | None:
     """Seconds until a running cell has made its steps, at its own speed; None where that is not known."""
-    rate = status.holding.tokens_per_s if status.state == "running" and status.holding else None
+    rate = _rate(status) if status.state == "running" else None
     spec = status.cell.spec
     return (spec.steps - status.step) * spec.batch_seqs * spec.model.seq_len / rate if rate else None
 
@@ -154,9 +154,14 @@ def _state(status: CellStatus) -> str:
 
 
 def _rate(status: CellStatus) -> float | None:
+    """Tokens a second: of the result, else by the holder's word, else by its curve until that comes."""
     if status.result is not None:
         return status.result.tokens_per_s
-    return status.holding.tokens_per_s if status.state == "running" and status.holding else None
+    if status.state != "running" or status.holding is None:
+        return None
+    spec = status.cell.spec
+    own = status.trained_s and not spec.parent and status.step * spec.batch_seqs * spec.model.seq_len / status.trained_s
+    return status.holding.tokens_per_s or own or None
 
 
 def _mfu(status: CellStatus) -> float | None:

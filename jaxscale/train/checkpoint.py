@@ -65,6 +65,8 @@ class Checkpoints:
         for earlier in self.manager.all_steps():
             if earlier != step:
                 self.manager.delete(earlier)
+        for torn in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(torn, ignore_errors=True)  # of a holder before this one, paused in a save and woken
 
     def restore(self, like: TrainState, at_most: int | None = None) -> TrainState | None:
         """The newest state that all processes can read, laid out as `like` (shapes, dtypes, shardings); None: none.

@@ -51,7 +51,7 @@ def check_end(grid: Grid) -> None:
     left = ("*orbax-checkpoint-tmp*", "*.held")
     killed = {held.token for held in grid.held()}  # after their result: nobody claims the run again
     torn = [path for pattern in left for path in grid.folder.rglob(pattern) if path.stem not in killed]
-    grid.problems += [f"left behind: {path}" for path in torn]
+    grid.litter += [f"left behind: {path}" for path in torn]
 
 
 def _check_curve(grid: Grid, run_id: str) -> None:
@@ -93,8 +93,8 @@ def measure_losses(grid: Grid, watch: Watch, hits: list[tuple[float, str, Hit]])
     """
     rows = []
     for moment, kind, hit in hits:
-        if hit.killed is None:
-            continue
+        if hit.killed is None or hit.at_step >= grid.plan.find_cell(hit.killed.run_id).spec.steps:
+            continue  # nothing was left to train
         seen = watch.resumed(hit.killed.run_id, hit.killed.generation, moment)
         if seen is None:
             continue

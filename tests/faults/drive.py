@@ -30,6 +30,8 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     problems: list[str] = field(default_factory=list)
+    litter: list[str] = field(default_factory=list)
+    """Files of no consequence that nobody removed."""
     tracebacks: Counter[str] = field(default_factory=Counter)
     losses: list[dict[str, Any]] = field(default_factory=list)
     spot_checks: int = 0
@@ -43,7 +45,9 @@ class Tally:
         """What an earlier start noted; empty without one."""
         plain = json.loads(file.read_text()) if file.exists() else {}
         known = {
-            name: plain[name] for name in ("rounds", "problems", "losses", "spot_checks", "seconds") if name in plain
+            name: plain[name]
+            for name in ("rounds", "problems", "litter", "losses", "spot_checks", "seconds")
+            if name in plain
         }
         return cls(Counter(plain.get("faults", {})), tracebacks=Counter(plain.get("tracebacks", {})), **known)
 
@@ -112,6 +116,7 @@ def _round(
     for problem in grid.problems:
         say(f"PROBLEM round {tally.rounds}: {problem}")
     tally.problems += [f"round {tally.rounds}: {problem}" for problem in grid.problems]
+    tally.litter += [f"round {tally.rounds}: {left}" for left in grid.litter]
     tally.seconds += time.monotonic() - started
     say(f"round {tally.rounds}: {len(hits)} faults in {time.monotonic() - started:.0f} s, "
         f"{tally.faults.total()} in all, {len(grid.problems)} problems")  # fmt: skip

@@ -189,6 +189,7 @@ class Grid:
         self.extras = 0
         self.broken: Counter[str] = Counter()
         self.problems: list[str] = []
+        self.litter: list[str] = []
 
     def write_plan(self) -> None:
         (self.folder / "plan.json").write_text(self.plan.to_json())

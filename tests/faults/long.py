@@ -60,6 +60,8 @@ def print_table(tally: Tally) -> None:
         print(f"{value:>8}  {name}")
     for problem in tally.problems:
         print(f"PROBLEM {problem}")
+    for left in tally.litter:
+        print(f"litter {left}")
     for traceback, count in tally.tracebacks.items():
         print(f"TRACEBACK {count} x {traceback}")
     if not tally.problems:

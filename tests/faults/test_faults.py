@@ -1,4 +1,4 @@
-"""A small grid under one fault of nearly every kind ends as the undisturbed one, to the bit; `long` has the rest."""
+"""A small grid under seventeen kinds of faults ends as the undisturbed one, to the bit; `long` has all kinds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from drive import Tally, run_rounds
 from harness import Bench
 
 SHORT = [
-    "kill -9 parent", "kill -9 worker", "kill -9 worker at its start", "kill -9 before a checkpoint is named",
+    "kill -9 parent", "kill -9 worker at its start", "kill -9 before a checkpoint is named",
     "kill -9 before result.json is named", "SIGTERM parent", "full disk",
-    "truncated checkpoint", "flipped checkpoint", "flipped spec", "flipped curve of a running cell",
+    "flipped checkpoint", "flipped spec", "flipped curve of a running cell",
     "truncated curve of an ended cell", "flipped result", "two launchers at once",
     "two `train --all` at once", "worker paused past the lease", "planted NaN", "clock moved by a day",
     "file times of 1970 or 2100",
