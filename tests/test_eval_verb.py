@@ -156,6 +156,18 @@ def test_runs_of_a_pack_get_the_lines_they_get_alone(root: Path, spec: RunSpec, 
     assert lines_of(root / "packed", other)[-1]["nll_per_byte"] != packed[-1]["nll_per_byte"]
 
 
+def test_a_branch_is_asked_past_its_trunks_step_only(root: Path, study: Study, evals: Evals) -> None:
+    recipe = replace(study.recipe, schedule="wsd")
+    branched = replace(study, recipe=recipe, grid=replace(study.grid, schedule="wsd-branches"))
+    cells = plan_isoflop(branched, train_tokens=1e5).cells
+    branch = max((cell.spec for cell in cells if cell.spec.parent), key=lambda spec: spec.steps)
+    trunk = next(cell.spec for cell in cells if cell.run_id == branch.parent)
+    train_run(trunk, root / "branches")
+    train_run(branch, root / "branches", evals=replace(evals, points=(0.3, 0.6, 0.85)))
+    steps = sorted({line["step"] for line in lines_of(root / "branches", branch)})
+    assert len(steps) == 2 and branch.parent_step < 0.85 * branch.steps <= steps[0] < steps[1] == branch.steps
+
+
 def test_two_processes_write_the_lines_of_one(quiet: Path, root: Path, spec: RunSpec) -> None:
     """Each scores half of the rows; the first one reads and writes the file."""
     out = root / "two"
