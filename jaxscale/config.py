@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["DataConfig", "Grid", "LaunchConfig", "MeshConfig", "ModelConfig", "Recipe", "Study"]
+__all__ = ["EVAL_FIELDS", "DataConfig", "Grid", "LaunchConfig", "MeshConfig", "ModelConfig", "Recipe", "Study"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,21 @@ class Recipe:
     """With lr_from: rate ~ D^this at a fixed batch. None: as measured in the sweep, else -.32 (2409.19913)."""
     lr_batch_exponent: float | None = None
     """With lr_from: rate ~ B^this at a fixed horizon. None: as measured in the sweep, else .5 (2205.10287)."""
+    evals: tuple[str, ...] = ()
+    """Task files (glob patterns; .jsonl, also .xz .gz .zst: question, choices, label) on which every cell's model is
+    evaluated at its end. Evaluation changes no run: its fields are no part of a run's identity (docs/evals.md)."""
+    eval_points: tuple[float, ...] = ()
+    """Shares of a run at which it is evaluated too, at the first logging interval that ends there or later."""
+    eval_normalization: Literal["sum", "token", "byte", "char"] = "byte"
+    """Which score decides `accuracy`: the log-likelihood of a choice, in all or per token, byte or character of it."""
+    eval_shots: int = 0
+    """Solved examples before every question."""
+    eval_shots_from: str = ""
+    """Task file to draw the examples from, for all tasks; empty: each task's own first items, never the one asked."""
+
+
+EVAL_FIELDS = ("evals", "eval_points", "eval_normalization", "eval_shots", "eval_shots_from")
+"""Fields of a recipe that only look at the models: they may change under a study whose runs have begun."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ POSITIVE = """
 """
 NOT_NEGATIVE = """
     model.embed_std model.hidden_std model.head_std model.init_scale model.norm_eps recipe.embed_lr recipe.head_lr
-    recipe.adam_lr recipe.eps recipe.weight_decay recipe.clip_norm recipe.z_loss
+    recipe.adam_lr recipe.eps recipe.weight_decay recipe.clip_norm recipe.z_loss recipe.eval_shots
     grid.exclude_spike mesh.workers mesh.checkpoint_every_s mesh.head_chunks mesh.fsdp mesh.tensor mesh.context
     mesh.microbatch_seqs
     bootstrap seed
@@ -41,12 +41,14 @@ BETWEEN = {
     "recipe.decay_fraction": (0.0, 1.0),
     "recipe.final_fraction": (0.0, 1.0),
     "recipe.average_fraction": (0.0, 1.0),
+    "recipe.eval_points": (0.0, 1.0),
     "model.depth_alpha": (0.5, 1.0),
 }
 """Least and largest value, both allowed."""
 ONE_OF = {
     "recipe.optimizer": ("adamw", "sgd", "muon"),
     "model.parameterization": ("mup", "completep", "standard"),
+    "recipe.eval_normalization": ("sum", "token", "byte", "char"),
     "grid.schedule": ("runs", "wsd-branches"),
 }
 """Names that have rules; a study file is not checked by the command line's types."""

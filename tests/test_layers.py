@@ -20,7 +20,7 @@ ORDER = [
     {"resolve"},
     {"plan", "sweep", "data", "model", "allocate"},
     {"tuning", "spend"},
-    {"tables", "where", "collect"},
+    {"tables", "where", "collect", "evals"},
     {"source"},
     {"fit"},
     {"fitted"},

@@ -24,6 +24,8 @@ class Verb:
     module: str
     usage: str
     summary: str
+    function: str = ""
+    """Its name in the module, where it is not the verb's."""
 
 
 VERBS: dict[str, Verb] = {
@@ -33,6 +35,9 @@ VERBS: dict[str, Verb] = {
     "work": Verb("work", "DIR", "a pull worker: any number on any hosts share the cells of a study folder"),
     "status": Verb("status", "DIR", "table of cells: state, speed, who trains them, time left; --watch keeps it live"),
     "logs": Verb("status", "DIR RUN", "who trained a run, how each attempt ended, their last words, its curve"),
+    "eval": Verb(
+        "eval", "DIR", "multiple-choice tasks and texts on the final models; --tasks, --texts, --harness", "evaluate"
+    ),
     "collect": Verb("folder", "DIR", "finished runs as observations.csv, refused ones with their reason"),
     "report": Verb("answer", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
     "preflight": Verb("preflight", "STUDY.py", "compile for a pod without the pod: memory, step time, cost; --target"),
@@ -77,7 +82,7 @@ def dispatch(argv: list[str]) -> int:
         return 2
     try:
         module = importlib.import_module(f"jaxscale.cli.{VERBS[argv[0]].module}")
-        return int(getattr(module, argv[0])(argv[1:]))
+        return int(getattr(module, VERBS[argv[0]].function or argv[0])(argv[1:]))
     except JaxscaleError as error:
         print(f"jaxscale {argv[0]}: {error}", file=sys.stderr)
         return error.exit_code

@@ -20,7 +20,7 @@ from jaxscale.cli.answer import analyse
 from jaxscale.cli.options import PlanOptions, StudyOptions, check_alone, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
 from jaxscale.cli.tables import make_console, print_plan
-from jaxscale.config import DataConfig, Study
+from jaxscale.config import EVAL_FIELDS, DataConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import Contest
 from jaxscale.limits import check_limits
@@ -44,6 +44,8 @@ __all__ = [
 
 EXECUTION_FIELDS = ("mesh", "launch", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
+LOOKING_FIELDS = ("data.cache", *(f"recipe.{name}" for name in EVAL_FIELDS))
+"""Others of that kind, inside of parts that decide the rest."""
 
 
 def run(argv: list[str]) -> int:
@@ -127,13 +129,15 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
     """One cell in this process, or in this and others: 0 done, 1 diverged, 75 preempted and saved, 130 interrupted."""
     import signal
 
+    from jaxscale.evals.record import find_evals
     from jaxscale.train import hosts
     from jaxscale.train.loop import Preempted, train_run
     from jaxscale.train.worker import use_compile_cache
 
     cell = _pick(options, planned)
     study = from_plain(planned.config, Study)
-    mesh = study.mesh
+    mesh, kept = study.mesh, cell.role not in TUNING_ROLES
+    asked = kept and cell.role != "trunk"
     stopped: list[int] = []
     watched = (signal.SIGTERM, signal.SIGINT)
     previous = [signal.signal(number, lambda number, _: stopped.append(number)) for number in watched]
@@ -143,6 +147,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
     progress({"event": "start", "worker": 0, "run_id": cell.run_id})
     try:
         with hosts.leave_together(), progress:
+            evals = hosts.together(lambda: find_evals(study.recipe) if asked else None, "tasks")
             result = train_run(
                 cell.spec,
                 options.directory,
@@ -150,8 +155,9 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 on_progress=lambda p: progress({"event": "progress", "worker": 0, **vars(p)}),
                 should_stop=lambda: bool(stopped),
                 data_sha256=planned.data_sha256,
-                keep_weights=cell.role not in TUNING_ROLES,
+                keep_weights=kept,
                 launch=study.launch,
+                evals=evals,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
@@ -303,7 +309,7 @@ def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         name
         for name, _, _ in _differences(*filled)
-        if name.split(".")[0] not in EXECUTION_FIELDS and name != "data.cache"
+        if name.split(".")[0] not in EXECUTION_FIELDS and name not in LOOKING_FIELDS
     ]
 
 
@@ -342,7 +348,11 @@ def train_pending(
     if not pending:
         console.print(f"all {len(planned)} cells have ended")
         return True
-    mesh = from_plain(planned.config, Study).mesh
+    from jaxscale.evals.record import find_evals
+
+    study = from_plain(planned.config, Study)
+    mesh = study.mesh
+    find_evals(study.recipe)  # what is wrong with a task file is said before anything is trained
     workers, _ = count_workers(mesh)
     with StudyProgress(pending, workers, console) as progress:
 

@@ -25,7 +25,7 @@ from jaxscale.errors import MisuseError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Document", "cut_text", "find_format", "read_documents"]
+__all__ = ["COMPRESSED", "Document", "cut_text", "decompress", "find_format", "read_documents"]
 
 Format = Literal["text", "json", "parquet"]
 COMPRESSED = (".xz", ".gz", ".zst")
@@ -74,7 +74,7 @@ def read_documents(path: Path, source: str, text_field: str, document_bytes: int
     """
     kind, packed = find_format(path)
     try:
-        with open(path, "rb") as raw, _decompress(raw, packed) as stream:
+        with open(path, "rb") as raw, decompress(raw, packed) as stream:
             if kind == "text":
                 texts = _read_text(stream, path, document_bytes)
             elif kind == "json":
@@ -120,7 +120,8 @@ def _find_cut(text: bytes, start: int, size_bytes: int) -> int:
 
 
 @contextmanager
-def _decompress(raw: IO[bytes], packed: str) -> Iterator[IO[bytes]]:
+def decompress(raw: IO[bytes], packed: str) -> Iterator[IO[bytes]]:
+    """The stream behind a compression suffix, one of COMPRESSED or "" for none."""
     with ExitStack() as stack:
         if packed == ".gz":
             yield cast(IO[bytes], stack.enter_context(gzip.open(raw)))

@@ -7,7 +7,7 @@ end-of-text token for the others. Bits per byte are therefore comparable between
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,15 +40,25 @@ LEAST_BPE_SIZE = 257
 TOKENIZER_FILE = "tokenizer.json"
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Hashable, Protocol):
     """What the token files need of a tokenizer."""
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
 
+    @property
+    def separator(self) -> tuple[int, ...]:
+        """Ids that follow every document."""
+
     def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         """Ids of each document, its separator included."""
+
+    def encode_split(self, texts: Sequence[str], starts: Sequence[int]) -> list[tuple[NDArray[np.uint32], int]]:
+        """Ids of each text without a separator, and how many of them, the first ones, hold nothing of text[start:]."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no text become U+FFFD."""
 
     def count_bytes(self, text: bytes, tokens: int) -> int:
         """Bytes of text (separator included) that the first `tokens` ids of a document stand for."""
@@ -62,10 +72,24 @@ class ByteTokenizer:
     """
 
     vocab_size = 256
+    separator = tuple(SEPARATOR)
 
     def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         """Ids [len(text) + 2] of each document."""
         return [np.frombuffer(text + SEPARATOR, np.uint8).astype(np.uint32) for text in texts]
+
+    def encode_split(self, texts: Sequence[str], starts: Sequence[int]) -> list[tuple[NDArray[np.uint32], int]]:
+        """Every byte belongs to one side.
+
+        >>> [(ids.tolist(), first) for ids, first in ByteTokenizer().encode_split(["\u00e9 a"], [1])]
+        [([195, 169, 32, 97], 2)]
+        """
+        parts = [(text.encode(), len(text[:start].encode())) for text, start in zip(texts, starts, strict=True)]
+        return [(np.frombuffer(data, np.uint8).astype(np.uint32), first) for data, first in parts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Bytes as UTF-8."""
+        return bytes(ids).decode(errors="replace")
 
     def count_bytes(self, text: bytes, tokens: int) -> int:
         """A byte is a token."""
@@ -92,6 +116,24 @@ class JsonTokenizer:
         strings = [text.decode() for text in texts]
         encoded = self._inner.encode_batch_fast(strings, add_special_tokens=False)
         return [np.array([*item.ids, self.separator_id], np.uint32) for item in encoded]
+
+    @property
+    def separator(self) -> tuple[int, ...]:
+        """The end-of-text token."""
+        return (self.separator_id,)
+
+    def encode_split(self, texts: Sequence[str], starts: Sequence[int]) -> list[tuple[NDArray[np.uint32], int]]:
+        """By the character offsets of the tokens; one that holds text of both sides is the second's."""
+        encoded = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (np.array(item.ids, np.uint32), sum(end <= start for _, end in item.offsets))
+            for item, start in zip(encoded, starts, strict=True)
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Special tokens stay visible."""
+        text: str = self._inner.decode(list(ids), skip_special_tokens=False)
+        return text
 
     def count_bytes(self, text: bytes, tokens: int) -> int:
         """By the character offsets of the tokens; a token that ends inside a character counts it whole."""

@@ -73,6 +73,11 @@ class Decoder(nnx.Module):
         """Next-token logits for every position."""
         return head_logits(self.hidden(tokens_bt), self._head(), forward_multipliers(self.model).logits)
 
+    def logits_at(self, tokens_bt: jax.Array, place_b: jax.Array) -> jax.Array:
+        """Next-token logits [b, v] at one position of each row."""
+        x_b1d = jnp.take_along_axis(self.hidden(tokens_bt), place_b[:, None, None], axis=1)
+        return head_logits(x_b1d, self._head(), forward_multipliers(self.model).logits)[:, 0]
+
     def losses(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
         scale = forward_multipliers(self.model).logits

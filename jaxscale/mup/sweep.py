@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxscale.config import ModelConfig, Study
+from jaxscale.config import EVAL_FIELDS, ModelConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_per_token
 from jaxscale.format import format_count
@@ -30,7 +30,7 @@ __all__ = ["SweepGrid", "default_rates", "default_tokens", "grow_plan", "plan_sw
 
 Parameterization = Literal["mup", "completep", "standard"]
 VARIED_MODEL = frozenset({"d_model", "n_layers", "parameterization", "init_scale"})
-VARIED_RECIPE = frozenset({"lr", "weight_decay"})
+VARIED_RECIPE = frozenset({"lr", "weight_decay", *EVAL_FIELDS})
 """What may differ inside one sweep's folder; the rest of model, recipe and text may not."""
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxscale.config import ModelConfig, Recipe, Study
+from jaxscale.config import EVAL_FIELDS, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.rates.law import Optimum, RateLaw, Z, fit_rates
 from jaxscale.runs import from_plain, read_json
@@ -35,7 +35,7 @@ RECIPE_KEYS = ("optimizer", "schedule", "embed_lr", "head_lr", "decay_rule")
 UNREAD = {
     "model": ("d_model", "n_layers", "parameterization", "init_scale", *COMPLETEP_KEYS),
     "recipe": ("lr", "lr_from", "lr_horizon_exponent", "lr_batch_exponent", "weight_decay", "batch_coefficient",
-               "batch_exponent", "batch_min_tokens", "batch_max_tokens", "microbatch_seqs"),
+               "batch_exponent", "batch_min_tokens", "batch_max_tokens", "microbatch_seqs", *EVAL_FIELDS),
 }  # fmt: skip
 """Fields that the sweep varies, the law corrects for, or that are compared elsewhere."""
 ONLY_FOR = {"adam_lr": ("muon",), "momentum": ("sgd", "muon"), "b1": ("adamw", "muon"), "b2": ("adamw", "muon")}

@@ -51,6 +51,8 @@ class Engine(Protocol):
     """(index, count): which of how many equal parts of every batch this process feeds."""
     microbatch_seqs: int
     """Sequences in one forward pass of all devices that share a run."""
+    mesh: Mesh
+    """Devices over which `member` lays a run's own state."""
 
     def compile(self) -> None:
         """Compile training, so that the clock can start after it."""
@@ -89,6 +91,7 @@ class Single:
     def __init__(self, spec: RunSpec, slots: int, execution: Execution, dtype: Any) -> None:
         self.spec, self.slots = spec, slots
         mesh, self.microbatch_seqs = execution.mesh, execution.microbatch_seqs
+        self.mesh = mesh
         self.program = _program(spec, slots, mesh, dtype, execution.lowering)
         self.replicas, self.row_group = mesh.shape["data"] * mesh.shape["fsdp"], row_group(mesh)
         self.hyper = Hyper.from_spec(spec)
@@ -190,7 +193,7 @@ class Packed:
         self.accumulate = first.batch_seqs // self.microbatch_seqs
         lanes = -(-len(specs) // len(self.devices)) * len(self.devices)
         self.fill = lanes - len(specs)
-        alone = make_mesh(MeshConfig(), devices[:1])
+        self.mesh = alone = make_mesh(MeshConfig(), devices[:1])
         lowering = choose_lowering(config, first.model, devices[0].platform, jnp.dtype(dtype).name)
         program = _program(first, slots, alone, dtype, lowering)
         self.program: PackProgram = make_pack(program, lanes, way, self.microbatch_seqs, self.devices)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from jaxscale.config import Study
 from jaxscale.errors import JaxscaleError, VerdictError
+from jaxscale.evals.record import Evals, find_evals
 from jaxscale.leases import Claims
 from jaxscale.runs import TUNING_ROLES, Cell, Plan, RunResult, from_plain
 from jaxscale.spend import Purse
@@ -89,7 +90,7 @@ def _train(
     claims: Claims | None,
 ) -> RunResult:  # fmt: skip
     """One cell over all processes; each reads the plan anew, which may have grown."""
-    plan, cell, study = hosts.together(lambda: _find(study_dir, run_id), "plan")
+    plan, cell, study, evals = hosts.together(lambda: _find(study_dir, run_id), "plan")
     tell({"event": "start", "run_id": run_id})
 
     def report(progress: Progress) -> None:
@@ -98,13 +99,14 @@ def _train(
     return train_run(
         cell.spec, study_dir, mesh=study.mesh, on_progress=report, should_stop=should_stop,
         data_sha256=plan.data_sha256, keep_weights=cell.role not in (*TUNING_ROLES, "trunk"), claims=claims,
-        patience_s=0.0, launch=study.launch,
+        patience_s=0.0, launch=study.launch, evals=evals,
     )  # fmt: skip
 
 
-def _find(study_dir: Path, run_id: str) -> tuple[Plan, Cell, Study]:
+def _find(study_dir: Path, run_id: str) -> tuple[Plan, Cell, Study, Evals | None]:
     plan = read_plan(study_dir)
-    return plan, plan.find_cell(run_id), from_plain(plan.config, Study)
+    cell, study = plan.find_cell(run_id), from_plain(plan.config, Study)
+    return plan, cell, study, find_evals(study.recipe) if cell.role not in (*TUNING_ROLES, "trunk") else None
 
 
 def pick_pending(study_dir: Path, cells: Sequence[Cell], claims: Claims | None = None) -> Pick:

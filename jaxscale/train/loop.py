@@ -35,6 +35,7 @@ from jaxscale.config import LaunchConfig, MeshConfig
 from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
+from jaxscale.evals.record import Evals
 from jaxscale.leases import LEASE_S, Claims
 from jaxscale.resolve import describe_run
 from jaxscale.runs import RunResult, RunSpec, from_plain
@@ -44,6 +45,7 @@ from jaxscale.train.checkpoint import Checkpoints, Damaged, keep_state, read_sta
 from jaxscale.train.compiling import compile_alone
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
+from jaxscale.train.evaluation import Evaluation
 from jaxscale.train.execution import choose_execution, choose_microbatch
 from jaxscale.train.logs import read_last_words
 from jaxscale.train.member import Member, Progress
@@ -81,19 +83,20 @@ def train_run(
     claims: Claims | None = None,
     patience_s: float | None = None,
     launch: LaunchConfig | None = None,
+    evals: Evals | None = None,
 ) -> RunResult:
     """Train `spec` in the study folder `out` and return its result; a run that has ended is only read.
 
     Resumes from the newest checkpoint. A non-finite loss ends the run as "diverged", naming step and value.
     The run is held by a lease, one of `claims`; HeldElsewhere where another process keeps it for `patience_s`,
     LeaseLost where one took it. With `launch`, it ends as "failed" after so many holders in a row that died without a
-    newer checkpoint, and its curve goes to the trackers. Raises Preempted after saving when `should_stop` turns true,
-    MisuseError for what the user can mend (a text that is not `data_sha256`, the plan's, among it), VerdictError when
-    the disk is full: nothing saved is lost.
+    newer checkpoint, and its curve goes to the trackers. `evals` are tasks for its model (`train.evaluation`). Raises
+    Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend (a text that is not
+    `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
     """
     (result,) = train_pack((spec,), out, "process", mesh=mesh, on_progress=on_progress, should_stop=should_stop,
                            data_sha256=data_sha256, keep_weights=keep_weights, claims=claims, patience_s=patience_s,
-                           launch=launch)  # fmt: skip
+                           launch=launch, evals=evals)  # fmt: skip
     return result
 
 
@@ -111,6 +114,7 @@ def train_pack(
     claims: Claims | None = None,
     patience_s: float | None = None,
     launch: LaunchConfig | None = None,
+    evals: Evals | None = None,
 ) -> tuple[RunResult, ...]:
     """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
 
@@ -133,7 +137,7 @@ def train_pack(
                 return tuple(result for result in ended if result is not None)
             trainer = hosts.together(
                 lambda: _Trainer(folders, ended, pack, mesh or MeshConfig(), on_progress if hosts.is_first() else None,
-                                 should_stop, data_sha256, rivals or {}, launch or LaunchConfig()), "set up",
+                                 should_stop, data_sha256, rivals or {}, launch or LaunchConfig(), evals), "set up",
             )  # fmt: skip
             return trainer.train(keep_weights)
     except Exception as error:
@@ -228,6 +232,7 @@ class _Trainer:
         data_sha256: str,
         rivals: Mapping[str, Mapping[str, bool]],
         launch: LaunchConfig,
+        evals: Evals | None,
     ) -> None:
         specs = [folder.spec for folder in folders]
         self.spec, self.config, self.should_stop = specs[0], mesh_config, should_stop
@@ -248,6 +253,7 @@ class _Trainer:
         self.layout = lay_out(self.spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
         self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype)
         self.saved_at, self.stop, self.save = 0.0, False, False
+        self.evaluation = Evaluation(evals, self.members, self.engine, self.tokens, mesh_config, dtype, self._compiling)
 
     def train(self, keep_weights: bool) -> tuple[RunResult, ...]:
         if self.pack is not None:
@@ -265,6 +271,8 @@ class _Trainer:
             step = int(np.max(np.asarray(state.step)))
             for member in self.members:
                 member.start(step, checkpoints.skipped)
+            self.evaluation.start(step)
+            self.evaluation.run_if_due(state, step)  # where it was stopped before it could be
             state = self._run(state, step, checkpoints)
             self._conclude(state, checkpoints, keep_weights)
         if self.pack is not None:
@@ -356,6 +364,7 @@ class _Trainer:
                 member.folder.tell(saved_step=step)
         if self.stop:
             raise Preempted(f"{self._name()} saved at step {step} of {self.spec.steps}")
+        self.evaluation.run_if_due(state, step)
 
     def _name(self) -> str:
         return f"run {self.spec.run_id}" if self.pack is None else f"pack of {len(self.members)} runs"
@@ -371,6 +380,7 @@ class _Trainer:
             self.members[0].folder.tell(saved_step=self.spec.steps)
         elif keep_weights:
             self._keep_weights(state)
+        self.evaluation.run(state, self.spec.steps)
         sums, counts = self._validate(state)
         for i, member in enumerate(self.members):
             if member.live:
@@ -409,7 +419,8 @@ class _Trainer:
         """
         due = time.perf_counter() - self.saved_at > self.config.checkpoint_every_s
         self.stop, self.save = hosts.agree((self.should_stop(), due), "interval")
-        return self.stop or self.save or step == self.spec.steps or step in self.spec.keeps
+        chosen = step == self.spec.steps or step in self.spec.keeps or self.evaluation.is_due(step)
+        return chosen or self.stop or self.save
 
     def _staged(self, step: int) -> Iterator[tuple[int, Any, int]]:
         """(first step, batch on the devices, steps) of every dispatch from `step` on."""

@@ -95,6 +95,7 @@ def _train_cells(
     study_dir: Path, plan: Plan, cells: list[Cell], way: Way, rivals: dict[str, dict[str, bool]], study: Study,
     claims: Claims, stop: threading.Event,
 ) -> None:  # fmt: skip
+    from jaxscale.evals.record import find_evals
     from jaxscale.train.loop import Progress, train_pack
     from jaxscale.train.probe import choose_way
 
@@ -102,14 +103,16 @@ def _train_cells(
         _tell("progress", **vars(progress))
 
     specs, mesh = [cell.spec for cell in cells], study.mesh
+    kept = cells[0].role not in (*TUNING_ROLES, "trunk")
+    evals = find_evals(study.recipe) if kept else None
     if way == "auto":
         way, ms = choose_way(specs, mesh, sum(cell.seconds for cell in cells))
         _tell("way", run_id=specs[0].run_id, way=way, runs=len(specs), ms=ms)
     for part in [[spec] for spec in specs] if way == "process" else [specs]:
         results = train_pack(
             part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
-            data_sha256=plan.data_sha256, keep_weights=cells[0].role not in (*TUNING_ROLES, "trunk"),
-            rivals=rivals, claims=claims, patience_s=PATIENCE_S, launch=study.launch,
+            data_sha256=plan.data_sha256, keep_weights=kept,
+            rivals=rivals, claims=claims, patience_s=PATIENCE_S, launch=study.launch, evals=evals,
         )  # fmt: skip
         for result in results:
             _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
