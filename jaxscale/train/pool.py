@@ -159,6 +159,8 @@ class _Pool:
         self.rivals, self.launch, self.purse = rivals or {}, launch or LaunchConfig(), purse
         self.claims = Claims(study_dir, self.launch.lease_s)
         self.parked: dict[Job, float] = {}
+        self.unpaid: set[Job] = set()
+        """Jobs that nobody holds and the spend cap does not pay for."""
         self.study_dir, self.waiting, self.listen, self.seats = study_dir, waiting, listen, seats
         self.open_ids = open_ids
         self.events: Queue[tuple[Worker, dict[str, Any] | None]] = Queue()
@@ -249,8 +251,11 @@ class _Pool:
         """The job to hand out next; None where there is none, or what waits is held elsewhere or a branch too early."""
         self._end_orphans()
         while (job := self._pick(worker)) is not None:
-            if self._is_free(job) and (self.purse is None or self.purse.affords(job.cells)):
-                return job
+            self.unpaid.discard(job)
+            if self._is_free(job):
+                if self.purse is None or self.purse.affords(job.cells):
+                    return job
+                self.unpaid.add(job)
             self.parked.setdefault(job, time.monotonic() + LOOK_S)
         return None
 
@@ -306,8 +311,8 @@ class _Pool:
         if self.purse is None or self.purse.cap is None or time.monotonic() < self.next_count:
             return
         self.next_count = time.monotonic() + self.launch.lease_s / 6
-        stuck = self.waiting and not any(worker.job for worker in self.workers.values())
-        if self.purse.is_empty() or (stuck and not any(self.purse.affords(job.cells) for job in self.waiting)):
+        idle = not any(worker.job for worker in self.workers.values())
+        if self.purse.is_empty() or (idle and self.waiting and self.unpaid >= set(self.waiting)):
             raise VerdictError(f"launch.max_chip_hours: {self.purse.cap:g} chip-hours do not pay for the "
                                f"{len(self.open_ids)} cells that have not ended; all are saved; plan the study again "
                                f"with a higher --launch.max-chip-hours to go on")  # fmt: skip

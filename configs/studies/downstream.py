@@ -1,0 +1,37 @@
+"""From compute to task accuracy, for real: an IsoFLOP grid on English, evaluated on tasks made from text held out of it.
+
+Purpose:  Measure what issue-size models know as they grow (word order, last word, continuation), and forecast a model of
+          ten times the grid's largest compute before it is trained (downstream_target.py trains it).
+Command:  python tests/bench/split_corpora.py --out /tmp/corpora95     # the tasks' own text is left out
+          jaxscale run configs/studies/downstream.py --data.files '/tmp/corpora95/*' --recipe.evals '../shared/evals/*.jsonl'
+          jaxscale downstream runs/downstream --target ...             # docs/studies/downstream.md
+Cost:     3.4e13 FLOPs, about 15 minutes on 2 CPU cores with the evaluations; models of 11 to 400 thousand parameters.
+Expected: the NLL of the right answer falls in every task; word order leaves chance first, continuation last.
+It is isoflop_english's recipe and model at a third of its budgets, so that it fits beside other work on two cores.
+"""
+
+from jaxscale.config import DataConfig, Grid, ModelConfig, Recipe, Study
+
+
+def get_study() -> Study:
+    """The study; every field can be overridden on the command line."""
+    return Study(
+        name="downstream",
+        model=ModelConfig(n_layers=2, head_dim=8, seq_len=64, vocab_size=256, base_d_model=32, base_n_layers=2),
+        recipe=Recipe(
+            lr=0.014, embed_lr=3.0, head_lr=3.0, weight_decay=2.0, warmup_fraction=0.2, final_fraction=0.0,
+            batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
+            eval_points=(0.25, 0.5, 0.75),
+        ),
+        grid=Grid(
+            budgets=(1e11, 3e11, 1e12, 3e12),
+            widths=(12, 16, 20, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128),
+            tokens_per_param=32.0,
+            tokens_per_param_exponent=0.15,
+            spread=4.0,
+            sizes_per_budget=6,
+            seeds=(2, 2, 1, 1),
+        ),
+        data=DataConfig(files=("corpus/**/*.txt",), tokenizer="bytes", val_tokens=262_144, max_epochs=1.0),
+        forecast_flops=(3e13,),
+    )  # fmt: skip
