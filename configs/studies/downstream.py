@@ -1,13 +1,14 @@
-"""From compute to task accuracy, for real: an IsoFLOP grid on English, evaluated on tasks made from text held out of it.
+"""From compute to task accuracy, for real: an IsoFLOP grid on English, evaluated on tasks made from held-out text.
 
-Purpose:  Measure what issue-size models know as they grow (word order, last word, continuation), and forecast a model of
-          ten times the grid's largest compute before it is trained (downstream_target.py trains it).
-Command:  python tests/bench/split_corpora.py --out /tmp/corpora95     # the tasks' own text is left out
-          jaxscale run configs/studies/downstream.py --data.files '/tmp/corpora95/*' --recipe.evals '../shared/evals/*.jsonl'
-          jaxscale downstream runs/downstream --target ...             # docs/studies/downstream.md
-Cost:     3.4e13 FLOPs, about 15 minutes on 2 CPU cores with the evaluations; models of 11 to 400 thousand parameters.
+Purpose:  Measure what small models know as they grow (word order, last word, continuation), and forecast a model of ten
+          times the grid's largest compute before it is trained.
+Command:  python tests/bench/split_corpora.py --out /tmp/corpora95     # the tasks' own text is left out of the training
+          jaxscale run configs/studies/downstream.py --data.files '/tmp/corpora95/*' \\
+              --recipe.evals /work/shared/evals/*.jsonl
+          and from there on as docs/studies/downstream.md tells
+Cost:     2.9e13 FLOPs in 36 cells; planned 7 minutes on 2 CPU cores, without the evaluations.
 Expected: the NLL of the right answer falls in every task; word order leaves chance first, continuation last.
-It is isoflop_english's recipe and model at a third of its budgets, so that it fits beside other work on two cores.
+It has isoflop_english's model and recipe, and a third of its budgets.
 """
 
 from jaxscale.config import DataConfig, Grid, ModelConfig, Recipe, Study
