@@ -28,7 +28,8 @@ from jaxscale.config import DataConfig, MeshConfig
 from jaxscale.runs import RunSpec
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import Engine, make_engine
-from jaxscale.train.loop import Progress, compute_dtype, count_microbatch, train_run
+from jaxscale.train.execution import compute_dtype, count_microbatch
+from jaxscale.train.loop import Progress, train_run
 
 STEPS = 10_000
 """Steps of the run whose dispatches are timed: as long as a run of a study."""

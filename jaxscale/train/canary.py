@@ -131,7 +131,7 @@ def _judge(study_dir: Path, plan: Plan, mesh: MeshConfig) -> Verdict:
 
 
 def _describe_pool(mesh: MeshConfig) -> dict[str, str]:
-    from jaxscale.train.loop import compute_dtype
+    from jaxscale.train.execution import compute_dtype
     from jaxscale.train.provenance import describe_machine
 
     machine = describe_machine(compute_dtype(mesh))

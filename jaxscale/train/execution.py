@@ -19,9 +19,10 @@ from jaxscale.errors import MisuseError
 from jaxscale.memory import rank_layouts
 from jaxscale.model.lowering import Lowering, choose_lowering, lower_layout
 from jaxscale.runs import RunSpec
+from jaxscale.sweep import Way
 from jaxscale.train.sharding import check_batch, layout_mesh, make_mesh
 
-__all__ = ["Execution", "choose_execution", "choose_microbatch"]
+__all__ = ["Execution", "choose_execution", "choose_microbatch", "compute_dtype", "count_microbatch"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,17 @@ def choose_microbatch(spec: RunSpec, config: MeshConfig) -> int:
 def _chip_bytes(device: Any) -> float:
     """Memory that programs may fill, as the device tells it; 0 where it does not, as on CPU."""
     return float((device.memory_stats() or {}).get("bytes_limit", 0))
+
+
+def compute_dtype(config: MeshConfig) -> Any:
+    """The dtype that `mesh.dtype` means on this backend."""
+    if config.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.dtype)
+
+
+def count_microbatch(spec: RunSpec, way: Way, config: MeshConfig, dtype: Any) -> int:
+    """Sequences in one forward pass of a run that goes this way."""
+    if way != "process":
+        return choose_microbatch(spec, config)
+    return choose_execution(spec, config, dtype).microbatch_seqs

@@ -29,7 +29,7 @@ from jaxscale.runs import RunSpec, read_json, to_plain, write_json
 from jaxscale.sweep import Way, pack_key
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import WAYS, Engine, make_engine, splits_runs
-from jaxscale.train.loop import compute_dtype, count_microbatch
+from jaxscale.train.execution import compute_dtype, count_microbatch
 
 __all__ = ["choose_way"]
 

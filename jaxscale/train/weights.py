@@ -23,8 +23,7 @@ from jaxscale.model.lowering import choose_lowering
 from jaxscale.runs import RunSpec, from_plain, run_dir
 from jaxscale.sweep import read_plan
 from jaxscale.train.checkpoint import Checkpoints
-from jaxscale.train.execution import Execution, choose_execution
-from jaxscale.train.loop import compute_dtype
+from jaxscale.train.execution import Execution, choose_execution, compute_dtype
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import make_program, strip_init
 

@@ -71,7 +71,8 @@ def _listen(jobs: queue.SimpleQueue[str | None], stop: threading.Event) -> None:
 
 def _train(study_dir: Path, order: dict[str, Any], study: Study, claims: Claims, stop: threading.Event) -> bool:
     """Train the runs of one job and tell how they went; False when it was preempted."""
-    from jaxscale.train.loop import PackWorn, Preempted
+    from jaxscale.train.loop import Preempted
+    from jaxscale.train.opening import PackWorn
 
     run_ids: list[str] = order["runs"]
     claims.believe(order["stale"])
