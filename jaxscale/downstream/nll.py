@@ -135,8 +135,8 @@ def fit_splits(
     mean, precision, free = _prior(recipe.prior, law, y, seen)
     starts = _starts(mean, law, y, seen)
     for _ in range(3):
-        rows = [np.repeat(part, len(STARTS), 0) for part in (seen, sigma, mean, precision)]
-        found = solve(residual, starts, [x[None], z[None], y[None], *rows], bounds=BOUNDS, free=free)
+        rows = [np.repeat(part, len(STARTS), 0) for part in (seen, sigma, mean)]
+        found = solve(residual, starts, [x[None], z[None], y[None], *rows, precision], bounds=BOUNDS, free=free)
         best = lowest_of_starts(found, len(STARTS))
         r = np.log(NllLaw(law, centre, best.theta[:, None]).nll(*_ndc(runs))) - y
         r = np.clip(r, -3 * sigma[:, None], 3 * sigma[:, None])
