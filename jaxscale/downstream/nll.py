@@ -3,7 +3,7 @@
     L = exp(t_N - alpha (log N - n)) + exp(t_D - beta (log D - d)) + E        n, d: means of the fitted runs
     minimise  sum_i h((log L_i - log y_i) / s)  +  sum_p ((theta_p - m_p) / s_p)^2 / 2
 
-theta holds log alpha, log beta and log E; the second sum is the prior of the recipe (none: no sum). h is Huber's loss
+theta holds log alpha, log beta and log E; the second sum is the prior of the recipe (none: no sum), t_N - t_D included. h is Huber's loss
 with its kink at 1.345 deviations. The deviation s of one run about the law is estimated with the fit and drawn
 towards .5%, which the residuals of three runs cannot tell. A law of C alone is the first term with C for N.
 A bootstrap round draws new runs about the law and new prior means: for a linear law that is a draw of the posterior.
@@ -32,6 +32,7 @@ SIGMA, SIGMA_RUNS = 0.005, 4.0
 SILENT = -60.0
 """log of a term that a law does not have."""
 STARTS = (0.3, 0.65)
+EVEN = np.zeros(1)
 BOUNDS = ([-8.0, -8.0, -6.0, -6.0, SILENT], [6.0, 6.0, 1.5, 1.5, 6.0])
 
 
@@ -97,14 +98,16 @@ def choose_law(asked: str, runs: list[Run]) -> str:
     return ("nd" if has else "power") if asked == "auto" else asked
 
 
-def residual(theta: Any, x: Any, z: Any, y: Any, w: Any, sigma: Any, mean: Any, precision: Any) -> Any:
+def residual(
+    theta: Any, x: Any, z: Any, y: Any, w: Any, sigma: Any, mean: Any, precision: Any, even: Any, pull: Any
+) -> Any:
     """Weighted residuals of log NLL in deviations, Huber's loss as a square, and those of the prior."""
     model = jnp.exp(theta[0] - jnp.exp(theta[2]) * x) + jnp.exp(theta[1] - jnp.exp(theta[3]) * z) + jnp.exp(theta[4])
     r = (jnp.log(model) - y) / sigma
     size = jnp.abs(r)
     far = jnp.sqrt(2 * KINK * jnp.maximum(size, KINK) - KINK**2)
     robust = jnp.where(size <= KINK, r, jnp.sign(r) * far)
-    return jnp.concatenate([w * robust, (theta - mean) * precision])
+    return jnp.concatenate([w * robust, (theta - mean) * precision, ((theta[0] - theta[1] - even) * pull)[None]])
 
 
 def fit_nll(runs: list[Run], recipe: Recipe, law: str, *, rounds: int, seed: int, source: str = "nll") -> Stage1:
@@ -133,10 +136,11 @@ def fit_splits(
     y = np.log([getattr(run, source) for run in runs])
     splits, sigma = len(seen), np.full(len(seen), SIGMA)
     mean, precision, free = _prior(recipe.prior, law, y, seen)
-    starts = _starts(mean, law, y, seen)
+    starts, pull = _starts(mean, law, y, seen), _pull(recipe.prior, law)
     for _ in range(3):
         rows = [np.repeat(part, len(STARTS), 0) for part in (seen, sigma, mean)]
-        found = solve(residual, starts, [x[None], z[None], y[None], *rows, precision], bounds=BOUNDS, free=free)
+        found = solve(residual, starts, [x[None], z[None], y[None], *rows, precision, EVEN, pull], bounds=BOUNDS,
+                      free=free)  # fmt: skip
         best = lowest_of_starts(found, len(STARTS))
         r = np.log(NllLaw(law, centre, best.theta[:, None]).nll(*_ndc(runs))) - y
         r = np.clip(r, -3 * sigma[:, None], 3 * sigma[:, None])
@@ -159,7 +163,9 @@ def _draw(
     noise = np.where(precision > 0, 1 / np.maximum(precision, 1e-30), 0.0) * rng.standard_normal((rounds, 5))
     ones = np.ones((1, len(runs)))
     theta = np.tile(law.theta, (rounds, 1))
-    data = [x[None], z[None], drawn, ones, np.array([sigma]), mean + noise, precision]
+    pull = _pull(recipe.prior, law.law)
+    even = rng.standard_normal(rounds) / np.where(pull > 0, pull, np.inf)
+    data = [x[None], z[None], drawn, ones, np.array([sigma]), mean + noise, precision, even, pull]
     return solve(residual, theta, data, bounds=BOUNDS, free=free, steps=60).theta
 
 
@@ -189,6 +195,11 @@ def _prior(prior: Prior | None, law: str, y: np.ndarray, seen: np.ndarray) -> tu
     free = np.array([[1.0, law == "nd", 1.0, law == "nd", law != "log-linear"]])
     precision = np.array([[0, 0, 1 / it.exponent_sd, 1 / it.exponent_sd, 1 / it.floor_sd]]) * free
     return mean, precision if prior else precision * 0, free
+
+
+def _pull(prior: Prior | None, law: str) -> np.ndarray:
+    """Inverse deviation (1,) of t_N - t_D about 0: runs on one line of D / N say nothing of how the two share."""
+    return np.array([1 / prior.share_sd if prior and law == "nd" else 0.0])
 
 
 def _starts(mean: np.ndarray, law: str, y: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -23,12 +23,14 @@ LAWS = ("auto", "nd", "power", "log-linear")
 
 @dataclass(frozen=True)
 class Prior:
-    """Normal in logs: alpha and beta about `exponent`, E about `floor` times the lowest NLL measured."""
+    """Normal in logs: alpha and beta about `exponent`, E about `floor` times the lowest NLL measured, and the terms of
+    N and D at the centre of the runs about one size."""
 
     exponent: float = 0.25
     exponent_sd: float = 0.2
     floor: float = 0.45
     floor_sd: float = 0.4
+    share_sd: float = 1.0
 
 
 @dataclass(frozen=True)
