@@ -102,7 +102,7 @@ def _left(name: str, task: dict[str, Any], chain: Chain, targets: list[dict[str,
     dots += [{"C": target["C"], "nll": target["nll_true"], "series": SERIES[2]} for target in targets
              if _known(target["nll_true"])]  # fmt: skip
     x = log_axis(alt.X, "C", "training FLOPs", log_domain([row["C"] for row in dots]), "flops")
-    y = _linear("nll", f"{name}: NLL, {unit}", [row["nll"] for row in [*dots, *line]])
+    y = _linear("nll", f"{name}: NLL, {_say(unit)}", [row["nll"] for row in [*dots, *line]])
     marks = alt.Chart(inline(dots)).mark_point(filled=True, size=46, opacity=0.9).encode(x, y, _color(), _shape())
     curve = alt.Chart(inline(line)).mark_line(strokeWidth=1.5, style="muted", clip=True, opacity=0.7).encode(x, y)
     return alt.layer(curve, marks).properties(width=PANEL, height=HEIGHT)
@@ -121,17 +121,18 @@ def _right(task: dict[str, Any], chain: Chain, targets: list[dict[str, Any]], un
     line = [{"nll": float(a), "accuracy": float(b), "low": float(c), "high": float(d)}
             for a, b, c, d in zip(x_line, chain.accuracy(x_line), low, high, strict=True)]  # fmt: skip
     pad = 0.03 * (max(every) - min(every))
-    x = alt.X("nll", type="quantitative", title=f"NLL, {unit}", axis=alt.Axis(tickCount=5),
+    x = alt.X("nll", type="quantitative", title=f"NLL, {_say(unit)}", axis=alt.Axis(tickCount=5),
               scale=alt.Scale(domain=[max(every) + pad, min(every) - pad], nice=False))  # fmt: skip
     heights = [row[key] for row in [*cloud, *measured, *forecast] for key in ("accuracy", "low", "high") if key in row]
     y = _linear("accuracy", "accuracy", heights)
-    band = alt.Chart(inline(line)).mark_area(opacity=0.18, clip=True).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
+    low_end = _linear("low", "accuracy", heights)
+    band = alt.Chart(inline(line)).mark_area(opacity=0.18, clip=True).encode(x, low_end, alt.Y2("high:Q"))
     curve = alt.Chart(inline(line)).mark_line(strokeWidth=1.5, style="muted", opacity=0.7, clip=True).encode(x, y)
     dots = alt.Chart(inline(cloud)).mark_point(filled=True, size=12, opacity=0.35).encode(x, y, _color())
     layers = [band, curve, dots]
     if forecast:
-        bars = alt.Chart(inline(forecast)).mark_rule(strokeWidth=2.5).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color=_color())
-        layers.append(bars)
+        bars = alt.Chart(inline(forecast)).mark_rule(strokeWidth=2.5)
+        layers.append(bars.encode(x, low_end, alt.Y2("high:Q"), _color()))
     ends = alt.Chart(inline([*forecast, *measured])).mark_point(filled=True, size=60, opacity=1)
     layers.append(ends.encode(x, y, _color(), _shape()))
     return alt.layer(*layers).properties(width=PANEL, height=HEIGHT)
@@ -147,6 +148,10 @@ def _linear(name: str, title: str, values: list[float]) -> alt.Y:
     pad = 0.06 * (max(values) - min(values) or 1.0)
     scale = alt.Scale(domain=[min(values) - pad, max(values) + pad], nice=False)
     return alt.Y(name, type="quantitative", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+
+
+def _say(unit: str) -> str:
+    return unit.replace("_", " ")
 
 
 def _known(value: float | None) -> bool:
