@@ -162,8 +162,8 @@ def fit_curves(
 
 
 def _pad(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Up to a multiple of 128 pairs by pairs of no weight: tasks share a compiled program."""
-    more = -len(x) % 128
+    """Up to 128, 256, 512, ... pairs by pairs of no weight: tasks share a compiled program."""
+    more = 128 * 2 ** int(np.ceil(np.log2(max(len(x), 128) / 128))) - len(x)
     return np.pad(x, (0, more), mode="edge"), np.pad(y, (0, more), mode="edge"), np.pad(w, ((0, 0), (0, more)))
 
 

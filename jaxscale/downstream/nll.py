@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxscale.downstream.points import Run
 from jaxscale.downstream.recipe import Prior, Recipe
-from jaxscale.downstream.solve import lowest_of_starts, solve
+from jaxscale.downstream.solve import STEPS, Found, lowest_of_starts, solve
 from jaxscale.errors import MisuseError, VerdictError
 
 __all__ = ["NllLaw", "Stage1", "choose_law", "fit_nll", "fit_splits"]
@@ -139,8 +139,7 @@ def fit_splits(
     starts, pull = _starts(mean, law, y, seen), _pull(recipe.prior, law)
     for _ in range(3):
         rows = [np.repeat(part, len(STARTS), 0) for part in (seen, sigma, mean)]
-        found = solve(residual, starts, [x[None], z[None], y[None], *rows, precision, EVEN, pull], bounds=BOUNDS,
-                      free=free)  # fmt: skip
+        found = _solve(starts, [x[None], z[None], y[None], *rows, precision, EVEN, pull], free)
         best = lowest_of_starts(found, len(STARTS))
         r = np.log(NllLaw(law, centre, best.theta[:, None]).nll(*_ndc(runs))) - y
         r = np.clip(r, -3 * sigma[:, None], 3 * sigma[:, None])
@@ -166,7 +165,14 @@ def _draw(
     pull = _pull(recipe.prior, law.law)
     even = rng.standard_normal(rounds) / np.where(pull > 0, pull, np.inf)
     data = [x[None], z[None], drawn, ones, np.array([sigma]), mean + noise, precision, even, pull]
-    return solve(residual, theta, data, bounds=BOUNDS, free=free, steps=60).theta
+    return _solve(theta, data, free, steps=60).theta
+
+
+def _solve(theta: np.ndarray, data: list[np.ndarray], free: np.ndarray, steps: int = STEPS) -> Found:
+    """Runs filled up to a multiple of 16 by runs of no weight, so that files share a compiled program."""
+    more = -data[0].shape[1] % 16
+    return solve(residual, theta, [*(np.pad(part, ((0, 0), (0, more))) for part in data[:4]), *data[4:]], bounds=BOUNDS,
+                 free=free, steps=steps)  # fmt: skip
 
 
 def _inputs(runs: list[Run], law: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:

@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Found", "lowest_of_starts", "solve"]
+__all__ = ["STEPS", "Found", "lowest_of_starts", "solve"]
 
 STEPS = 200
 FIRST, EASE, REJECT, STUCK = 1e-2, 0.25, 4.0, 1e14
 """Damping: at first, after a step down, after a step up, and where no step goes down any more."""
 ROUNDING = 1e-15
+SLOTS = (32, 512)
+"""Lanes of a program; more take one of their own size."""
 
 
 class Found(NamedTuple):
@@ -44,17 +46,25 @@ def solve(
 ) -> Found:
     """theta (lanes, P) after the fit; `data` are arrays with a leading axis of lanes, or of 1 for all lanes alike.
 
-    `residual(theta, *data of a lane) -> (n,)` must be traceable and is the key of the compiled program.
+    `residual(theta, *data of a lane) -> (n,)` must be traceable and is the key of the compiled program. Lanes are
+    filled up to a few sizes, so that a file's tasks, splits and starts need few programs.
     """
     lanes, P = theta.shape
     free = np.ones((1, P)) if free is None else free
-    axes = tuple(None if len(part) == 1 and lanes > 1 else 0 for part in [*data, free])
-    rows = [np.asarray(part, float) for part in [*data, free]]
-    rows = [part[0] if axis is None else part for part, axis in zip(rows, axes, strict=True)]
+    slots = next((size for size in SLOTS if lanes <= size), lanes)
+
+    def fill(part: Any) -> np.ndarray:
+        part = np.asarray(part, float)
+        part = np.broadcast_to(part, (lanes, *part.shape[1:]))
+        return np.concatenate([part, np.repeat(part[:1], slots - lanes, 0)]) if slots > lanes else part
+
     with jax.enable_x64(True):
-        low, high = (jnp.asarray(end, float) for end in bounds)
-        out = _run(residual, axes, steps, jnp.asarray(theta, float), low, high, *rows)
-        return Found(*(np.asarray(part) for part in out))
+        out = _run(residual, steps, *(jnp.asarray(end, float) for end in bounds), *map(fill, [theta, free, *data]))
+        theta, value, gradient, hessian = (np.asarray(part)[:lanes] for part in out)
+    held = ((theta <= bounds[0]) & (gradient > 0)) | ((theta >= bounds[1]) & (gradient < 0)) | (free == 0)
+    curvature = np.maximum(np.diagonal(hessian, axis1=1, axis2=2), 1e-30)
+    slope = np.where(held, 0.0, np.abs(gradient)) / np.sqrt(curvature * (2 * value[:, None] + 1e-300))
+    return Found(theta, value, slope.max(1))
 
 
 def lowest_of_starts(found: Found, starts: int) -> Found:
@@ -64,46 +74,33 @@ def lowest_of_starts(found: Found, starts: int) -> Found:
     return Found(*(part[best] for part in found))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(residual: Any, axes: Any, steps: int, theta: Any, low: Any, high: Any, *rows: Any) -> Any:
+@partial(jax.jit, static_argnums=0)
+def _run(residual: Any, steps: Any, low: Any, high: Any, theta: Any, free: Any, *data: Any) -> Any:
     def look(theta: Any, *row: Any) -> tuple[Any, Any, Any]:
-        *data, free = row
-        r, J = residual(theta, *data), jax.jacfwd(residual)(theta, *data)
+        r, J = residual(theta, *row), jax.jacfwd(residual)(theta, *row)
         return 0.5 * r @ r, J.T @ r, J.T @ J
 
-    def move(theta: Any, gradient: Any, hessian: Any, damping: Any, *row: Any) -> Any:
-        held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)) | (row[-1] == 0)
+    def move(theta: Any, gradient: Any, hessian: Any, damping: Any, free: Any) -> Any:
+        held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)) | (free == 0)
         go = jnp.where(held, 0.0, 1.0)
         scale = jnp.maximum(jnp.diag(hessian), 1e-30)
         matrix = hessian * go[:, None] * go + jnp.diag(jnp.where(held, 1.0, damping * scale + 1e-300))
         step = jnp.linalg.solve(matrix, -gradient * go)
-        size = jnp.max(jnp.abs(gradient) * go / jnp.sqrt(scale))
-        return jnp.clip(theta + jnp.where(jnp.isfinite(step), step, 0.0), low, high), size
-
-    looks = jax.vmap(look, (0, *axes))
-    moves = jax.vmap(move, (0, 0, 0, 0, *axes))
+        return jnp.clip(theta + jnp.where(jnp.isfinite(step), step, 0.0), low, high)
 
     def step(carry: Any) -> Any:
-        count, theta, value, gradient, hessian, damping, live = carry
-        trial, _ = moves(theta, gradient, hessian, damping, *rows)
-        there, its_gradient, its_hessian = looks(trial, *rows)
-        down = (there < value) & live
-        tiny = jnp.max(jnp.abs(trial - theta) / (jnp.abs(theta) + 1e-8), 1) < 1e-14
-        level = down & (value - there <= ROUNDING * value)
+        count, trial, at, damping, live = carry
+        theta, value = at[:2]
+        new = (trial, *jax.vmap(look)(trial, *data))
+        down = (new[1] < value) & live
+        level = down & jnp.isfinite(value) & (value - new[1] <= ROUNDING * value)
+        at = jax.tree.map(lambda a, b: jnp.where(down.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, at)
         damping = jnp.where(down, jnp.maximum(damping * EASE, 1e-12), damping * REJECT)
+        trial = jax.vmap(move)(at[0], at[2], at[3], damping, free)
+        tiny = jnp.max(jnp.abs(trial - at[0]) / (jnp.abs(at[0]) + 1e-8), 1) < 1e-14
+        return count + 1, trial, at, damping, live & ~tiny & ~level & (damping < STUCK)
 
-        def pick(new: Any, old: Any) -> Any:
-            return jnp.where(down.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-        live = live & ~tiny & ~level & (damping < STUCK)
-        return (count + 1, pick(trial, theta), pick(there, value), pick(its_gradient, gradient),
-                pick(its_hessian, hessian), damping, live)  # fmt: skip
-
-    def go_on(carry: Any) -> Any:
-        return (carry[0] < steps) & carry[-1].any()
-
-    value, gradient, hessian = looks(theta, *rows)
-    begin = (0, theta, value, gradient, hessian, jnp.full(len(theta), FIRST), jnp.isfinite(value))
-    _, theta, value, gradient, hessian, damping, _ = jax.lax.while_loop(go_on, step, begin)
-    _, size = moves(theta, gradient, hessian, damping, *rows)
-    return theta, value, size / jnp.sqrt(2 * value + 1e-300)
+    lanes, P = theta.shape
+    nowhere = (theta, jnp.full(lanes, jnp.inf), jnp.zeros((lanes, P)), jnp.zeros((lanes, P, P)))
+    begin = (0, theta, nowhere, jnp.full(lanes, FIRST / EASE), jnp.full(lanes, True))
+    return jax.lax.while_loop(lambda carry: (carry[0] < steps) & carry[-1].any(), step, begin)[2]
