@@ -2,7 +2,7 @@
 
 The end of a run is the mean over its last `window` checkpoints: NLL and accuracy of a checkpoint are noisy, and the
 last few are nearly one model. A sparse run (a checkpoint each tenth of its way) is not averaged over what is no end:
-its window shrinks to a fifth of its checkpoints, and only those count that lie in the last 15% of its tokens.
+its window shrinks to a fifth of its checkpoints, and only those count that lie in the last 5% of its tokens.
 Pairs for stage 2 leave out the first ceil(`skip` n) checkpoints, then take trailing means, first windows partial.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pairs", "Run", "gather_runs", "infer_chance", "infer_items", "pair_checkpoints", "thin"]
 
-NEAR_END = 0.85
+NEAR_END = 0.95
 """Share of a run's tokens from which a checkpoint counts to its end."""
 LEVELS = (1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 10, 0.0)
 """Chance levels looked for where none is given: two to five choices, ten, and open answers."""
