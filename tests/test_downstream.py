@@ -137,7 +137,8 @@ def test_the_inverse_undoes_the_forward(quiet):
 
 
 def test_the_optimal_split_has_the_lowest_nll(quiet):
-    chain = replace(quiet.chain("task"), ratio=(1e-3, 1e6))
+    chain = quiet.chain("task")
+    chain = replace(chain, reach=replace(chain.reach, ratio=(1e-3, 1e6)))
     C = np.array([1e20, 1e23])
     N, D = chain.optimal(C)
     best = chain.nll(N, D, C)

@@ -2,10 +2,12 @@
 
 An origin is a cut: runs up to some compute (or some size) are fitted, the others above it foretold. Only fitted runs
 take part, never a target. Errors are kept in logits of accuracy, e = logit(predicted) - logit(measured), where a miss
-near chance and one near the ceiling are of one size, and grow with the distance d = log(C / largest C fitted):
+near chance and one near the ceiling are of one size, and grow with the distance d from the fitted runs, in log C:
 
-    sd of the misfit at d  =  rate max(d, .7),    rate^2 = (sum e^2 / d^2 + k rate0^2) / (n + k)
+    d = max(1, log C/C_max, 2 log N/N_max, 2 log D/D_max, how far log D/N lies outside)
+    sd of the misfit at d  =  rate d,    rate^2 = (sum e^2 / d^2 + k rate0^2) / (n + k)
 
+(on a compute-optimal path N and D each grow as the root of C)
 less what item noise alone makes. rate0, shared by the tasks of a source and of a usual size where there are few, keeps
 one lucky task from a narrow interval. The sum over tasks of one source is pooled in `pool_rates`.
 """
@@ -23,12 +25,12 @@ from jaxscale.downstream.nll import fit_splits
 from jaxscale.downstream.points import Pairs, Run, thin
 from jaxscale.downstream.recipe import Recipe
 
-__all__ = ["Backtest", "distance", "logit", "pool_rates", "run_backtest"]
+__all__ = ["Backtest", "Reach", "logit", "pool_rates", "run_backtest", "span"]
 
 FEWEST_SEEN = 5
 MOST_ORIGINS = 8
-NEAREST = 0.7
-"""Least distance in log C at which a misfit is counted: the errors of next-door runs do not vanish."""
+NEAREST = 1.0
+"""Least distance at which a misfit is counted: the errors of next-door runs do not vanish."""
 USUAL_RATE = 0.04
 """Logits a factor e in compute: the rate assumed, and its worth in independent errors."""
 USUAL_WORTH = 3.0
@@ -71,9 +73,34 @@ def logit(accuracy: Any) -> Any:
     return np.log(p / (1 - p))
 
 
-def distance(C: Any, largest: float) -> Any:
-    """log(C / largest), at least NEAREST."""
-    return np.maximum(np.log(np.asarray(C) / largest), NEAREST)
+@dataclass(frozen=True)
+class Reach:
+    """What the fitted runs span: largest N, D and C, smallest C, and the ends of D / N; nan where not known."""
+
+    N: float
+    D: float
+    C: float
+    smallest_C: float
+    ratio: tuple[float, float]
+
+    def distance(self, N: Any, D: Any, C: Any) -> np.ndarray:
+        """How far a model lies beyond the fitted runs, in log C, at least NEAREST.
+
+        >>> reach = Reach(1e9, 1e11, 6e20, 1e19, (20.0, 200.0))
+        >>> [round(float(reach.distance(*at)), 2) for at in ((1e9, 1e11, 6e20), (1e10, 1e12, 6e22))]
+        [1.0, 4.61]
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.log(np.asarray(D) / N)
+            parts = [np.log(np.asarray(C) / self.C), 2 * np.log(np.asarray(N) / self.N),
+                     2 * np.log(np.asarray(D) / self.D), ratio - np.log(self.ratio[1]), np.log(self.ratio[0]) - ratio]
+        return np.maximum(NEAREST, np.fmax.reduce(np.broadcast_arrays(*parts)))
+
+
+def span(runs: Sequence[Run]) -> Reach:
+    """What these runs span."""
+    N, D, C = (np.array([getattr(run, name) for run in runs]) for name in "NDC")
+    return Reach(float(N.max()), float(D.max()), float(C.max()), float(C.min()), (float((D / N).min()), float((D / N).max())))
 
 
 def run_backtest(runs: list[Run], pairs: dict[str, Pairs], recipe: Recipe, law: str, chance: float) -> Backtest:
@@ -142,14 +169,15 @@ def _one_stage(runs: list[Run], seen: np.ndarray, chance: float, recipe: Recipe)
 def _row(
     runs: list[Run], mask: np.ndarray, origin: int, method: str, i: int, accuracy: float, nll: float | None
 ) -> dict[str, Any]:
-    largest = max(run.C for run, inside in zip(runs, mask, strict=True) if inside)
+    reach = span([run for run, inside in zip(runs, mask, strict=True) if inside])
     true = runs[i].loss if method == "loss input" else runs[i].nll
     return {
-        "method": method, "origin": origin, "fitted_runs": int(mask.sum()), "fitted_to_C": largest, "run": runs[i].name,
+        "method": method, "origin": origin, "fitted_runs": int(mask.sum()), "fitted_to_C": reach.C, "run": runs[i].name,
         "C": runs[i].C, "accuracy_pred": float(accuracy), "accuracy_true": runs[i].accuracy,
         "relative_error": float(accuracy / runs[i].accuracy - 1),
         "logits": float(logit(accuracy) - logit(runs[i].accuracy)),
-        "distance": float(distance(runs[i].C, largest)), "nll_error": None if nll is None else float(nll / true - 1),
+        "distance": float(reach.distance(runs[i].N, runs[i].D, runs[i].C)),
+        "nll_error": None if nll is None else float(nll / true - 1),
     }  # fmt: skip
 
 

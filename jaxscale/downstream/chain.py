@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxscale.downstream.accuracy import Curve, lower_end
-from jaxscale.downstream.backtest import distance, logit
+from jaxscale.downstream.backtest import Reach, logit
 from jaxscale.downstream.nll import NllLaw
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_flops
@@ -59,11 +59,9 @@ class Chain:
     rate: float
     chance: float
     items: float
-    smallest_C: float
-    largest_C: float
-    flops_per_nd: float | None
-    ratio: tuple[float, float] | None
-    """Tokens per parameter of the fitted runs, lowest and highest."""
+    reach: Reach
+    flops_per_nd: float
+    """C / (N D) of the fitted runs; nan where N or D is not known."""
     confidence: float
     seed: int
 
@@ -75,9 +73,9 @@ class Chain:
         """Stage 2."""
         return np.mean([one.accuracy(nll) for one in self.curves], axis=0)
 
-    def misfit(self, C: Any) -> np.ndarray:
-        """Deviation in logits that the backtests foretell at this compute."""
-        return self.rate * distance(C, self.largest_C)
+    def misfit(self, N: Any, D: Any, C: Any) -> np.ndarray:
+        """Deviation in logits that the backtests foretell there."""
+        return self.rate * self.reach.distance(N, D, C)
 
     def interval(self, N: float, D: float, C: float) -> tuple[float, float]:
         """Of the accuracy that a run at N, D, C will measure."""
@@ -85,7 +83,7 @@ class Chain:
         rounds = len(self.law_draws.theta)
         x = self.law_draws.nll(N, D, C) * np.exp(self.sigma * rng.standard_normal(rounds))
         z = logit(self._by_round(x))
-        z = z + self._extra(z, C) * self._heavy(rng, rounds)
+        z = z + self._extra(z, self.misfit(N, D, C)) * self._heavy(rng, rounds)
         p = 1 / (1 + np.exp(-z))
         y = p + np.sqrt(p * (1 - p) / self.items) * rng.standard_normal(rounds)
         return self._ends(np.clip(y, 0, 1), float(self.accuracy(self.nll(N, D, C))))
@@ -117,15 +115,16 @@ class Chain:
                                f"fitted stages level off at {self.ceiling:.3f}; ask for less")  # fmt: skip
         if C <= grid[0]:
             raise VerdictError(f"accuracy {accuracy:g}: is reached far below the smallest fitted run, "
-                               f"{format_flops(self.smallest_C)} FLOPs; the fit says nothing there, ask for more")  # fmt: skip
+                               f"{format_flops(self.reach.smallest_C)} FLOPs; the fit says nothing there, ask for more")  # fmt: skip
         drawn = _crossing(grid, self._path_draws(grid), accuracy)
         tail = (1 - self.confidence) / 2
         ends = np.quantile(np.log(np.where(np.isfinite(drawn), drawn, 1e300)), [tail, 1 - tail], method="inverted_cdf")
         low, high = (None if end > 690 else float(np.exp(end)) for end in ends)
         N, D = (float(part) for part in self.optimal(np.array(C)))
         known = np.isfinite(N)
-        return Reached(accuracy, C, (None if low is None or low <= grid[0] else min(low, C), None if high is None else max(high, C)),
-                       float(np.isinf(drawn).mean()), N if known else None, D if known else None, C / self.largest_C)  # fmt: skip
+        interval = None if low is None or low <= grid[0] else min(low, C), None if high is None else max(high, C)
+        return Reached(accuracy, C, interval, float(np.isinf(drawn).mean()), N if known else None, D if known else None,
+                       C / self.reach.C)  # fmt: skip
 
     @property
     def ceiling(self) -> float:
@@ -138,7 +137,7 @@ class Chain:
         return float(np.mean([lower_end(one) for one in self.curves]))
 
     def _grid(self) -> np.ndarray:
-        low, high = np.log10(self.smallest_C) - BELOW, np.log10(self.largest_C) + ABOVE
+        low, high = np.log10(self.reach.smallest_C) - BELOW, np.log10(self.reach.C) + ABOVE
         return 10.0 ** np.arange(low, high, 1 / PER_DECADE)
 
     def _path_draws(self, grid: np.ndarray) -> np.ndarray:
@@ -147,13 +146,13 @@ class Chain:
         law = NllLaw(self.law.law, self.law.centre, self.law_draws.theta[:, None])
         N, D = self._split(law, grid)
         z = logit(self._by_round(law.nll(N, D, grid)))
-        z = z + self._extra(z, grid) * self._heavy(rng, len(z))[:, None]
+        z = z + self._extra(z, self.misfit(*self.optimal(grid), grid)) * self._heavy(rng, len(z))[:, None]
         return 1 / (1 + np.exp(-z))
 
     def _split(self, law: NllLaw, C: np.ndarray) -> tuple[Any, Any]:
-        if law.law != "nd" or self.flops_per_nd is None or self.ratio is None:
+        if law.law != "nd":
             return np.full(np.shape(C), np.nan), np.full(np.shape(C), np.nan)
-        return law.split(C, self.flops_per_nd, self.ratio)
+        return law.split(C, self.flops_per_nd, self.reach.ratio)
 
     def _by_round(self, x: np.ndarray) -> np.ndarray:
         """Accuracy of each round's NLLs (rounds, ...), the forms taking turns."""
@@ -164,9 +163,10 @@ class Chain:
             out[mine] = Curve(one.form, theta.reshape(len(theta), *[1] * (x.ndim - 1), 4)).accuracy(x[mine])
         return out
 
-    def _extra(self, z: np.ndarray, C: Any) -> np.ndarray:
+    @staticmethod
+    def _extra(z: np.ndarray, misfit: np.ndarray) -> np.ndarray:
         """What the misfit adds to the spread (over rounds) that the draws have already."""
-        return np.sqrt(np.maximum(self.misfit(C) ** 2 - z.var(0), 0.0))
+        return np.sqrt(np.maximum(misfit**2 - z.var(0), 0.0))
 
     @staticmethod
     def _heavy(rng: np.random.Generator, rounds: int) -> np.ndarray:
@@ -189,8 +189,8 @@ class Chain:
             "curves": [{"form": one.form, "theta": one.theta.tolist()} for one in self.curves],
             "curve_draws": [rounded(one.theta) for one in self.curve_draws],
             "sigma": self.sigma, "rate": self.rate, "chance": self.chance, "items": self.items,
-            "smallest_C": self.smallest_C, "largest_C": self.largest_C, "flops_per_nd": self.flops_per_nd,
-            "ratio": None if self.ratio is None else list(self.ratio), "confidence": self.confidence, "seed": self.seed,
+            "reach": {**vars(self.reach), "ratio": list(self.reach.ratio)}, "flops_per_nd": self.flops_per_nd,
+            "confidence": self.confidence, "seed": self.seed,
         }  # fmt: skip
 
     @classmethod
@@ -198,14 +198,21 @@ class Chain:
         """A chain as `to_plain` wrote it."""
         law, centre = plain["law"], (float(plain["centre"][0]), float(plain["centre"][1]))
         forms = [one["form"] for one in plain["curves"]]
+        N, D, ratio = (plain["reach"][name] for name in ("N", "D", "ratio"))
+        reach = Reach(_float(N), _float(D), plain["reach"]["C"], plain["reach"]["smallest_C"],
+                      (_float(ratio[0]), _float(ratio[1])))  # fmt: skip
         return cls(
             NllLaw(law, centre, np.array(plain["theta"], float)), NllLaw(law, centre, np.array(plain["draws"], float)),
             tuple(Curve(one["form"], np.array(one["theta"], float)) for one in plain["curves"]),
             tuple(Curve(form, np.array(drawn, float)) for form, drawn in zip(forms, plain["curve_draws"], strict=True)),
-            **{name: plain[name] for name in ("sigma", "rate", "chance", "items", "smallest_C", "largest_C",
-                                              "flops_per_nd", "confidence", "seed")},
-            ratio=None if plain["ratio"] is None else (plain["ratio"][0], plain["ratio"][1]),
+            **{name: plain[name] for name in ("sigma", "rate", "chance", "items", "confidence", "seed")},
+            reach=reach, flops_per_nd=_float(plain["flops_per_nd"]),
         )  # fmt: skip
+
+
+def _float(value: float | None) -> float:
+    """A number of JSON, where nan is null."""
+    return float("nan") if value is None else float(value)
 
 
 def _crossing(grid: np.ndarray, accuracy: np.ndarray, level: float) -> np.ndarray:

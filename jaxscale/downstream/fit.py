@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxscale.downstream.accuracy import Stage2, fit_accuracy, fit_curves
-from jaxscale.downstream.backtest import Backtest, pool_rates, run_backtest
+from jaxscale.downstream.backtest import Backtest, pool_rates, run_backtest, span
 from jaxscale.downstream.chain import ASSUMED_ITEMS, Chain
 from jaxscale.downstream.families import choose_family, compare_families
 from jaxscale.downstream.nll import Stage1, choose_law, fit_nll
@@ -184,12 +184,9 @@ def _conclude(one: _Work, rate: float | None, confidence: float, seed: int) -> d
 def _chain(one: _Work, rate: float, confidence: float, seed: int) -> Chain:
     assert one.stage1 is not None and one.stage2 is not None
     N, D, C = (np.array([getattr(run, name) for run in one.runs]) for name in "NDC")
-    known = bool(np.isfinite(N).all() and np.isfinite(D).all())
     return Chain(
         one.stage1.law, one.stage1.draws, one.stage2.curves, one.stage2.draws, one.stage1.sigma, rate,
-        one.chance[0], one.items[0], float(C.min()), float(C.max()),
-        float(np.median(C / (N * D))) if known else None, (float((D / N).min()), float((D / N).max())) if known else None,
-        confidence, seed,
+        one.chance[0], one.items[0], span(one.runs), float(np.median(C / (N * D))), confidence, seed,
     )  # fmt: skip
 
 
@@ -201,7 +198,7 @@ def _target(one: _Work, chain: Chain, run: Run) -> dict[str, Any]:
     measured = bool(np.isfinite(run.accuracy))
     assert one.one_stage is not None
     return {
-        "run": run.name, "N": run.N, "D": run.D, "C": run.C, "extrapolation": run.C / chain.largest_C,
+        "run": run.name, "N": run.N, "D": run.D, "C": run.C, "extrapolation": run.C / chain.reach.C,
         "nll_pred": nll, "nll_true": run.nll, "nll_relative_error": nll / run.nll - 1,
         "accuracy_pred": accuracy, "accuracy_interval": list(chain.interval(run.N, run.D, run.C)),
         "accuracy_given_true_nll": float(chain.accuracy(run.nll)) if np.isfinite(run.nll) else None,
@@ -231,7 +228,7 @@ def _stages(one: _Work, chain: Chain) -> dict[str, Any]:
                      "residual_std": one.stage2.residual},
         "chance": _named(one.chance), "items": _named(one.items), "floor": chain.floor, "ceiling": chain.ceiling,
         "misfit": {"logits_per_log_C": chain.rate,
-                   "at_targets": [float(chain.misfit(run.C)) for run in one.targets]},
+                   "at_targets": [float(chain.misfit(run.N, run.D, run.C)) for run in one.targets]},
         "backtest": {"summary": one.backtest.summary(), "rows": list(one.backtest.errors())},
         "families": one.families, "runs": [_measured(run) for run in one.runs],
         "checkpoints": {"nll": shown.x.tolist(), "accuracy": shown.y.tolist()},
