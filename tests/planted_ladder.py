@@ -58,7 +58,7 @@ def draw_planted(rng: np.random.Generator) -> Planted:
 
 
 def make_ladder(tasks: dict[str, Planted], rng: np.random.Generator, sizes=SIZES, ratios=RATIOS) -> pd.DataFrame:
-    """Rows (run, step, task) of a grid and the targets; the last step is the end, earlier ones lie on the same curve."""
+    """Rows (run, step, task) of a grid and the targets; the last step is the end, earlier ones lie on one curve."""
     runs = {f"{N:.0f}-{ratio:g}": (N, ratio * N, "train", CHECKPOINTS) for N in sizes for ratio in ratios}
     runs |= {name: (N, D, "eval", 1) for name, (N, D) in TARGETS.items()}
     rows = []

@@ -39,7 +39,7 @@ def one_sentence(err: str, words: str) -> bool:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (lambda t: t.assign(accuracy=100 * t["accuracy"]), r"accuracy: row 0 has [\d.]+, outside 0 to 1; is it a percentage"),
+    (lambda t: t.assign(accuracy=100 * t["accuracy"]), r"accuracy: row 0 has [\d.]+, outside 0 to 1; is it"),
     (lambda t: t.assign(accuracy=-t["accuracy"]), r"accuracy: row 0 has -[\d.]+, outside 0 to 1; it must lie"),
     (lambda t: t.assign(chance=25.0), r"chance: row 0 has 25, outside 0 to 1; give a fraction"),
     (lambda t: t.drop(columns="nll"), r"columns: nll is missing; map it as nll=NAME, the table has run, step"),
@@ -76,7 +76,11 @@ def test_rows_both_fitted_and_targets_are_misuse(run, table):
 def test_too_few_runs_is_a_verdict(run, table):
     runs = table["run"].unique()[:3]
     code, out, err = run(table[table["run"].isin(runs) | (table["role"] == "eval")])
-    assert code == 1 and "3 runs are fewer than the 4 that recipe default needs" in out and one_sentence(err, "no task can")
+    assert (
+        code == 1
+        and "3 runs are fewer than the 4 that recipe default needs" in out
+        and one_sentence(err, "no task can")
+    )
 
 
 def test_a_task_at_chance_throughout_is_said_and_the_others_are_forecast(run, tmp_path):
@@ -125,10 +129,9 @@ def test_forecast_asks_the_inverse_of_a_file_and_of_a_table(run, table, tmp_path
     assert "compute at which a compute-optimal model reaches an accuracy" in capsys.readouterr().out
     path = str(tmp_path / "table.csv")
     assert dispatch(["forecast", path, "--fit-where", "role == 'train'", "--accuracy", "task=0.7"]) == 0
-    for words, code in ((["--accuracy", "task=0.2"], 2), (["--accuracy", "task"], 2), (["--accuracy", "task=0.9999"], 1),
-                        (["--accuracy", "task=0.7", "--loss", "2"], 2)):  # fmt: skip
+    for words, code in ((["task=0.2"], 2), (["task"], 2), (["task=0.9999"], 1), (["task=0.7", "--loss", "2"], 2)):
         capsys.readouterr()
-        assert dispatch(["forecast", str(out), *words]) == code
+        assert dispatch(["forecast", str(out), "--accuracy", *words]) == code
         assert one_sentence(capsys.readouterr().err, "accuracy")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_accuracy", "downstream"]
 
-EXAMPLE = """jaxscale downstream checkpoints.csv.gz --columns N=n_params D=d_tokens C=c_flop nll=bpb accuracy=acc run=run task=task
+EXAMPLE = """jaxscale downstream checkpoints.csv.gz --columns N=n_params D=d_tokens C=c_flop nll=bpb accuracy=acc
     --nll-unit bits_per_byte --fit-where "role == 'train'" --target-where "role == 'eval'" --out downstream.json"""
 
 

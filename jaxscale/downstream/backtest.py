@@ -55,7 +55,9 @@ class Backtest:
             rows = self.errors(method)
             if not rows:
                 continue
-            last = [max((r for r in rows if r["origin"] == o), key=lambda r: r["C"]) for o in {r["origin"] for r in rows}]
+            last = [
+                max((r for r in rows if r["origin"] == o), key=lambda r: r["C"]) for o in {r["origin"] for r in rows}
+            ]
             nll = [abs(row["nll_error"]) for row in rows if row["nll_error"] is not None]
             found.append({
                 "method": method, "predictions": len(rows), "origins": len(last),
@@ -92,15 +94,22 @@ class Reach:
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.log(np.asarray(D) / N)
-            parts = [np.log(np.asarray(C) / self.C), 2 * np.log(np.asarray(N) / self.N),
-                     2 * np.log(np.asarray(D) / self.D), ratio - np.log(self.ratio[1]), np.log(self.ratio[0]) - ratio]
+            parts = [
+                np.log(np.asarray(C) / self.C),
+                2 * np.log(np.asarray(N) / self.N),
+                2 * np.log(np.asarray(D) / self.D),
+                ratio - np.log(self.ratio[1]),
+                np.log(self.ratio[0]) - ratio,
+            ]
         return np.maximum(NEAREST, np.fmax.reduce(np.broadcast_arrays(*parts)))
 
 
 def span(runs: Sequence[Run]) -> Reach:
     """What these runs span."""
     N, D, C = (np.array([getattr(run, name) for run in runs]) for name in "NDC")
-    return Reach(float(N.max()), float(D.max()), float(C.max()), float(C.min()), (float((D / N).min()), float((D / N).max())))
+    return Reach(
+        float(N.max()), float(D.max()), float(C.max()), float(C.min()), (float((D / N).min()), float((D / N).max()))
+    )
 
 
 def run_backtest(runs: list[Run], pairs: dict[str, Pairs], recipe: Recipe, law: str, chance: float) -> Backtest:
@@ -108,7 +117,8 @@ def run_backtest(runs: list[Run], pairs: dict[str, Pairs], recipe: Recipe, law: 
     seen = _origins(runs)
     if not len(seen):
         return Backtest(())
-    predicted = {"one-stage": (_one_stage(runs, seen, chance, recipe), None)}
+    predicted: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    predicted["one-stage"] = _one_stage(runs, seen, chance, recipe), None
     for method, source in (("chained", "nll"), ("loss input", "loss")):
         if source in pairs:
             predicted[method] = _chain(runs, pairs[source], recipe, law, chance, seen, source)
@@ -139,7 +149,7 @@ def _origins(runs: list[Run]) -> np.ndarray:
 def _asked(runs: list[Run], mask: np.ndarray) -> list[int]:
     """Runs not fitted whose compute lies beyond all that is."""
     largest = max(run.C for run, inside in zip(runs, mask, strict=True) if inside)
-    return [i for i, run in enumerate(runs) if not mask[i] and run.C > 1.1 * largest]
+    return [i for i, run in enumerate(runs) if not mask[i] and run.C / largest > 1.1]
 
 
 def _chain(
@@ -198,4 +208,3 @@ def _sum_squares(one: Backtest, items: float) -> tuple[float, float]:
         by_origin.setdefault(row["origin"], []).append(max(row["logits"] ** 2 - noise, 0.0) / row["distance"] ** 2)
     means = [float(np.mean(values)) for values in by_origin.values()]
     return sum(means), float(len(means))
-

@@ -111,11 +111,12 @@ class Chain:
         centre = self.accuracy(self.law.nll(*self.optimal(grid), grid))
         C = float(_crossing(grid, centre[None], accuracy)[0])
         if not np.isfinite(C):
-            raise VerdictError(f"accuracy {accuracy:g}: no compute up to {format_flops(grid[-1])} FLOPs reaches it, the "
-                               f"fitted stages level off at {self.ceiling:.3f}; ask for less")  # fmt: skip
-        if C <= grid[0]:
+            raise VerdictError(f"accuracy {accuracy:g}: no compute up to {format_flops(grid[-1])} FLOPs reaches it, "
+                               f"the fitted stages level off at {self.ceiling:.3f}; ask for less")  # fmt: skip
+        if C / grid[0] <= 1:
             raise VerdictError(f"accuracy {accuracy:g}: is reached far below the smallest fitted run, "
-                               f"{format_flops(self.reach.smallest_C)} FLOPs; the fit says nothing there, ask for more")  # fmt: skip
+                               f"{format_flops(self.reach.smallest_C)} FLOPs; the fit says nothing there, ask for "
+                               f"more")  # fmt: skip
         drawn = _crossing(grid, self._path_draws(grid), accuracy)
         tail = (1 - self.confidence) / 2
         ends = np.quantile(np.log(np.where(np.isfinite(drawn), drawn, 1e300)), [tail, 1 - tail], method="inverted_cdf")
@@ -180,6 +181,7 @@ class Chain:
 
     def to_plain(self, digits: int = 6) -> dict[str, Any]:
         """What `from_plain` reads: parameters and draws."""
+
         def rounded(values: np.ndarray) -> list[list[float]]:
             return [[float(f"{v:.{digits}g}") for v in row] for row in values]
 

@@ -59,9 +59,10 @@ def compare_families(
     p = f_tail(max(shared - apart, 0.0) / more / max(apart / left, 1e-300), more, left) if left > 0 else float("nan")
     differ = p < LEVEL
     use_all = asked == "shared" or (asked in ("auto", "compare") and not differ)
+    rms = {name: float(np.sqrt(value / len(pairs.x))) for name, value in (("shared", shared), ("apart", apart))}
     return {"own": own, "runs": counted, "p_value": None if np.isnan(p) else float(p), "level": LEVEL,
-            "differ": bool(differ), "stage2": names if use_all else [own], "rms_shared": float(np.sqrt(shared / len(pairs.x))),
-            "rms_apart": float(np.sqrt(apart / len(pairs.x))), "words": _say(names, own, p, differ, use_all)}  # fmt: skip
+            "differ": bool(differ), "stage2": names if use_all else [own], "rms": rms,
+            "words": _say(names, own, p, differ, use_all)}  # fmt: skip
 
 
 def _squares(

@@ -33,6 +33,9 @@ SHOWN = 240
 """Pairs of a task that are kept for the figure."""
 
 
+NONE = Backtest(())
+
+
 @dataclass(frozen=True)
 class _Work:
     """A task on its way: `verdict` ends it."""
@@ -47,7 +50,7 @@ class _Work:
     stage1: Stage1 | None = None
     stage2: Stage2 | None = None
     families: dict[str, Any] | None = None
-    backtest: Backtest = Backtest(())
+    backtest: Backtest = NONE
     one_stage: np.ndarray | None = None
 
 
@@ -101,9 +104,7 @@ def _check(law: str, confidence: float, bootstrap: int) -> None:
         raise MisuseError(f"bootstrap: {bootstrap} rounds are too few for an interval; use 50 or more")
 
 
-def _gather(
-    rows: Rows, name: str, recipe: Recipe, chance: Mapping[str, float], items: Mapping[str, float]
-) -> _Work:
+def _gather(rows: Rows, name: str, recipe: Recipe, chance: Mapping[str, float], items: Mapping[str, float]) -> _Work:
     mine = (rows.frame["task"] == name).to_numpy()
     runs = gather_runs(rows.frame[mine & rows.fit], recipe)
     targets = gather_runs(rows.frame[mine & rows.target], recipe)
@@ -111,9 +112,7 @@ def _gather(
     return _Work(name, runs, targets, _chance(rows, mine, name, chance, seen), _items(runs, name, items, seen))
 
 
-def _chance(
-    rows: Rows, mine: np.ndarray, name: str, given: Mapping[str, float], seen: np.ndarray
-) -> tuple[float, str]:
+def _chance(rows: Rows, mine: np.ndarray, name: str, given: Mapping[str, float], seen: np.ndarray) -> tuple[float, str]:
     if name in given:
         if not 0 <= given[name] < 1:
             raise MisuseError(f"chance: {name} = {given[name]:g} must be a fraction from 0 to below 1")
@@ -255,7 +254,9 @@ def _notes(rows: Rows, work: list[_Work]) -> list[str]:
             notes.append(f"{what} {word}: {values}; map a column {key}, or give --{key} TASK=VALUE")
     notes += [f"{one.name}: {one.families['words']}" for one in work if one.families]
     for one in work:
-        inside = [run.name for run in one.targets if run.C < max(r.C for r in one.runs)]
+        inside = [run.name for run in one.targets if max(other.C for other in one.runs) > run.C]
         if inside and not one.verdict:
-            notes.append(f"{one.name}: {', '.join(inside)} spent less than the largest fitted run; no extrapolation is tested")
+            notes.append(
+                f"{one.name}: {', '.join(inside)} spent less than the largest fitted run; no extrapolation is tested"
+            )
     return notes

@@ -52,23 +52,27 @@ class Answers:
 
     def __str__(self) -> str:
         rows = [
-            (task, f"{one.accuracy:g}", f"{format_flops(one.C)} {_interval(one.interval)}", format_factor(one.extrapolation),
-             format_count(one.N), format_count(one.D), f"{one.never:.1%}")
+            (task, f"{one.accuracy:g}", f"{format_flops(one.C)} {_interval(one.interval)}",
+             format_factor(one.extrapolation), format_count(one.N), format_count(one.D), f"{one.never:.1%}")
             for task, one in self.rows
         ]  # fmt: skip
-        title = f"compute at which a compute-optimal model reaches an accuracy; {self.confidence:.0%} intervals in brackets"
+        title = (
+            f"compute at which a compute-optimal model reaches an accuracy; {self.confidence:.0%} intervals in brackets"
+        )
         table = render_table(title, ("task", "accuracy", "C", "beyond", "N", "D", "rounds that never do"), rows)
         return "\n".join([table, *(f"note: {note}" for note in self.notes)])
 
 
 def reach_accuracy(found: Downstream, wanted: Mapping[str, float]) -> Answers:
-    """The compute each task needs for its accuracy; refuses levels at chance, above the ceiling, or far below the data."""
+    """The compute each task needs for its accuracy; refuses levels at chance, above the ceiling, far below the data."""
     rows, notes = [], []
     for task, accuracy in wanted.items():
         one = found.chain(task).compute_for(accuracy)
         rows.append((task, one))
         if one.interval[1] is None:
-            notes.append(f"{task}: the interval of C has no upper end: {one.never:.1%} of the rounds never reach {accuracy:g}")
+            notes.append(
+                f"{task}: the interval of C has no upper end: {one.never:.1%} of the rounds never reach {accuracy:g}"
+            )
         if one.interval[0] is None:
             notes.append(f"{task}: the interval of C has no lower end: it lies far below the smallest fitted run")
     return Answers(tuple(rows), found.confidence, found.recipe, tuple(notes))

@@ -3,10 +3,10 @@
     L = exp(t_N - alpha (log N - n)) + exp(t_D - beta (log D - d)) + E        n, d: means of the fitted runs
     minimise  sum_i h((log L_i - log y_i) / s)  +  sum_p ((theta_p - m_p) / s_p)^2 / 2
 
-theta holds log alpha, log beta and log E; the second sum is the prior of the recipe (none: no sum), t_N - t_D included. h is Huber's loss
-with its kink at 1.345 deviations. The deviation s of one run about the law is estimated with the fit and drawn
-towards .5%, which the residuals of three runs cannot tell. A law of C alone is the first term with C for N.
-A bootstrap round draws new runs about the law and new prior means: for a linear law that is a draw of the posterior.
+theta holds log alpha, log beta and log E; the second sum is the prior of the recipe (none: no sum), t_N - t_D included.
+h is Huber's loss with its kink at 1.345 deviations. The deviation s of one run about the law is estimated with the
+fit and drawn towards .5%, which the residuals of three runs cannot tell. A law of C alone is the first term with C
+for N. A bootstrap round draws new runs about the law and new prior means: for a linear law that is a draw of the posterior.
 
 The published recipe (Huber with delta 1e-3, no prior) is solved to its global optimum by jaxscale.fit.
 """
@@ -114,8 +114,8 @@ def fit_nll(runs: list[Run], recipe: Recipe, law: str, *, rounds: int, seed: int
     """Stage 1 on the ends of these runs."""
     law = choose_law(law, runs)
     y = np.log([getattr(run, source) for run in runs])
-    law_fit, sigma, gradient = fit_splits(runs, recipe, law, np.ones((1, len(runs))), source)
-    centre, theta, sigma = law_fit.centre, law_fit.theta[0], float(sigma[0])
+    law_fit, deviation, gradient = fit_splits(runs, recipe, law, np.ones((1, len(runs))), source)
+    centre, theta, sigma = law_fit.centre, law_fit.theta[0], float(deviation[0])
     objective = None
     best = NllLaw(law, centre, theta)
     if recipe.huber_delta is not None and law == "nd":
@@ -178,8 +178,8 @@ def _solve(theta: np.ndarray, data: list[np.ndarray], free: np.ndarray, steps: i
 def _inputs(runs: list[Run], law: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     N, D, C = _ndc(runs)
     if law != "nd":
-        centre = float(np.log(C).mean())
-        return np.log(C) - centre, np.zeros(len(C)), (centre, 0.0)
+        middle = float(np.log(C).mean())
+        return np.log(C) - middle, np.zeros(len(C)), (middle, 0.0)
     centre = float(np.log(N).mean()), float(np.log(D).mean())
     return np.log(N) - centre[0], np.log(D) - centre[1], centre
 

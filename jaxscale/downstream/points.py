@@ -71,7 +71,7 @@ def _run(name: str, rows: pd.DataFrame, recipe: Recipe) -> Run:
     D = column("D") if "D" in rows else column("C")
     window = min(recipe.window, len(rows))
     if recipe.sparse and len(rows) > 1:
-        window = max(1, min(window, int((D >= NEAR_END * D[-1]).sum())))
+        window = max(1, min(window, int((D / D[-1] >= NEAR_END).sum())))
     ends = {key: float(values[-window:].mean()) for key, values in parts.items()}
     last = rows.iloc[-1]
     family = str(last["family"]) if "family" in rows else ""

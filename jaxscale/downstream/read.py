@@ -63,9 +63,9 @@ def read_rows(
     frame = _numbers(table, fit | target, nll_unit)
     refused = _refuse(frame, fit, target)
     bad = np.isin(np.arange(len(frame)), [row["row"] for row in refused])
-    record = {"path": str(path) if path else "DataFrame", "rows_total": len(raw), "rows_fitted": int((fit & ~bad).sum()),
-              "rows_target": int((target & ~bad).sum()), "rows_refused": refused, "columns": dict(columns or {}),
-              "fit_where": fit_where, "target_where": target_where}  # fmt: skip
+    used = {"rows_fitted": int((fit & ~bad).sum()), "rows_target": int((target & ~bad).sum())}
+    record = {"path": str(path) if path else "DataFrame", "rows_total": len(raw), **used, "rows_refused": refused,
+              "columns": dict(columns or {}), "fit_where": fit_where, "target_where": target_where}  # fmt: skip
     kept = (fit | target) & ~bad
     if not (fit & ~bad).any():
         why = f"row {refused[0]['row']}: {refused[0]['reason']}" if refused else _say_none(fit_where)
@@ -77,8 +77,8 @@ def _load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, Path | None]
     if isinstance(source, str | Path) and is_evaluated(Path(source)):
         return read_evaluations(Path(source)), Path(source)
     if isinstance(source, str | Path) and Path(source).is_dir():
-        raise MisuseError(f"{source}: no evals.jsonl in any of its runs; declare recipe.evals and run the study, or give "
-                          f"a table")  # fmt: skip
+        raise MisuseError(f"{source}: no evals.jsonl in any of its runs; declare recipe.evals and run the study, or "
+                          f"give a table")  # fmt: skip
     return read_raw(source)
 
 
@@ -159,8 +159,8 @@ def _one_unit(frame: pd.DataFrame, used: np.ndarray, nll_unit: str | None) -> pd
     if nll_unit is None or given == [nll_unit]:
         return frame
     if unknown:
-        raise MisuseError(f"nll-unit: rows are in {unknown[0]!r}, which is none of {', '.join(PER_UNIT)}; bring them to "
-                          f"one unit")  # fmt: skip
+        raise MisuseError(f"nll-unit: rows are in {unknown[0]!r}, which is none of {', '.join(PER_UNIT)}; bring "
+                          f"them to one unit")  # fmt: skip
     factor = frame["nll_unit"].astype(str).map(PER_UNIT) / PER_UNIT[nll_unit]
     return frame.assign(nll=frame["nll"] * factor, nll_unit=nll_unit)
 

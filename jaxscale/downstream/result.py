@@ -1,8 +1,8 @@
 """DOWNSTREAM.json as a value: tasks with their targets and stages, a table for people, and the way back to chains.
 
-    tasks.NAME.targets   run, C, nll_pred, nll_true, accuracy_pred, accuracy_interval, accuracy_given_true_nll,
-                         accuracy_true, relative_error, extrapolation, one_stage_pred
-    tasks.NAME.stages    what was fitted (docs/downstream.md); `verdict` instead where nothing can be forecast
+tasks.NAME.targets   run, C, nll_pred, nll_true, accuracy_pred, accuracy_interval, accuracy_given_true_nll,
+                     accuracy_true, relative_error, extrapolation, one_stage_pred
+tasks.NAME.stages    what was fitted (docs/downstream.md); `verdict` instead where nothing can be forecast
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ class Downstream:
         return float(np.mean(errors)) if errors else None
 
     def __str__(self) -> str:
-        parts = [f"two-stage forecast, recipe {self.recipe}; {self.confidence:.0%} intervals in brackets, NLL {self.nll_unit}"]
+        parts = [
+            f"two-stage forecast, recipe {self.recipe}; {self.confidence:.0%} intervals in brackets; "
+            f"NLL {self.nll_unit.replace('_', ' ')}"
+        ]
         parts += [self._targets(), self._backtests(), self._stages()]
         parts += [f"{name}: nothing can be forecast: {why}" for name, why in self.verdicts.items()]
         return "\n".join([part for part in parts if part] + [f"note: {note}" for note in self.notes])
@@ -106,8 +109,9 @@ class Downstream:
             return "" if self.verdicts else "no targets: say which rows are, as --target-where \"role == 'eval'\""
         mean = self.mean_error()
         title = "targets" + (f": mean absolute error {mean:.2%} of the accuracy measured" if mean is not None else "")
-        return render_table(title, ("task", "run", "C", "beyond", "NLL forecast / true", "accuracy forecast", "measured",
-                                    "error", "from true NLL", "one stage"), rows)  # fmt: skip
+        columns = ("task", "run", "C", "beyond", "NLL forecast / true", "accuracy forecast", "measured", "error",
+                   "from true NLL", "one stage")  # fmt: skip
+        return render_table(title, columns, rows)
 
     def _backtests(self) -> str:
         rows = [
@@ -117,10 +121,8 @@ class Downstream:
             for name, task in self.tasks.items() if not task["stages"]["verdict"]
             for one in task["stages"]["backtest"]["summary"]
         ]  # fmt: skip
-        return rows and render_table(
-            "backtests: smaller fitted runs foretell the larger ones",
-            ("task", "method", "predictions", "error", "signed", "farthest", "NLL error"), rows,
-        ) or ""  # fmt: skip
+        columns = ("task", "method", "predictions", "error", "signed", "farthest", "NLL error")
+        return render_table("backtests: smaller fitted runs foretell the larger ones", columns, rows) if rows else ""
 
     def _stages(self) -> str:
         rows = []
@@ -129,11 +131,11 @@ class Downstream:
             if stages["verdict"]:
                 continue
             law = " ".join(f"{key}={value:.3g}" for key, value in stages["nll"]["params"].items())
-            rows.append((name, len(stages["runs"]), stages["nll"]["law"], law, f"{stages['chance']['value']:.3g}",
-                         f"{stages['floor']:.3f}", f"{stages['ceiling']:.3f}", f"{stages['items']['value']:g}"))  # fmt: skip
-        return rows and render_table(
-            "fits", ("task", "runs", "law", "stage 1", "chance", "lower end", "at unlimited C", "items"), rows
-        ) or ""  # fmt: skip
+            ends = (f"{stages[key]:.3f}" for key in ("floor", "ceiling"))
+            chance, items = (f"{stages[key]['value']:.5g}" for key in ("chance", "items"))
+            rows.append((name, len(stages["runs"]), stages["nll"]["law"], law, chance, *ends, items))
+        columns = ("task", "runs", "law", "stage 1", "chance", "lower end", "at unlimited C", "items")
+        return render_table("fits", columns, rows) if rows else ""
 
 
 def _plain(value: Any) -> Any:

@@ -90,7 +90,7 @@ def _run(residual: Any, steps: Any, low: Any, high: Any, theta: Any, free: Any, 
 
     def step(carry: Any) -> Any:
         count, trial, at, damping, live = carry
-        theta, value = at[:2]
+        value = at[1]
         new = (trial, *jax.vmap(look)(trial, *data))
         down = (new[1] < value) & live
         level = down & jnp.isfinite(value) & (value - new[1] <= ROUNDING * value)

@@ -27,8 +27,8 @@ CLEAR, MOVING = 4.0, 2.0
 def find_verdict(runs: Sequence[Run], pairs: Pairs, recipe: Recipe, chance: float, items: float) -> str | None:
     """Why this task cannot be forecast, or None."""
     if len(runs) < recipe.fewest:
-        return (f"{len(runs)} runs are fewer than the {recipe.fewest} that recipe {recipe.name} needs; train more sizes, "
-                f"or token counts")  # fmt: skip
+        return (f"{len(runs)} runs are fewer than the {recipe.fewest} that recipe {recipe.name} needs; train more "
+                f"sizes, or token counts")  # fmt: skip
     if len({run.C for run in runs}) < 3:
         return "the runs spent fewer than three different computes; train runs over a decade of compute or more"
     return _at_chance(runs, chance, items) or _nll_level(runs) or _unrelated(pairs)
@@ -42,10 +42,11 @@ def _at_chance(runs: Sequence[Run], chance: float, items: float) -> str | None:
     noise = DEVIATIONS * np.sqrt(max(largest * (1 - largest), 1e-6) / items)
     if largest - chance < noise and slope < CLEAR * error:
         return (f"at chance throughout: accuracy of the largest runs is {largest:.3f}, chance is {chance:.3f}, and "
-                f"{items:g} questions tell no less than {noise:.3f}; nothing can be forecast until runs leave chance")  # fmt: skip
+                f"{items:g} questions tell no less than {noise:.3f}; nothing can be forecast until runs leave "
+                f"chance")  # fmt: skip
     if slope < MOVING * error:
-        return (f"accuracy does not move with compute: {smallest:.3f} for the smallest runs, {largest:.3f} for the largest "
-                f"(slope {slope:+.2g} +- {error:.2g} a factor e); nothing can be forecast from it")  # fmt: skip
+        return (f"accuracy does not move with compute: {smallest:.3f} for the smallest runs, {largest:.3f} for the "
+                f"largest (slope {slope:+.2g} +- {error:.2g} a factor e); nothing can be forecast from it")  # fmt: skip
     return None
 
 
@@ -62,8 +63,8 @@ def _nll_level(runs: Sequence[Run]) -> str | None:
     if slope < 0 and -slope >= DEVIATIONS * error:
         return None
     word = "rises" if slope > 0 else "does not fall"
-    return (f"stage 1 is not monotone: NLL {word} with compute (slope {slope:+.2g} +- {error:.2g} in logs); check the runs, "
-            f"the unit and the order of checkpoints")  # fmt: skip
+    return (f"stage 1 is not monotone: NLL {word} with compute (slope {slope:+.2g} +- {error:.2g} in logs); check "
+            f"the runs, the unit and the order of checkpoints")  # fmt: skip
 
 
 def _unrelated(pairs: Pairs) -> str | None:

@@ -73,13 +73,15 @@ def list_targets(result: Downstream) -> Table:
         for name, task in result.tasks.items() for target in task["targets"]
     )  # fmt: skip
     why = " ".join(f"{name}: {words}." for name, words in result.verdicts.items())
-    return Table(("task", "run", "C, FLOPs", "beyond", "NLL forecast / true", "accuracy", "interval", "measured", "error"),
-                 rows, note=why, words=2)  # fmt: skip
+    headings = ("task", "run", "C, FLOPs", "beyond", "NLL forecast / true", "accuracy", "interval", "measured", "error")
+    return Table(headings, rows, note=why, words=2)
 
 
 def _caption(result: Downstream) -> str:
-    return (f"Left: NLL of the right answer at the end of each run, and the compute-optimal line. Right: checkpoints and the "
-            f"curve with its {result.confidence:.0%} band; bars are intervals of a forecast.")  # fmt: skip
+    left = "Left: NLL of the right answer at the end of each run, and the compute-optimal line."
+    return (
+        f"{left} Right: checkpoints and the curve with its {result.confidence:.0%} band; bars: intervals of a forecast."
+    )
 
 
 def _panels(name: str, result: Downstream) -> tuple[Any, Any]:

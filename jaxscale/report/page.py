@@ -77,8 +77,8 @@ def write_report(
     `forecast` and `backtest` have `.rows` in the shape of FORECAST.json and the backtest schema; a sequence
     of forecasts (one a method) is shown side by side. `declared`: the method or law that was declared beforehand
     and leads the page, the first fit unless given; `Fits` bring the judgement of their agreement. `curves`: run_id,
-    train_loss, and flops or tokens. `downstream`: forecasts of task accuracy. Everything but `observations` and `provenance` may be missing; the page says
-    what that leaves open.
+    train_loss, and flops or tokens. `downstream`: forecasts of task accuracy. Everything but `observations` and
+    `provenance` may be missing; the page says what that leaves open.
     """
     evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves, declared)
     with debug_mode(False):  # each figure is validated once, when it is finished, and not part by part
