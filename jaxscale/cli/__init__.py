@@ -39,9 +39,7 @@ VERBS: dict[str, Verb] = {
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
     "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned; --censored: those stopped early"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),
-    "forecast": Verb(
-        "analysis", "FIT.json", "optimal size, tokens, loss at --flops C; C for --loss, --accuracy TASK=X"
-    ),
+    "forecast": Verb("analysis", "FIT.json", "optimal size, tokens, loss at --flops; C for --loss, --accuracy TASK=X"),
     "budget": Verb("budget", "", "FLOPs, chips, days, tokens, cost, carbon; optima under constraints; flatness"),
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
     "downstream": Verb("downstream", "SOURCE", "task accuracy in two stages, compute to NLL to accuracy; intervals"),

@@ -61,7 +61,7 @@ def fit_downstream(
     fit_where: str | None = None,
     target_where: str | None = None,
     nll_unit: str | None = None,
-    recipe: str = "default",
+    recipe: str | Recipe = "default",
     law: str = "auto",
     families: str = "auto",
     chance: Mapping[str, float] | None = None,

@@ -6,7 +6,7 @@
 theta holds log alpha, log beta and log E; the second sum is the prior of the recipe (none: no sum), t_N - t_D included.
 h is Huber's loss with its kink at 1.345 deviations. The deviation s of one run about the law is estimated with the
 fit and drawn towards .5%, which the residuals of three runs cannot tell. A law of C alone is the first term with C
-for N. A bootstrap round draws new runs about the law and new prior means: for a linear law that is a draw of the posterior.
+for N. A bootstrap round draws new runs about the law and new prior means: for a linear law that draws the posterior.
 
 The published recipe (Huber with delta 1e-3, no prior) is solved to its global optimum by jaxscale.fit.
 """

@@ -86,7 +86,7 @@ def pair_checkpoints(runs: list[Run], recipe: Recipe, source: str = "nll") -> Pa
     x, y, of = [], [], []
     for number, run in enumerate(runs):
         first, given = run.checkpoints[source], run.checkpoints["accuracy"]
-        seen = slice(int(np.ceil(recipe.skip * len(first))) if len(first) > 1 else 0, None)
+        seen = slice(min(int(np.ceil(recipe.skip * len(first))), len(first) - 1), None)
         window = recipe.window if not recipe.sparse else max(1, min(recipe.window, len(first) // 5))
         x.append(_trailing(first[seen], window))
         y.append(_trailing(given[seen], window))

@@ -60,8 +60,10 @@ RECIPES = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """A recipe by name; MisuseError for any other."""
+def find_recipe(name: str | Recipe) -> Recipe:
+    """A recipe by name, or one made by hand; MisuseError for any other."""
+    if isinstance(name, Recipe):
+        return name
     if name not in RECIPES:
         raise MisuseError(f"recipe {name!r} is unknown; use one of {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -79,9 +79,7 @@ def list_targets(result: Downstream) -> Table:
 
 def _caption(result: Downstream) -> str:
     left = "Left: NLL of the right answer at the end of each run, and the compute-optimal line."
-    return (
-        f"{left} Right: checkpoints and the curve with its {result.confidence:.0%} band; bars: intervals of a forecast."
-    )
+    return f"{left} Right: checkpoints and the curve with its {result.confidence:.0%} band; bars: intervals."
 
 
 def _panels(name: str, result: Downstream) -> tuple[Any, Any]:
