@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxscale.downstream.points import Pairs, thin
+from jaxscale.downstream.published import fit_as_published
 from jaxscale.downstream.recipe import Recipe
 from jaxscale.downstream.solve import lowest_of_starts, solve
 
@@ -75,12 +76,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Stage2:
-    """Curves at their optimum, bootstrap draws of each (rounds, 4), gradient norms, residual deviation of accuracy."""
+    """Curves, bootstrap draws of each (rounds, 4), gradient norms at the optimum, residual deviation of accuracy."""
 
     curves: tuple[Curve, ...]
     draws: tuple[Curve, ...]
     gradients: tuple[float, ...]
     residual: float
+    optima: tuple[Curve, ...]
+    """The optimum of each curve: the curves themselves, but for a recipe that stops short of it."""
 
     def accuracy(self, x: Any) -> np.ndarray:
         """The mean of the curves."""
@@ -112,8 +115,11 @@ def loglogistic_residual(theta: Any, x: Any, y: Any, w: Any, pull: Any, chance: 
 RESIDUALS = {"sigmoid": sigmoid_residual, "loglogistic": loglogistic_residual}
 
 
-def fit_accuracy(pairs: Pairs, recipe: Recipe, chance: float, *, rounds: int, seed: int) -> Stage2:
-    """Stage 2 on all pairs; bootstrap rounds on thinned ones, each run weighed by an exponential draw."""
+def fit_accuracy(pairs: Pairs, recipe: Recipe, chance: float, *, rounds: int, seed: int, bits: float = 1.0) -> Stage2:
+    """Stage 2 on all pairs; bootstrap rounds on thinned ones, each run weighed by an exponential draw.
+
+    `bits`: bits per byte in one unit of the NLL, for a recipe whose start is in bits per byte.
+    """
     runs = int(pairs.run.max()) + 1
     full = [fit_curves(pairs, recipe, form, chance, np.ones((1, runs))) for form in recipe.forms]
     few = thin(pairs, MOST)
@@ -130,9 +136,15 @@ def fit_accuracy(pairs: Pairs, recipe: Recipe, chance: float, *, rounds: int, se
         centre, _ = fit_curves(few, recipe, form, chance, np.ones((1, runs)), start=best.theta)
         low, high = BOUNDS[form]
         draws.append(Curve(form, np.clip(drawn.theta - centre.theta + best.theta, low, high)))
-    curves = tuple(Curve(best.form, best.theta[0]) for best, _ in full)
+    optima = tuple(Curve(best.form, best.theta[0]) for best, _ in full)
+    curves = optima
+    if recipe.early_stop:
+        a, x0, k, b = fit_as_published(pairs.x * bits, pairs.y, chance)
+        curves = (Curve("sigmoid", np.array([a, x0 / bits, k * bits, b])),)
     r = np.mean([one.accuracy(pairs.x) for one in curves], axis=0) - pairs.y
-    return Stage2(curves, tuple(draws), tuple(float(norm[0]) for _, norm in full), float(np.sqrt((r**2).mean())))
+    return Stage2(
+        curves, tuple(draws), tuple(float(norm[0]) for _, norm in full), float(np.sqrt((r**2).mean())), optima
+    )
 
 
 def fit_curves(

@@ -85,13 +85,17 @@ def fit_downstream(
             if name not in names:
                 raise MisuseError(f"{option}: {name!r} is no task of the fit rows; they are {', '.join(names)}")
     work = [_gather(rows, name, chosen, chance or {}, items or {}) for name in names]
-    work = [_fit(one, chosen, law, families, bootstrap, seed) for one in work]
+    unit = str(rows.frame["nll_unit"].iloc[0])
+    bits = 1 / np.log(2) if unit == "nats" else 1.0
+    work = [_fit(one, chosen, law, families, bootstrap, seed, bits) for one in work]
     fitted = [one for one in work if not one.verdict]
     rates = pool_rates([one.backtest for one in fitted], [one.items[0] for one in fitted]) if fitted else []
     rate_of = dict(zip((one.name for one in fitted), rates, strict=True))
     tasks = {one.name: _conclude(one, rate_of.get(one.name), confidence, seed) for one in work}
     notes = _notes(rows, work)
-    unit = str(rows.frame["nll_unit"].iloc[0])
+    if chosen.early_stop and unit == "as given":
+        notes.append("the recipe begins stage 2 at a point in bits per byte, which the NLL is taken to be in; "
+                     "--nll-unit nats says otherwise")  # fmt: skip
     return Downstream(chosen.name, tasks, confidence, unit, rows.source, tuple(notes))
 
 
@@ -134,7 +138,7 @@ def _items(runs: list[Run], name: str, given: Mapping[str, float], seen: np.ndar
     return (float(found), "all accuracies are multiples of 1/items") if found else (float(ASSUMED_ITEMS), "assumed")
 
 
-def _fit(one: _Work, recipe: Recipe, law: str, families: str, rounds: int, seed: int) -> _Work:
+def _fit(one: _Work, recipe: Recipe, law: str, families: str, rounds: int, seed: int, bits: float) -> _Work:
     """Both stages and the backtest of a task, or its verdict."""
     own = choose_family(one.runs, one.targets, families)
     grid = [run for run in one.runs if run.family == own]
@@ -152,7 +156,7 @@ def _fit(one: _Work, recipe: Recipe, law: str, families: str, rounds: int, seed:
         stage1 = fit_nll(grid, recipe, law, rounds=rounds, seed=seed)
     except VerdictError as error:
         return replace(one, verdict=str(error))
-    stage2 = fit_accuracy(pairs["nll"], recipe, chance, rounds=rounds, seed=seed)
+    stage2 = fit_accuracy(pairs["nll"], recipe, chance, rounds=rounds, seed=seed, bits=bits)
     mine = {**pairs, "nll": pair_checkpoints(grid, recipe)}
     backtest = run_backtest(grid, mine, recipe, law, chance)
     return replace(one, runs=grid, pairs=pairs, stage1=stage1, stage2=stage2, families=told, backtest=backtest,
@@ -222,8 +226,9 @@ def _stages(one: _Work, chain: Chain) -> dict[str, Any]:
         "verdict": None,
         "nll": {"law": chain.law.law, "params": chain.law.params, "run_std": one.stage1.sigma,
                 "objective": one.stage1.objective, "gradient_norm": one.stage1.gradient},
-        "accuracy": {"curves": [{"form": c.form, "params": c.params, "gradient_norm": g}
-                                for c, g in zip(one.stage2.curves, one.stage2.gradients, strict=True)],
+        "accuracy": {"curves": [{"form": c.form, "params": c.params, "optimum": best.params, "gradient_norm": g}
+                                for c, best, g in zip(one.stage2.curves, one.stage2.optima, one.stage2.gradients,
+                                                      strict=True)],
                      "residual_std": one.stage2.residual},
         "chance": _named(one.chance), "items": _named(one.items), "floor": chain.floor, "ceiling": chain.ceiling,
         "misfit": {"logits_per_log_C": chain.rate,

@@ -50,13 +50,15 @@ class Recipe:
     """Checkpoints of a trailing mean, and of the mean that stands for a run's end."""
     sparse: bool = False
     """Shorten the window where a run has few checkpoints: the last five of eight are no end."""
+    early_stop: bool = False
+    """Stage 2 where the published optimizer stops, some 1e-6 short of the optimum (published.py)."""
     skip: float = 0.1
     """Share of a run's first checkpoints that stage 2 does not see."""
 
 
 RECIPES = {
     "default": Recipe("default", Prior(), ("sigmoid", "loglogistic"), 0.05, None, fewest=4, sparse=True),
-    "olmo-ladder": Recipe("olmo-ladder", None, ("sigmoid",), None, 1e-3, fewest=5),
+    "olmo-ladder": Recipe("olmo-ladder", None, ("sigmoid",), None, 1e-3, fewest=5, early_stop=True),
 }
 
 
