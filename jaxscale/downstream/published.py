@@ -89,14 +89,14 @@ def _scaling(x: Vector, g: Vector) -> tuple[Vector, Vector]:
 def _into(x: Vector, share: float) -> Vector:
     """x strictly between the bounds: by `share` of their size, or by the least step that floats have."""
     low, high = BOUNDS
-    room = [np.where(np.isfinite(end), share * np.maximum(1, np.abs(end)), 0.0) for end in BOUNDS]
+    room = [share * np.where(np.isfinite(end), np.maximum(1, np.abs(end)), 1.0) for end in BOUNDS]
     inner = [low + room[0], high - room[1]] if share else [np.nextafter(low, high), np.nextafter(high, low)]
     at_low, at_high = x - low <= room[0], high - x <= room[1]
     return np.where(at_high, inner[1], np.where(at_low, inner[0], x))
 
 
 def _in_ball(rows: int, uf: Vector, s: Vector, V: Vector, radius: float, alpha: float) -> tuple[Vector, float]:
-    """The least-squares step in a ball: Gauss-Newton where it fits, else with the damping alpha that reaches the rim."""
+    """The least-squares step in a ball: Gauss-Newton where it fits, else with a damping alpha that reaches the rim."""
     suf = s * uf
     full = bool(s[-1] > np.finfo(float).eps * rows * s[0])
     if full:
