@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_downstream"]
 
+CLEARLY = 0.75
+"""Share of the backtests' error below which another fit takes the default's place."""
 SHOWN = 240
 """Pairs of a task that are kept for the figure."""
 
@@ -52,6 +54,7 @@ class _Work:
     families: dict[str, Any] | None = None
     backtest: Backtest = NONE
     one_stage: np.ndarray | None = None
+    prior: bool = False
 
 
 def fit_downstream(
@@ -87,12 +90,21 @@ def fit_downstream(
     work = [_gather(rows, name, chosen, chance or {}, items or {}) for name in names]
     unit = str(rows.frame["nll_unit"].iloc[0])
     bits = 1 / np.log(2) if unit == "nats" else 1.0
-    work = [_fit(one, chosen, law, families, bootstrap, seed, bits) for one in work]
+    options = (law, families, bootstrap, seed, bits)
+    gathered = work
+    work = [_fit(one, chosen, *options) for one in gathered]
+    freed = _free_prior(work, chosen)
+    if freed is not None:
+        work = [_fit(one, freed, *options) for one in gathered]
     fitted = [one for one in work if not one.verdict]
     rates = pool_rates([one.backtest for one in fitted], [one.items[0] for one in fitted]) if fitted else []
     rate_of = dict(zip((one.name for one in fitted), rates, strict=True))
     tasks = {one.name: _conclude(one, rate_of.get(one.name), confidence, seed) for one in work}
     notes = _notes(rows, work)
+    if freed is not None:
+        notes.append(
+            "stage 1 is fitted without its prior: on the runs of this source it foretells the larger ones better"
+        )
     if chosen.early_stop and unit == "as given":
         notes.append("the recipe begins stage 2 at a point in bits per byte, which the NLL is taken to be in; "
                      "--nll-unit nats says otherwise")  # fmt: skip
@@ -160,7 +172,25 @@ def _fit(one: _Work, recipe: Recipe, law: str, families: str, rounds: int, seed:
     mine = {**pairs, "nll": pair_checkpoints(grid, recipe)}
     backtest = run_backtest(grid, mine, recipe, law, chance)
     return replace(one, runs=grid, pairs=pairs, stage1=stage1, stage2=stage2, families=told, backtest=backtest,
-                   one_stage=_one_stage(grid, recipe, chance))  # fmt: skip
+                   one_stage=_one_stage(grid, recipe, chance), prior=recipe.prior is not None)  # fmt: skip
+
+
+def _free_prior(work: list[_Work], recipe: Recipe) -> Recipe | None:
+    """The recipe without its prior, where that is clearly better in the backtests of all tasks together.
+
+    The prior is right for what falls as a power law does; an NLL over the choices, say, ends at log(choices).
+    """
+    tested = [one for one in work if one.backtest.rows and one.pairs is not None]
+    if recipe.prior is None or not tested:
+        return None
+    freed = replace(recipe, prior=None)
+    errors = np.zeros(2)
+    for one in tested:
+        assert one.pairs is not None and one.stage1 is not None
+        pairs = {"nll": pair_checkpoints(one.runs, recipe)}
+        other = run_backtest(one.runs, pairs, freed, one.stage1.law.law, one.chance[0])
+        errors += [np.mean([abs(row["logits"]) for row in test.errors()]) for test in (one.backtest, other)]
+    return freed if errors[1] < CLEARLY * errors[0] else None
 
 
 def _one_stage(runs: list[Run], recipe: Recipe, chance: float) -> np.ndarray:
@@ -225,7 +255,7 @@ def _stages(one: _Work, chain: Chain) -> dict[str, Any]:
     return {
         "verdict": None,
         "nll": {"law": chain.law.law, "params": chain.law.params, "run_std": one.stage1.sigma,
-                "objective": one.stage1.objective, "gradient_norm": one.stage1.gradient},
+                "objective": one.stage1.objective, "gradient_norm": one.stage1.gradient, "prior": one.prior},
         "accuracy": {"curves": [{"form": c.form, "params": c.params, "optimum": best.params, "gradient_norm": g}
                                 for c, best, g in zip(one.stage2.curves, one.stage2.optima, one.stage2.gradients,
                                                       strict=True)],
