@@ -40,6 +40,7 @@ _HOMES = {
     "backtest_fit": "backtest",
     "fit_curves": "curves",
     "fit_cortes": "curves",
+    "fit_downstream": "downstream",
     "fit_tradeoff": "critical",
     "fit_critical_batch": "critical",
     "compare_sources": "composition",

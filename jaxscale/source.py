@@ -37,6 +37,7 @@ __all__ = [
     "keep_near",
     "label_budgets",
     "read_observations",
+    "read_raw",
     "recount",
 ]
 
@@ -182,6 +183,12 @@ def label_budgets(C: np.ndarray) -> np.ndarray:
 def as_observations(source: Observations | pd.DataFrame | str | Path) -> Observations:
     """What every fit accepts, as Observations."""
     return source if isinstance(source, Observations) else read_observations(source)
+
+
+def read_raw(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, Path | None]:
+    """A table under its own column names, and its path; a DataFrame is taken as it is."""
+    raw, path, _ = _load(source)
+    return raw, path
 
 
 def _load(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, Path | None, Literal["6ND", "exact"]]:

@@ -26,7 +26,7 @@ ORDER = [
     {"fitted"},
     {"forecast", "flatness", "budget", "curves", "critical", "transfer"},
     {"constrain", "composition"},
-    {"backtest", "simulate", "nextcells"},
+    {"backtest", "simulate", "nextcells", "downstream"},
     {"register"},
     {"train", "report"},
     {"mup", "bench", "preflight", "launch"},
@@ -72,7 +72,8 @@ def _loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "room", ["plan", "laws", "fit", "forecast", "collect", "source", "report", "sweep", "backtest", "simulate"]
+    "room",
+    ["plan", "laws", "fit", "forecast", "collect", "source", "report", "sweep", "backtest", "simulate", "downstream"],
 )
 def test_the_analysis_side_loads_neither_flax_nor_orbax(room: str) -> None:
     assert not {"flax", "orbax", "grain"} & _loaded_by(f"import jaxscale.{room}")

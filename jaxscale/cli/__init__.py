@@ -45,9 +45,10 @@ VERBS: dict[str, Verb] = {
     "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
     "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned; --censored: those stopped early"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),
-    "forecast": Verb("analysis", "FIT.json", "optimal size, tokens and loss at --flops C [C ...], or at --loss L"),
+    "forecast": Verb("analysis", "FIT.json", "optimal size, tokens, loss at --flops; C for --loss, --accuracy TASK=X"),
     "budget": Verb("budget", "", "FLOPs, chips, days, tokens, cost, carbon; optima under constraints; flatness"),
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
+    "downstream": Verb("downstream", "SOURCE", "task accuracy in two stages, compute to NLL to accuracy; intervals"),
     "curves": Verb("curves", "SOURCE", "loss over data alone: which family of learning curves extrapolates it"),
     "mup": Verb("mup", "rules|check", "the parameterization of a model; a coordinate check with a verdict"),
     "register": Verb("register", "add|score", "forecasts written down before the run, measurements beside them"),
@@ -104,7 +105,7 @@ def _describe(error: OSError) -> str:
 
 
 def _help() -> str:
-    rows = (f"  {name:<9} {verb.usage:<13} {verb.summary}" for name, verb in VERBS.items())
+    rows = (f"  {name:<10} {verb.usage:<13} {verb.summary}" for name, verb in VERBS.items())
     return "\n".join([
         "jaxscale: know what a large training run will give before paying for it", "",
         "usage: jaxscale VERB ...     jaxscale VERB --help for its options and an example", "", *rows, "",

@@ -123,6 +123,13 @@ class ForecastArguments(TableOptions):
     """Training FLOPs to forecast for, one or more."""
     loss: float | None = None
     """Instead of --flops: the loss to reach, nats per token; the answer is the compute it needs."""
+    accuracy: tuple[str, ...] = ()
+    """Instead of --flops: TASK=X, the accuracy to reach; FIT is then a DOWNSTREAM.json, or a table or study folder
+    of task scores, read as `downstream` reads it (--columns, --fit-where)."""
+    fit_where: str | None = None
+    """With --accuracy: rows to fit."""
+    nll_unit: Literal["nats", "bits_per_byte"] | None = None
+    """With --accuracy: unit of the column nll."""
     declared: str | None = None
     """Method or law that was declared beforehand; default the first fit."""
     out: Path | None = None
@@ -161,6 +168,10 @@ def forecast(argv: list[str]) -> int:
     about = "Optimal size, tokens and loss at a compute, or the compute that a loss needs."
     args = _parse(ForecastArguments, "forecast", argv, about,
                   "jaxscale forecast fit.json --flops 1e21 1e22 --out forecast.json")  # fmt: skip
+    if args.accuracy:
+        from jaxscale.cli.downstream import answer_accuracy, read_options
+
+        return answer_accuracy(args.source, args.accuracy, read_options(args), args.out)
     from jaxscale.forecast import forecast_optimum
 
     result = forecast_optimum(_load_fit(args), flops=args.flops, loss=args.loss, declared=args.declared)

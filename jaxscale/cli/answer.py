@@ -25,6 +25,7 @@ from jaxscale.sweep import read_plan, read_status
 
 if TYPE_CHECKING:
     from jaxscale.backtest import Backtest
+    from jaxscale.downstream import Downstream
     from jaxscale.fit import Fit, Fits
     from jaxscale.forecast import Forecast
 
@@ -136,7 +137,8 @@ def analyse(folder: Path, planned: Plan, console: Console, command: str, *, out:
     for name, made in (("forecast", forecast), ("backtest", backtest)):
         if made is None:  # an answer of before must not stand beside this page
             (folder / f"{name}.json").unlink(missing_ok=True)
-    page = _write_page(out or folder, folder, planned, observations, fits, forecast, backtest, command)
+    tasks = _attempt(console, lambda: _forecast_tasks(folder, console))
+    page = _write_page(out or folder, folder, planned, observations, fits, forecast, backtest, command, tasks)
     console.print(f"report: {page}", soft_wrap=True)
     return 0 if answered else 1
 
@@ -191,9 +193,23 @@ def _backtest(observations: Observations, study: Study, folder: Path, console: C
     return backtest
 
 
+def _forecast_tasks(folder: Path, console: Console) -> Downstream | None:
+    """Task accuracy in two stages, in downstream.json, where the runs of the study were evaluated."""
+    from jaxscale.downstream.study import is_evaluated
+
+    if not is_evaluated(folder):
+        return None
+    from jaxscale.downstream import fit_downstream
+
+    tasks = fit_downstream(folder)
+    write_json(folder / "downstream.json", tasks.to_json())
+    console.print(f"\n{tasks}", soft_wrap=True, markup=False)
+    return tasks
+
+
 def _write_page(
     out: Path, folder: Path, planned: Plan, observations: Observations, fits: Fits | None,
-    forecast: Forecast | None, backtest: Backtest | None, command: str,
+    forecast: Forecast | None, backtest: Backtest | None, command: str, tasks: Downstream | None,
 ) -> Path:  # fmt: skip
     from jaxscale.collect import read_curves
     from jaxscale.report import write_report
@@ -215,4 +231,5 @@ def _write_page(
         curves=read_curves(folder, planned),
         provenance=provenance,
         commands=[command],
+        downstream=tasks,
     )

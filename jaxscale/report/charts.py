@@ -48,13 +48,14 @@ class Figure:
     caption: str
     spec: dict[str, Any] = field(repr=False)
     wide: bool = True
+    compound: bool = False
+    """Panels side by side, each with its own width: the spec takes none from outside."""
 
     def static_spec(self) -> dict[str, Any]:
         """The spec as it stands alone in a file: fixed width, white ground, its title above."""
         title = {"text": _wrap(self.title, 70), "subtitle": _wrap(self.caption, 98)}
         return {
-            **self.spec,
-            "width": STATIC_WIDTH,
+            **self._sized(STATIC_WIDTH),
             "title": title,
             "config": theme(dark=False, ground="white"),
         }
@@ -62,14 +63,18 @@ class Figure:
     def still_spec(self) -> dict[str, Any]:
         """The spec as the page shows it where no script runs: fixed width, titled by the page."""
         return {
-            **self.spec,
-            "width": STATIC_WIDTH if self.wide else NARROW_WIDTH,
+            **self._sized(STATIC_WIDTH if self.wide else NARROW_WIDTH),
             "config": {**theme(dark=False, ground="white"), "aria": False},
         }
 
     def page_spec(self) -> dict[str, Any]:
         """The spec as the page embeds it: as wide as its column, titled by the page."""
+        if self.compound:
+            return self.spec
         return {**self.spec, "width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+
+    def _sized(self, width: int) -> dict[str, Any]:
+        return self.spec if self.compound else {**self.spec, "width": width}
 
 
 def inline(rows: Records) -> alt.InlineData:

@@ -26,6 +26,7 @@ from jaxscale.fit.result import Fit, Fits
 from jaxscale.report.approaches import judge_approaches, list_notes, list_parameters
 from jaxscale.report.backtests import group_nearest, list_tests, sum_origins
 from jaxscale.report.charts import Figure, theme
+from jaxscale.report.downstream import downstream_figure, list_targets
 from jaxscale.report.envelope import draw_envelope
 from jaxscale.report.evidence import METHOD_NAMES, Evidence, HasRows, collect_evidence
 from jaxscale.report.fitted import draw_loss_law, draw_optima
@@ -45,6 +46,8 @@ from jaxscale.runs import Observations, Plan, RunResult, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from jaxscale.downstream import Downstream
 
 __all__ = ["write_report"]
 
@@ -67,18 +70,21 @@ def write_report(
     curves: pd.DataFrame | None = None,
     provenance: dict[str, Any],
     commands: Sequence[str] = (),
+    downstream: Downstream | None = None,
 ) -> Path:
     """Write `report.html` and `figures/` under `out_dir`; the path of the page.
 
     `forecast` and `backtest` have `.rows` in the shape of FORECAST.json and the backtest schema; a sequence
     of forecasts (one a method) is shown side by side. `declared`: the method or law that was declared beforehand
     and leads the page, the first fit unless given; `Fits` bring the judgement of their agreement. `curves`: run_id,
-    train_loss, and flops or tokens. Everything but `observations` and `provenance` may be missing; the page says
-    what that leaves open.
+    train_loss, and flops or tokens. `downstream`: forecasts of task accuracy. Everything but `observations` and
+    `provenance` may be missing; the page says what that leaves open.
     """
     evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves, declared)
     with debug_mode(False):  # each figure is validated once, when it is finished, and not part by part
         sections = _draw_sections(evidence)
+        tasks = downstream_figure(downstream) if downstream else None
+        sections += [("Task accuracy", [tasks])] if tasks else []
     stills = {figure.name: _write_still(figure, Path(out_dir) / "figures") for _, drawn in sections for figure in drawn}
     html = _render(
         title=title,
@@ -97,6 +103,7 @@ def write_report(
         sections=sections,
         stills=stills,
         specs={figure.name: figure.page_spec() for _, drawn in sections for figure in drawn},
+        tasks=list_targets(downstream) if downstream else None,
         fits=summarize_fits(evidence),
         refused=list_refused(evidence),
         runs=list_runs(evidence),
