@@ -85,3 +85,20 @@ def test_the_report_has_the_figure_and_the_table_only_where_there_are_evaluation
     assert html.count("word_order") >= 2 and (tmp_path / "figures" / "downstream.png").stat().st_size > 10_000
     plain = write_report(tmp_path / "plain", title="t", provenance={}, **vars(study)).read_text()
     assert "Task accuracy" not in plain and 'data-figure="downstream"' not in plain
+
+
+def test_a_held_out_run_that_is_not_trained_yet_is_foretold(folder, study, tmp_path):
+    """The same numbers as with its outcome at hand, which is then missing."""
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "study")
+    held = [cell for cell in study.plan.cells if cell.role == "holdout"]
+    for cell in held:
+        shutil.rmtree(run_dir(tmp_path / "study", cell.run_id))
+    rows = read_evaluations(tmp_path / "study")
+    assert set(rows[rows["accuracy"].isna()]["run"]) == {cell.run_id for cell in held}
+    before, after = (fit_downstream(place, bootstrap=100) for place in (tmp_path / "study", folder))
+    for mine, theirs in zip(*(one.tasks["word_order"]["targets"] for one in (before, after)), strict=True):
+        assert mine["run"] == theirs["run"] and mine["accuracy_true"] is None
+        assert mine["accuracy_pred"] == pytest.approx(theirs["accuracy_pred"], rel=1e-9)
+        assert mine["accuracy_interval"] == pytest.approx(theirs["accuracy_interval"], rel=1e-9)

@@ -1,7 +1,8 @@
 """The evaluations of a study's own runs as rows: runs/<study>/<run_id>/evals.jsonl, one line a (step, task).
 
 N is the run's total parameters, C its exact FLOPs at that step, nll the normalized NLL of the correct answer in nats
-per byte. The state of a run and its role come from the plan: only runs that ended well are evidence.
+per byte. The state of a run and its role come from the plan: only runs that ended well are evidence. A held-out run
+that has not been trained yet is a target without a measurement.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import VerdictError
-from jaxscale.runs import read_lines
+from jaxscale.runs import Cell, read_lines
 from jaxscale.sweep import read_plan, read_status
 
 if TYPE_CHECKING:
@@ -27,11 +28,15 @@ def is_evaluated(folder: Path) -> bool:
 
 
 def read_evaluations(folder: Path) -> pd.DataFrame:
-    """Rows of every run that is done: run, step, N, D, C, task, nll, accuracy, items, chance, role, budget, family."""
+    """Rows of every run that is done: run, step, N, D, C, task, nll, accuracy, items, chance, role, budget, family.
+
+    Behind them a row a task of every held-out run that is planned, its nll and accuracy missing.
+    """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    for status in read_status(folder, read_plan(folder).cells):
+    statuses = read_status(folder, read_plan(folder).cells)
+    for status in statuses:
         cell = status.cell
         if status.state != "done" or cell.role not in ("grid", "holdout"):
             continue
@@ -44,4 +49,14 @@ def read_evaluations(folder: Path) -> pd.DataFrame:
             })  # fmt: skip
     if not rows:
         raise VerdictError(f"{folder}: no run with task scores is done; `jaxscale status {folder}` says how they stand")
-    return pd.DataFrame(rows)
+    tasks = {row["task"]: row for row in rows}
+    planned = [status.cell for status in statuses if status.state == "planned" and status.cell.role == "holdout"]
+    ends = [row | _plan_end(cell) for cell in planned for row in tasks.values()]
+    return pd.DataFrame(rows + ends)
+
+
+def _plan_end(cell: Cell) -> dict[str, Any]:
+    """What is known of a run's end before it is trained."""
+    return {"run": cell.run_id, "step": cell.spec.steps, "N": cell.n_params, "D": cell.spec.tokens, "C": cell.flops,
+            "nll": float("nan"), "accuracy": float("nan"), "role": cell.role, "budget": cell.spec.budget_flops,
+            "family": cell.spec.family}  # fmt: skip
