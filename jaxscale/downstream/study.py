@@ -50,8 +50,8 @@ def read_evaluations(folder: Path) -> pd.DataFrame:
     if not rows:
         raise VerdictError(f"{folder}: no run with task scores is done; `jaxscale status {folder}` says how they stand")
     tasks = {row["task"]: row for row in rows}
-    planned = [status.cell for status in statuses if status.state == "planned" and status.cell.role == "holdout"]
-    ends = [row | _plan_end(cell) for cell in planned for row in tasks.values()]
+    coming = [s.cell for s in statuses if s.state in ("planned", "running") and s.cell.role == "holdout"]
+    ends = [row | _plan_end(cell) for cell in coming for row in tasks.values()]
     return pd.DataFrame(rows + ends)
 
 
