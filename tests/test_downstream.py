@@ -234,13 +234,3 @@ def test_the_loss_as_input_is_compared_where_there_is_a_column():
 
 def test_sizes_of_a_ladder_are_those_of_the_public_one():
     assert len(SIZES) * len(RATIOS) == 16
-
-
-def test_origins_at_chance_say_nothing_about_forecasts():
-    """A task that only the largest runs know: smaller ones alone would be refused, and are no backtest either."""
-    late = Planted(level=1.0, middle=0.72, steep=25.0, items=2000)
-    early = Planted(level=1.0, middle=0.85, steep=7.0, items=2000)
-    frame = make_ladder({"early": early, "late": late}, np.random.default_rng(3))
-    both = forecast(frame, chance={"early": 0.25, "late": 0.25}).tasks
-    origins = {name: {row["origin"] for row in task["stages"]["backtest"]["rows"]} for name, task in both.items()}
-    assert len(origins["late"]) < len(origins["early"])

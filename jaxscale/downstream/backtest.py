@@ -24,7 +24,6 @@ from jaxscale.downstream.accuracy import MOST, fit_curves
 from jaxscale.downstream.nll import fit_splits
 from jaxscale.downstream.points import Pairs, Run, thin
 from jaxscale.downstream.recipe import Recipe
-from jaxscale.downstream.verdicts import find_chance
 
 __all__ = ["Backtest", "Reach", "logit", "pool_rates", "run_backtest", "span"]
 
@@ -113,17 +112,9 @@ def span(runs: Sequence[Run]) -> Reach:
     )
 
 
-def run_backtest(
-    runs: list[Run], pairs: dict[str, Pairs], recipe: Recipe, law: str, chance: float, items: float
-) -> Backtest:
-    """Every origin's predictions, by the chain, by the one-stage law, and with the loss as stage 2's input.
-
-    Where the fitted runs of an origin are at chance nothing would be forecast, so it says nothing about forecasts.
-    """
+def run_backtest(runs: list[Run], pairs: dict[str, Pairs], recipe: Recipe, law: str, chance: float) -> Backtest:
+    """Every origin's predictions, by the chain, by the one-stage law, and with the loss as stage 2's input."""
     seen = _origins(runs)
-    clear = [find_chance([run for run, inside in zip(runs, mask, strict=True) if inside], chance, items) is None
-             for mask in seen]  # fmt: skip
-    seen = seen[np.array(clear, bool)]
     if not len(seen):
         return Backtest(())
     predicted: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}

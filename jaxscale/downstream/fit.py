@@ -170,7 +170,7 @@ def _fit(one: _Work, recipe: Recipe, law: str, families: str, rounds: int, seed:
         return replace(one, verdict=str(error))
     stage2 = fit_accuracy(pairs["nll"], recipe, chance, rounds=rounds, seed=seed, bits=bits)
     mine = {**pairs, "nll": pair_checkpoints(grid, recipe)}
-    backtest = run_backtest(grid, mine, recipe, law, chance, items)
+    backtest = run_backtest(grid, mine, recipe, law, chance)
     return replace(one, runs=grid, pairs=pairs, stage1=stage1, stage2=stage2, families=told, backtest=backtest,
                    one_stage=_one_stage(grid, recipe, chance), prior=recipe.prior is not None)  # fmt: skip
 
@@ -188,7 +188,7 @@ def _free_prior(work: list[_Work], recipe: Recipe) -> Recipe | None:
     for one in tested:
         assert one.pairs is not None and one.stage1 is not None
         pairs = {"nll": pair_checkpoints(one.runs, recipe)}
-        other = run_backtest(one.runs, pairs, freed, one.stage1.law.law, one.chance[0], one.items[0])
+        other = run_backtest(one.runs, pairs, freed, one.stage1.law.law, one.chance[0])
         errors += [np.mean([abs(row["logits"]) for row in test.errors()]) for test in (one.backtest, other)]
     return freed if errors[1] < CLEARLY * errors[0] else None
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxscale.downstream.points import Pairs, Run
 from jaxscale.downstream.recipe import Recipe
 
-__all__ = ["find_chance", "find_verdict"]
+__all__ = ["find_verdict"]
 
 DEVIATIONS = 2.0
 CLEAR, MOVING = 4.0, 2.0
@@ -31,11 +31,10 @@ def find_verdict(runs: Sequence[Run], pairs: Pairs, recipe: Recipe, chance: floa
                 f"sizes, or token counts")  # fmt: skip
     if len({run.C for run in runs}) < 3:
         return "the runs spent fewer than three different computes; train runs over a decade of compute or more"
-    return find_chance(runs, chance, items) or _nll_level(runs) or _unrelated(pairs)
+    return _at_chance(runs, chance, items) or _nll_level(runs) or _unrelated(pairs)
 
 
-def find_chance(runs: Sequence[Run], chance: float, items: float) -> str | None:
-    """Why runs that know nothing, or no more than smaller ones, are no ground for a forecast; None for others."""
+def _at_chance(runs: Sequence[Run], chance: float, items: float) -> str | None:
     accuracy = np.array([run.accuracy for run in runs])
     slope, error = _slope(np.log([run.C for run in runs]), accuracy)
     third = max(1, len(runs) // 3)
