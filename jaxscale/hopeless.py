@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxscale.errors import MisuseError
-from jaxscale.runs import Cell, RunResult, RunSpec, read_json, write_json
+from jaxscale.plain import read_json, write_json
+from jaxscale.runs import Cell, RunResult, RunSpec
 
 __all__ = [
     "NARROWEST",

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
-from jaxscale.runs import from_plain, seal_json, unseal_json
+from jaxscale.plain import from_plain, seal_json, unseal_json
 from jaxscale.storage import PosixStorage
 
 __all__ = ["LEASE_S", "Claims", "Found", "HeldElsewhere", "Holding", "Lease", "LeaseLost", "find_holding", "hold_all",

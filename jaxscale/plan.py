@@ -26,9 +26,10 @@ from jaxscale.flops import count_params, flops_per_token
 from jaxscale.format import format_count, format_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import check_limits
+from jaxscale.plain import to_plain
 from jaxscale.rates import RateLaw, read_rates, tell_rates
 from jaxscale.resolve import count_batch_seqs, describe_run, price_run, resolve_run
-from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec, to_plain
+from jaxscale.runs import Cell, Dropped, Plan, Role, RunSpec
 from jaxscale.trunks import branch_off, mean_horizon
 
 __all__ = [

@@ -17,7 +17,8 @@ from pathlib import Path
 from jaxscale.config import Study
 from jaxscale.hardware import parse_hardware
 from jaxscale.leases import spent_chip_hours
-from jaxscale.runs import Cell, Plan, from_plain
+from jaxscale.plain import from_plain
+from jaxscale.runs import Cell, Plan
 from jaxscale.sweep import CellStatus, read_status
 
 __all__ = ["Purse", "Spending", "chip_hours", "read_spending", "remaining_seconds", "unit_name"]

@@ -21,21 +21,8 @@ from typing import Literal
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import Contest
 from jaxscale.leases import LEASE_S, Claims, HeldElsewhere, Holding, find_holding, is_gone
-from jaxscale.runs import (
-    METRIC_FIELDS,
-    Cell,
-    Plan,
-    RunResult,
-    RunSpec,
-    State,
-    from_plain,
-    read_json,
-    read_lines,
-    read_sealed,
-    run_dir,
-    seal_json,
-    to_plain,
-)
+from jaxscale.plain import from_plain, read_json, read_lines, read_sealed, seal_json, to_plain
+from jaxscale.runs import METRIC_FIELDS, Cell, Plan, RunResult, RunSpec, State, run_dir
 from jaxscale.storage import PosixStorage
 from jaxscale.trunks import has_kept
 

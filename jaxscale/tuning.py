@@ -13,7 +13,8 @@ from typing import Any
 
 from jaxscale.errors import MisuseError
 from jaxscale.format import format_flops, format_number
-from jaxscale.runs import Plan, read_json, run_dir
+from jaxscale.plain import read_json
+from jaxscale.runs import Plan, run_dir
 from jaxscale.sweep import read_plan, read_result
 
 __all__ = ["AUDIT_SCHEMA", "TOLERANCE", "identify_plan", "read_tuning", "say_tuning"]

@@ -20,8 +20,8 @@ install_slurm() {
     fi
 }
 
-# without the compilers for TPUs and GPUs, and without trackers, their tests skip; all else is tested
-setup_venv "[test,preflight,track]" || { echo "test: [preflight,track] cannot be installed here; their tests skip" >&2; setup_venv "[test]"; }
+# without the compilers for TPUs and GPUs, trackers and lm-eval their tests skip; all else is tested
+setup_venv "[test,preflight,track,eval]" || { echo "test: [preflight,track,eval] cannot be installed here; their tests skip" >&2; setup_venv "[test]"; }
 install_slurm
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff format --check --quiet . || { echo "test: run .venv/bin/ruff format ." >&2; exit 1; }

@@ -22,8 +22,8 @@ from jaxscale.cli import dispatch
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import count_matmul_params, flops_per_token
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import write_json
 from jaxscale.train import compiling
 from jaxscale.train.compiling import compile_alone
 from jaxscale.train.pool import train_cells

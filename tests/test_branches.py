@@ -19,9 +19,10 @@ from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.fit import fit_isoflop
 from jaxscale.mup.arms import retune
+from jaxscale.plain import read_sealed, write_json
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
-from jaxscale.runs import Plan, RunSpec, read_sealed, write_json
+from jaxscale.runs import Plan, RunSpec
 from jaxscale.sweep import group_cells, read_plan, read_status
 from jaxscale.train.loop import Preempted, train_pack, train_run
 from jaxscale.train.pool import train_cells

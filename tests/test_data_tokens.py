@@ -22,7 +22,7 @@ from jaxscale.data.split import is_held_out
 from jaxscale.data.tokenizer import load_tokenizer, train_bpe
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.runs import from_plain, to_plain
+from jaxscale.plain import from_plain, to_plain
 
 WORDS = (
     "the",

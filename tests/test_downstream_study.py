@@ -13,8 +13,9 @@ from jaxscale.cli import dispatch
 from jaxscale.downstream import fit_downstream
 from jaxscale.downstream.study import is_evaluated, read_evaluations
 from jaxscale.errors import MisuseError
+from jaxscale.plain import seal_json, seal_line, to_plain
 from jaxscale.report import write_report
-from jaxscale.runs import run_dir, seal_json, seal_line, to_plain
+from jaxscale.runs import run_dir
 
 TASK = Planted(level=1.0, middle=0.85, steep=8.0, items=2000)
 

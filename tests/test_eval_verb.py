@@ -24,8 +24,9 @@ from jaxscale.errors import MisuseError
 from jaxscale.evals.record import Evals, evaluate_run, find_evals, read_eval_lines, write_lines
 from jaxscale.evals.texts import measure_ids
 from jaxscale.leases import Claims
+from jaxscale.plain import to_plain, write_json
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Plan, RunSpec, to_plain, write_json
+from jaxscale.runs import Plan, RunSpec
 from jaxscale.train import loop, weights, worker
 from jaxscale.train.loop import Preempted, train_pack, train_run
 from jaxscale.train.weights import load_model, read_weights

@@ -38,9 +38,10 @@ from jaxscale.hopeless import (
 from jaxscale.mup import analyse_sweep
 from jaxscale.mup.rates import read_ladders
 from jaxscale.mup.sweep import SweepGrid, plan_sweep
+from jaxscale.plain import read_json, read_sealed, write_json
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
-from jaxscale.runs import Cell, RunResult, RunSpec, State, read_json, read_sealed, run_dir, write_json
+from jaxscale.runs import Cell, RunResult, RunSpec, State, run_dir
 from jaxscale.sweep import Way, group_cells, pack_key, read_plan, read_status, reset_cell
 from jaxscale.train.loop import Preempted, train_pack
 from jaxscale.train.pool import train_cells

@@ -16,8 +16,9 @@ from jaxscale.errors import MisuseError
 from jaxscale.launch import SlurmSettings, load_settings
 from jaxscale.launch.groups import group_tasks, list_units
 from jaxscale.launch.script import render_script
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Cell, Plan, write_json
+from jaxscale.runs import Cell, Plan
 from jaxscale.sweep import pack_key
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,9 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.launch import SlurmSettings, plan_launch, read_launches, read_task, submit_launch
 from jaxscale.launch.costs import sum_chip_hours
 from jaxscale.leases import Claims, hold_all
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Plan, write_json
+from jaxscale.runs import Plan
 from jaxscale.sweep import fail_cell
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxscale"
 ORDER = [
     {"errors"},
     {"config"},
-    {"params", "format", "limits", "checkout", "axes", "storage"},
+    {"params", "format", "limits", "checkout", "axes", "storage", "plain"},
     {"flops", "hardware"},
     {"runs", "laws", "study", "layout"},
     {"memory"},

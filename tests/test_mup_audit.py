@@ -15,8 +15,9 @@ from jaxscale.fit.isoflop import fit_isoflop
 from jaxscale.mup.arms import choose_arms, list_cells, pick_budgets, plan_audit, retune
 from jaxscale.mup.sensitivity import shift_exponent
 from jaxscale.mup.tuned import Noise, judge_gains, read_gains, scatter_noise
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Cell, Plan, RunResult, write_json
+from jaxscale.runs import Cell, Plan, RunResult
 from jaxscale.source import read_observations
 from jaxscale.sweep import read_plan
 from jaxscale.tuning import read_tuning

@@ -19,9 +19,10 @@ from jaxscale.config import Study
 from jaxscale.errors import MisuseError
 from jaxscale.mup import analyse_sweep
 from jaxscale.mup.sweep import SweepGrid, default_rates, default_tokens, grow_plan, plan_sweep, sweep_record
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
 from jaxscale.rates import read_rates
-from jaxscale.runs import Plan, write_json
+from jaxscale.runs import Plan
 from jaxscale.sweep import read_plan, read_status
 
 STUDY = Study()

@@ -28,8 +28,9 @@ from jaxscale.nextcells import (
 from jaxscale.nextcells.belief import SurfaceBelief, form_belief
 from jaxscale.nextcells.noise import information
 from jaxscale.nextcells.propose import lay_places
+from jaxscale.plain import to_plain, write_json
 from jaxscale.plan import grow_plan, offer_cells, plan_isoflop
-from jaxscale.runs import Plan, RunResult, to_plain, write_json
+from jaxscale.runs import Plan, RunResult
 from jaxscale.sweep import read_plan, read_status
 
 FRAME = draw_grid(budgets=4, noise=0.005, seed=3)

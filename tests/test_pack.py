@@ -11,9 +11,10 @@ import pytest
 from tiny import make_study
 
 from jaxscale.errors import MisuseError
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
-from jaxscale.runs import RunResult, RunSpec, write_json
+from jaxscale.runs import RunResult, RunSpec
 from jaxscale.sweep import Way, group_cells, pack_key, reset_cell
 from jaxscale.train.engine import Packed
 from jaxscale.train.loop import Preempted, train_pack, train_run

@@ -12,9 +12,9 @@ from tiny import make_study
 
 from jaxscale.config import LaunchConfig
 from jaxscale.errors import VerdictError
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
-from jaxscale.runs import write_json
 from jaxscale.sweep import Job, read_plan, read_status
 from jaxscale.train.packs import Pack, PackFolder, open_packs
 from jaxscale.train.pool import _allow_stops, _Pool, train_cells

@@ -12,10 +12,11 @@ from tiny import make_study, write_study
 from jaxscale.cli import dispatch
 from jaxscale.config import Grid, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
+from jaxscale.plain import to_plain
 from jaxscale.plan import plan_isoflop
 from jaxscale.rates import Optimum, describe_rates, fit_rates, read_rates
 from jaxscale.rates.law import PUBLISHED, Z
-from jaxscale.runs import Plan, to_plain
+from jaxscale.runs import Plan
 
 D0, B0, L0 = 1e6, 1024.0, -6.0
 H, G = -0.4, 0.7

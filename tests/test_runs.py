@@ -9,21 +9,10 @@ from tiny import make_study
 
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
+from jaxscale.plain import from_plain, read_json, read_lines, seal_json, seal_line, to_plain, write_json
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import describe_run
-from jaxscale.runs import (
-    METRIC_FIELDS,
-    Plan,
-    RunSpec,
-    from_plain,
-    read_json,
-    read_lines,
-    read_spec,
-    seal_json,
-    seal_line,
-    to_plain,
-    write_json,
-)
+from jaxscale.runs import METRIC_FIELDS, Plan, RunSpec, read_spec
 
 SPEC = plan_isoflop(Study(), train_tokens=1e7).cells[0].spec
 

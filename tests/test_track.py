@@ -7,8 +7,9 @@ from tiny import make_study
 
 from jaxscale.config import LaunchConfig
 from jaxscale.errors import MisuseError
+from jaxscale.plain import read_lines
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import METRIC_FIELDS, RunSpec, read_lines
+from jaxscale.runs import METRIC_FIELDS, RunSpec
 from jaxscale.train import track
 from jaxscale.train.loop import Preempted, train_run
 from jaxscale.train.track import Trackers, check_trackers

@@ -13,8 +13,9 @@ import pytest
 from tiny import write_study
 
 from jaxscale.leases import Claims, find_holding, read_holdings
+from jaxscale.plain import seal_json, write_json
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Plan, seal_json, write_json
+from jaxscale.runs import Plan
 from jaxscale.spend import chip_hours, read_spending
 from jaxscale.sweep import fail_cell, read_plan, read_status, reset_cell
 from jaxscale.train.canary import STEPS, choose_canary, compare_canaries

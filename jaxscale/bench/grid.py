@@ -28,8 +28,9 @@ from jaxscale.bench.step import check_checkout, describe, our_environment, peer_
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_seconds
+from jaxscale.plain import write_json
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import Cell, Plan, write_json
+from jaxscale.runs import Cell, Plan
 from jaxscale.study import load_study
 from jaxscale.sweep import read_status
 from jaxscale.train.pool import count_workers

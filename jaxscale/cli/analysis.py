@@ -331,7 +331,7 @@ def _load_fit(args: ForecastArguments) -> Fit | Fits:
 def read_fits(path: Path) -> Fit | Fits:
     """A FIT.json or FITS.json; MisuseError for any other JSON."""
     from jaxscale.fit import Fit, Fits
-    from jaxscale.runs import read_json
+    from jaxscale.plain import read_json
 
     plain = read_json(path)
     schema = plain.get("schema") if isinstance(plain, dict) else None
@@ -343,7 +343,7 @@ def read_fits(path: Path) -> Fit | Fits:
 
 def _finish(result: Any, out: Path | None) -> None:
     """The table on stdout, the JSON where it was asked for."""
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
 
     print(result)
     if out is not None:

@@ -20,7 +20,8 @@ from jaxscale.cli.options import parse
 from jaxscale.cli.tables import make_console
 from jaxscale.config import Study
 from jaxscale.errors import JaxscaleError, MisuseError
-from jaxscale.runs import Observations, Plan, from_plain, write_json
+from jaxscale.plain import from_plain, write_json
+from jaxscale.runs import Observations, Plan
 from jaxscale.sweep import read_plan, read_status
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_count, format_flops, format_seconds
 from jaxscale.hardware import parse_hardware
-from jaxscale.runs import Cell, Observations, Plan, RunResult, from_plain, write_json
+from jaxscale.plain import from_plain, write_json
+from jaxscale.runs import Cell, Observations, Plan, RunResult
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.tuning import TOLERANCE, identify_plan
 

@@ -111,7 +111,7 @@ def _grid(argv: list[str]) -> int:
 
 
 def _finish(found: object, out: Path | None) -> int:
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
 
     print(found)
     if out is not None:

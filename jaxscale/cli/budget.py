@@ -103,7 +103,7 @@ def budget(argv: list[str]) -> int:
 
         return dispatch(["--version"])
     from jaxscale.cli.options import parse
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
 
     args = parse(BudgetArguments, argv, "budget", EXAMPLE)
     results = _results(args)

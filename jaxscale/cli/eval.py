@@ -19,7 +19,8 @@ from jaxscale.cli.tables import make_console
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
 from jaxscale.format import format_count, format_flops, format_loss
-from jaxscale.runs import TUNING_ROLES, Plan, from_plain, read_lines, run_dir, write_json
+from jaxscale.plain import from_plain, read_lines, write_json
+from jaxscale.runs import TUNING_ROLES, Plan, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from jaxscale.cli.answer import collect_evidence
 from jaxscale.cli.options import parse
 from jaxscale.cli.tables import make_console
 from jaxscale.errors import MisuseError
-from jaxscale.runs import write_json
+from jaxscale.plain import write_json
 from jaxscale.sweep import read_plan, read_status, reset_cell
 
 __all__ = ["collect", "reset"]

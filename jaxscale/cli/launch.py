@@ -19,7 +19,7 @@ from jaxscale.errors import MisuseError
 from jaxscale.format import format_flops, format_seconds
 from jaxscale.launch import Launch, Proposal, SlurmSettings, load_settings, plan_launch, submit_launch
 from jaxscale.launch.costs import sum_chip_hours
-from jaxscale.runs import to_plain, write_json
+from jaxscale.plain import to_plain, write_json
 
 __all__ = ["launch"]
 

@@ -102,7 +102,7 @@ def _rules(argv: list[str]) -> int:
     options = parse(RulesOptions, rest, "mup rules [STUDY.py]", about, RulesOptions(study=study))
     check_limits(options.study)
     from jaxscale.mup.table import choose_model, tabulate_rules
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
 
     for name in ("width", "depth"):
         value = getattr(options, name)
@@ -135,7 +135,7 @@ def _check(argv: list[str]) -> int:
 
     from jaxscale.mup.batch import SEQS, random_windows, text_windows
     from jaxscale.mup.check import check_coordinates
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
     from jaxscale.train.worker import use_compile_cache
 
     real = options.batch == "text"

@@ -13,8 +13,9 @@ from jaxscale.cli.options import PlanOptions
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_flops
+from jaxscale.plain import to_plain, write_json
 from jaxscale.plan import grow_plan, offer_cells
-from jaxscale.runs import Cell, Plan, to_plain, write_json
+from jaxscale.runs import Cell, Plan
 from jaxscale.sweep import read_plan
 
 if TYPE_CHECKING:

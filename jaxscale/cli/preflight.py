@@ -64,8 +64,8 @@ def preflight(argv: list[str]) -> int:
     """0 where everything compiles and fits, 1 where something does not."""
     options = parse_study(PreflightOptions, argv, "preflight", ABOUT)
     _check(options)
+    from jaxscale.plain import write_json
     from jaxscale.preflight import Preflight, Settings, assumptions, check_plugin, check_subjects, parse_target
-    from jaxscale.runs import write_json
 
     targets = [parse_target(text) for text in dict.fromkeys(chain(*options.target))]
     for target in targets:

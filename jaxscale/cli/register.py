@@ -132,7 +132,7 @@ def _list(argv: list[str]) -> int:
     options = parse(ListOptions, argv, "register list", "The forecasts of a register, and what was measured.\n\n"
                     "example: jaxscale register list")  # fmt: skip
     from jaxscale.cli.register_tables import tabulate_register
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
 
     found = _read(options.register)
     print(tabulate_register(found.sound, str(options.register)))
@@ -226,7 +226,7 @@ def _score(argv: list[str]) -> int:
     print(tabulate_scores(records))
     print(f"{options.register}: last hash {records[-1]['hash']}")
     if options.out is not None:
-        from jaxscale.runs import write_json
+        from jaxscale.plain import write_json
 
         write_json(options.out, json.dumps({"schema": "jaxscale.register_scores/1", "rows": records}, indent=1))
     return 0

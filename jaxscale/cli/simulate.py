@@ -154,7 +154,7 @@ def _count_workers(args: SimulateOptions) -> int:
 
 
 def _write(result: Simulation, args: SimulateOptions) -> None:
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
 
     print(result)
     if args.out is not None:

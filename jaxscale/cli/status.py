@@ -30,7 +30,8 @@ from jaxscale.cli.tables import STYLES, make_console
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_count, format_flops, format_loss, format_number, format_seconds
 from jaxscale.leases import Holding, read_holdings
-from jaxscale.runs import METRIC_FIELDS, Cell, Plan, read_lines, run_dir, write_json
+from jaxscale.plain import read_lines, write_json
+from jaxscale.runs import METRIC_FIELDS, Cell, Plan, run_dir
 from jaxscale.spend import Spending, read_spending, remaining_seconds
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.train.logs import hide_secrets

@@ -24,11 +24,12 @@ from jaxscale.config import EVAL_FIELDS, DataConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import Contest
 from jaxscale.limits import check_limits
+from jaxscale.plain import from_plain, to_plain, write_json
 from jaxscale.plan import grow_plan, plan_isoflop
 from jaxscale.rates import find_sweep
-from jaxscale.runs import TUNING_ROLES, Cell, Plan, from_plain, to_plain, write_json
+from jaxscale.runs import TUNING_ROLES, Cell, Plan
 from jaxscale.sweep import read_plan, read_status
-from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, train_cells
+from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, raise_on_sigterm, train_cells
 
 __all__ = [
     "build_data",
@@ -52,15 +53,22 @@ def run(argv: list[str]) -> int:
     """The main job, resumable: plan, train, collect, fit, forecast, report."""
     options = parse_study(StudyOptions, argv, "run", "Plan, train, collect, fit, forecast, report; resumable.\n\n"
                           "example: jaxscale run configs/quickstart.py --grid.seeds 2 1")  # fmt: skip
+    try:
+        with raise_on_sigterm(), hold_folder(options.folder):
+            return _run(options, f"jaxscale run {shlex.join(argv)}")
+    except Terminated:
+        return say_preempted("run")
+
+
+def _run(options: StudyOptions, command: str) -> int:
     console = make_console()
-    with hold_folder(options.folder):
-        if not _text_is_here(options.study.data):
-            build_data(options.study.data, console)  # says which pattern matches nothing
-        planned = _write_plan(options.study, options.folder, console)
-        print_plan(planned, console)
-        if not train_pending(options.folder, planned, planned.cells, console):
-            return say_preempted("run")
-        return analyse(options.folder, planned, console, f"jaxscale run {shlex.join(argv)}")
+    if not _text_is_here(options.study.data):
+        build_data(options.study.data, console)  # says which pattern matches nothing
+    planned = _write_plan(options.study, options.folder, console)
+    print_plan(planned, console)
+    if not train_pending(options.folder, planned, planned.cells, console):
+        return say_preempted("run")
+    return analyse(options.folder, planned, console, command)
 
 
 def plan(argv: list[str]) -> int:
@@ -119,8 +127,11 @@ def train(argv: list[str]) -> int:
         raise MisuseError("say which cells: --all, --run RUN_ID or --index I")
     console = make_console()
     if options.all:
-        with hold_folder(options.directory):
-            whole = train_pending(options.directory, planned, planned.cells, console)
+        try:
+            with raise_on_sigterm(), hold_folder(options.directory):
+                whole = train_pending(options.directory, planned, planned.cells, console)
+        except Terminated:
+            whole = False
         return 0 if whole else say_preempted("train")
     return _train_one(options, planned, console)
 

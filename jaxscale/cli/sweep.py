@@ -20,7 +20,8 @@ from jaxscale.errors import MisuseError
 from jaxscale.format import format_count, format_flops, format_seconds
 from jaxscale.hopeless import Contest, check_stoppable, keep_order, list_contests, list_unfounded
 from jaxscale.limits import check_limits
-from jaxscale.runs import Plan, write_json
+from jaxscale.plain import write_json
+from jaxscale.runs import Plan
 from jaxscale.study import load_study
 from jaxscale.sweep import CellStatus, read_plan, read_status, reset_cell
 from jaxscale.tables import render_table

@@ -22,7 +22,8 @@ from jaxscale.cli.together import work_together
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.launch import read_task
-from jaxscale.runs import Cell, Plan, from_plain
+from jaxscale.plain import from_plain
+from jaxscale.runs import Cell, Plan
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.train.address import is_one_of_many
 from jaxscale.train.canary import has_agreed

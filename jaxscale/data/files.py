@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jaxscale.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from jaxscale.errors import MisuseError
-from jaxscale.runs import from_plain, read_json, to_plain
+from jaxscale.plain import from_plain, read_json, to_plain
 
 __all__ = [
     "DataInfo",

@@ -17,7 +17,7 @@ import numpy as np
 from jaxscale.downstream.chain import Chain
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_factor, format_flops, format_interval, format_loss, format_percent
-from jaxscale.runs import read_json
+from jaxscale.plain import read_json
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:

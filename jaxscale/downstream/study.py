@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import VerdictError
-from jaxscale.runs import Cell, read_lines
+from jaxscale.plain import read_lines
+from jaxscale.runs import Cell
 from jaxscale.sweep import read_plan, read_status
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from jaxscale.evals.measure import Normalization, measure_task
 from jaxscale.evals.score import LoadedModel
 from jaxscale.evals.task import Item, Task, find_tasks, read_task
 from jaxscale.flops import flops_per_token
-from jaxscale.runs import RunSpec, read_lines, seal_line, write_json
+from jaxscale.plain import read_lines, seal_line, write_json
+from jaxscale.runs import RunSpec
 
 __all__ = ["Evals", "add_line", "cut_evals", "evaluate_run", "evaluate_task", "find_evals", "find_missing",
            "read_eval_lines", "write_lines"]  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_interval, format_number
 from jaxscale.laws import FlopRule, Law, LossLaw, Optimum, PowerLaw, Repetition, find_law
-from jaxscale.runs import from_plain, read_json
+from jaxscale.plain import from_plain, read_json
 from jaxscale.tables import render_table
 
 if TYPE_CHECKING:

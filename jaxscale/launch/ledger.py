@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxscale.errors import MisuseError
-from jaxscale.runs import from_plain, read_sealed, seal_json, to_plain
+from jaxscale.plain import from_plain, read_sealed, seal_json, to_plain
 from jaxscale.storage import PosixStorage
 from jaxscale.sweep import read_plan
 

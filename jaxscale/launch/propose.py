@@ -17,7 +17,8 @@ from jaxscale.launch.ledger import Launch
 from jaxscale.launch.queue import QueuedTask, ask_queue
 from jaxscale.launch.settings import SlurmSettings
 from jaxscale.leases import spent_chip_hours
-from jaxscale.runs import Cell, Plan, from_plain
+from jaxscale.plain import from_plain
+from jaxscale.runs import Cell, Plan
 from jaxscale.spend import remaining_seconds, unit_name
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.trunks import has_kept

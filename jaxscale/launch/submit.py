@@ -24,7 +24,7 @@ from jaxscale.launch.propose import Proposal, propose_launch
 from jaxscale.launch.queue import ask_queue, has_slurm, need_slurm, send_script
 from jaxscale.launch.script import render_script
 from jaxscale.launch.settings import SlurmSettings
-from jaxscale.runs import to_plain, write_json
+from jaxscale.plain import to_plain, write_json
 from jaxscale.sweep import read_plan
 
 __all__ = ["plan_launch", "submit_launch"]

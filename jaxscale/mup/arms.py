@@ -19,7 +19,8 @@ from typing import Literal
 
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
-from jaxscale.runs import Cell, Plan, RunSpec, from_plain
+from jaxscale.plain import from_plain
+from jaxscale.runs import Cell, Plan, RunSpec
 
 __all__ = ["Arm", "Position", "choose_arms", "list_cells", "pick_budgets", "plan_audit", "retune"]
 

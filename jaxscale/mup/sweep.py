@@ -19,8 +19,9 @@ from jaxscale.flops import count_params, flops_per_token
 from jaxscale.format import format_count
 from jaxscale.hardware import parse_hardware
 from jaxscale.limits import MAX_SEED, check_limits
+from jaxscale.plain import from_plain, to_plain
 from jaxscale.resolve import plan_run
-from jaxscale.runs import Cell, Plan, RunSpec, from_plain, to_plain
+from jaxscale.runs import Cell, Plan, RunSpec
 from jaxscale.sweep import CellStatus
 
 if TYPE_CHECKING:

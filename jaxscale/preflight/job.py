@@ -23,8 +23,8 @@ from typing import Any
 from jaxscale.config import ModelConfig
 from jaxscale.errors import MisuseError
 from jaxscale.layout import Layout
+from jaxscale.plain import write_json
 from jaxscale.preflight.targets import Target
-from jaxscale.runs import write_json
 
 __all__ = ["INSTALL", "Compiled", "Job", "Refused", "Sent", "check_plugin", "compile_job"]
 

@@ -11,9 +11,10 @@ from typing import Any
 from jaxscale.config import ModelConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params
+from jaxscale.plain import read_json
 from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import plan_run
-from jaxscale.runs import Cell, read_json
+from jaxscale.runs import Cell
 
 __all__ = ["Subject", "continue_ladder", "find_flagship", "list_cells", "own_run", "read_flagship"]
 

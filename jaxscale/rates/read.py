@@ -15,8 +15,8 @@ from typing import Any
 
 from jaxscale.config import EVAL_FIELDS, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
+from jaxscale.plain import from_plain, read_json
 from jaxscale.rates.law import Optimum, RateLaw, Z, fit_rates
-from jaxscale.runs import from_plain, read_json
 
 __all__ = ["SCHEMA", "find_sweep", "read_rates"]
 

@@ -23,9 +23,10 @@ from jaxscale.config import Study
 from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.fit.average import MeanFrontier
 from jaxscale.laws import FlopRule, LossLaw, Repetition, find_law
+from jaxscale.plain import from_plain, read_json
 from jaxscale.plan import nearest_size
 from jaxscale.register.chain import canonical
-from jaxscale.runs import Observations, from_plain, read_json
+from jaxscale.runs import Observations
 from jaxscale.sweep import read_plan
 from jaxscale.tuning import identify_plan
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import JaxscaleError, MisuseError
+from jaxscale.plain import read_lines
 from jaxscale.register.chain import read_time
-from jaxscale.runs import Observations, read_lines
+from jaxscale.runs import Observations
 from jaxscale.sweep import read_plan
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ import numpy as np
 
 from jaxscale.errors import JaxscaleError
 from jaxscale.format import format_interval, format_loss
+from jaxscale.plain import read_lines
 from jaxscale.register.chain import Register, read_time
 from jaxscale.register.entry import SIZE, TOLERANCE
 from jaxscale.register.measure import first_start
 from jaxscale.register.outlook import Curve, Outlook, Verdict, follow_run, judge_run
-from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Plan, RunSpec, read_lines, run_dir
+from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Plan, RunSpec, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
 
 __all__ = ["Watch", "read_curve", "watch_cells"]

@@ -23,6 +23,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from jaxscale.fit.result import Fit, Fits
+from jaxscale.plain import write_json
 from jaxscale.report.approaches import judge_approaches, list_notes, list_parameters
 from jaxscale.report.backtests import group_nearest, list_tests, sum_origins
 from jaxscale.report.charts import Figure, theme
@@ -42,7 +43,7 @@ from jaxscale.report.tables import (
 )
 from jaxscale.report.training import draw_training
 from jaxscale.report.verdict import find_cautions, list_answers, say_leader
-from jaxscale.runs import Observations, Plan, RunResult, write_json
+from jaxscale.runs import Observations, Plan, RunResult
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ import numpy as np
 from jaxscale.fit.result import without_nan
 from jaxscale.fit.summary import TOLERATED
 from jaxscale.format import UNKNOWN, format_flops, format_number
-from jaxscale.runs import to_plain
+from jaxscale.plain import to_plain
 from jaxscale.simulate.count import SIMULTANEOUS, Task, count_rows, true_values
 from jaxscale.tables import render_table
 

@@ -21,7 +21,7 @@ from typing import Any
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit.summary import check_options
 from jaxscale.fit.together import METHODS
-from jaxscale.runs import to_plain
+from jaxscale.plain import to_plain
 from jaxscale.simulate.count import Task
 from jaxscale.simulate.result import Simulation, summarize
 from jaxscale.simulate.scenario import Scenario

@@ -17,7 +17,7 @@ def main(core: int) -> int:
     """Entry point: the core to stay on where every core has a worker, else -1."""
     if core >= 0:
         os.sched_setaffinity(0, {core})  # before JAX sizes its thread pools
-    from jaxscale.runs import from_plain
+    from jaxscale.plain import from_plain
     from jaxscale.simulate.count import Task, judge_study
 
     task = from_plain(json.loads(sys.stdin.readline()), Task)

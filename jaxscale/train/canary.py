@@ -28,7 +28,8 @@ from typing import Any
 import jaxscale
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
-from jaxscale.runs import METRIC_FIELDS, Plan, RunSpec, from_plain, read_lines, read_sealed, seal_json, unseal_json
+from jaxscale.plain import from_plain, read_lines, read_sealed, seal_json, unseal_json
+from jaxscale.runs import METRIC_FIELDS, Plan, RunSpec
 from jaxscale.storage import PosixStorage
 from jaxscale.sweep import read_plan
 

@@ -24,7 +24,8 @@ from jaxscale.config import Study
 from jaxscale.errors import JaxscaleError, VerdictError
 from jaxscale.evals.record import Evals, find_evals
 from jaxscale.leases import Claims
-from jaxscale.runs import TUNING_ROLES, Cell, Plan, RunResult, from_plain
+from jaxscale.plain import from_plain
+from jaxscale.runs import TUNING_ROLES, Cell, Plan, RunResult
 from jaxscale.spend import Purse
 from jaxscale.sweep import Job, fail_cell, find_parent, next_job, read_plan, read_status
 from jaxscale.train import hosts

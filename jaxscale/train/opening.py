@@ -12,8 +12,9 @@ from jaxscale.config import LaunchConfig
 from jaxscale.data.tokens import TokenFiles
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.leases import Claims
+from jaxscale.plain import from_plain
 from jaxscale.resolve import describe_run
-from jaxscale.runs import RunResult, RunSpec, from_plain
+from jaxscale.runs import RunResult, RunSpec
 from jaxscale.sweep import Way, fail_cell, pack_key
 from jaxscale.train.logs import read_last_words
 from jaxscale.train.packs import PackFolder

@@ -14,7 +14,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jaxscale.runs import from_plain, read_json, run_dir, write_json
+from jaxscale.plain import from_plain, read_json, write_json
+from jaxscale.runs import run_dir
 
 __all__ = ["Pack", "PackFolder", "open_packs"]
 

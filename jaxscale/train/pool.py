@@ -31,7 +31,8 @@ from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.hardware import has_device_file
 from jaxscale.hopeless import Contest, check_stoppable
 from jaxscale.leases import Claims, find_holding
-from jaxscale.runs import Cell, from_plain, run_dir
+from jaxscale.plain import from_plain
+from jaxscale.runs import Cell, run_dir
 from jaxscale.spend import Purse
 from jaxscale.sweep import (
     Job,

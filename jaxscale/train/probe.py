@@ -25,7 +25,8 @@ import numpy as np
 import jaxscale
 from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
-from jaxscale.runs import RunSpec, read_json, to_plain, write_json
+from jaxscale.plain import read_json, to_plain, write_json
+from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way, pack_key
 from jaxscale.train.dispatch import lay_out
 from jaxscale.train.engine import WAYS, Engine, make_engine, splits_runs

@@ -26,20 +26,8 @@ from jaxscale.data.store import NO_SPACE, sync_file
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.flops import count_params
 from jaxscale.leases import Claims, HeldElsewhere, Lease, LeaseLost, hold_all
-from jaxscale.runs import (
-    METRIC_FIELDS,
-    RunResult,
-    RunSpec,
-    from_plain,
-    read_lines,
-    read_sealed,
-    read_spec,
-    run_dir,
-    seal_json,
-    seal_line,
-    to_plain,
-    write_json,
-)
+from jaxscale.plain import from_plain, read_lines, read_sealed, seal_json, seal_line, to_plain, write_json
+from jaxscale.runs import METRIC_FIELDS, RunResult, RunSpec, read_spec, run_dir
 from jaxscale.storage import PosixStorage
 from jaxscale.sweep import find_parent, inspect_result
 from jaxscale.trunks import kept_dir

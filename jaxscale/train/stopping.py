@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import RUNGS, Stop, Trace, judge_run
-from jaxscale.runs import METRIC_FIELDS, RunSpec, read_lines, read_spec, run_dir
+from jaxscale.plain import read_lines
+from jaxscale.runs import METRIC_FIELDS, RunSpec, read_spec, run_dir
 from jaxscale.sweep import read_result
 
 __all__ = ["Stopper"]

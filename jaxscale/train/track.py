@@ -17,7 +17,8 @@ from typing import Any
 
 from jaxscale.config import LaunchConfig
 from jaxscale.errors import MisuseError
-from jaxscale.runs import RunSpec, to_plain
+from jaxscale.plain import to_plain
+from jaxscale.runs import RunSpec
 from jaxscale.train.logs import hide_secrets
 
 __all__ = ["Trackers", "check_trackers", "open_trackers"]

@@ -29,7 +29,8 @@ from jaxscale.data.batches import BatchSource, iterate_batches, validation_windo
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import MisuseError
 from jaxscale.evals.record import Evals
-from jaxscale.runs import RunResult, from_plain
+from jaxscale.plain import from_plain
+from jaxscale.runs import RunResult
 from jaxscale.sweep import Way
 from jaxscale.train import hosts
 from jaxscale.train.checkpoint import Checkpoints, Damaged, keep_state, read_state, unseal_state

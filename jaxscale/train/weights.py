@@ -20,7 +20,8 @@ from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.evals.encode import open_tokenizer
 from jaxscale.evals.score import LoadedModel, make_scorer
 from jaxscale.model.lowering import choose_lowering
-from jaxscale.runs import RunSpec, from_plain, run_dir
+from jaxscale.plain import from_plain
+from jaxscale.runs import RunSpec, run_dir
 from jaxscale.sweep import read_plan
 from jaxscale.train.checkpoint import Checkpoints
 from jaxscale.train.execution import Execution, choose_execution, compute_dtype

@@ -21,7 +21,8 @@ from typing import Any
 from jaxscale.config import MeshConfig, Study
 from jaxscale.errors import JaxscaleError
 from jaxscale.leases import Claims, HeldElsewhere, LeaseLost
-from jaxscale.runs import TUNING_ROLES, Cell, Plan, from_plain
+from jaxscale.plain import from_plain
+from jaxscale.runs import TUNING_ROLES, Cell, Plan
 from jaxscale.sweep import Way, read_plan
 from jaxscale.train.pool import PREEMPTED
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jaxscale.plain import write_json
 from jaxscale.plan import grow_plan
-from jaxscale.runs import Cell, Plan, write_json
+from jaxscale.runs import Cell, Plan
 from jaxscale.sweep import read_plan
 
 

@@ -64,7 +64,7 @@ def plan_only(options: argparse.Namespace, width: int, folder: Path, cache: Path
 
     from jaxscale.data.tokens import build_tokens
     from jaxscale.mup.sweep import SweepGrid, plan_sweep
-    from jaxscale.runs import write_json
+    from jaxscale.plain import write_json
     from jaxscale.study import load_study
 
     study = load_study(options.study)
@@ -95,7 +95,7 @@ def measure_ways(folder: Path) -> None:
     from dataclasses import replace
 
     from jaxscale.config import Study
-    from jaxscale.runs import from_plain
+    from jaxscale.plain import from_plain
     from jaxscale.sweep import group_cells, read_plan
     from jaxscale.train.probe import choose_way
     from jaxscale.train.worker import use_compile_cache

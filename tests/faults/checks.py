@@ -11,7 +11,8 @@ from hits import PATIENCE_S, Hit, spot_check
 from watch import Watch
 
 from jaxscale.leases import read_holdings
-from jaxscale.runs import METRIC_FIELDS, read_lines
+from jaxscale.plain import read_lines
+from jaxscale.runs import METRIC_FIELDS
 
 __all__ = ["check_end", "find_tracebacks", "finish", "measure_losses"]
 

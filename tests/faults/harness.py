@@ -32,8 +32,9 @@ from jaxscale.cli.study import build_data
 from jaxscale.cli.tables import make_console
 from jaxscale.config import LaunchConfig
 from jaxscale.leases import Holding, find_holding
+from jaxscale.plain import read_lines
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import METRIC_FIELDS, Plan, read_lines
+from jaxscale.runs import METRIC_FIELDS, Plan
 from jaxscale.sweep import inspect_result
 
 __all__ = ["Bench", "Grid", "Launcher", "can_mount", "wait_for"]
