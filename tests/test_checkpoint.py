@@ -108,3 +108,17 @@ def test_states_beyond_what_the_curve_tells_are_set_aside(tmp_path: Path) -> Non
     keeper.close()
     assert "damaged after step 15" in keeper.skipped[0]
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
+
+
+def test_states_of_before_the_fingerprint_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Checkpoints(tmp_path / "checkpoints")
+    with monkeypatch.context() as old:
+        old.setattr(checkpoint, "_seal", checkpoint._by_name)
+        keeper.save(state_of(1), 10, wait=True)
+    restored = keeper.restore(abstract(state_of(0)))
+    keeper.save(state_of(2), 20, wait=True)
+    again = keeper.restore(abstract(state_of(0)))
+    keeper.close()
+    for found, seed in ((restored, 1), (again, 2)):
+        assert found is not None and jnp.array_equal(found.params["matrix"], make_leaves(seed)["matrix"])
+    assert keeper.skipped == []

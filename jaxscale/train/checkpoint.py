@@ -137,11 +137,14 @@ def _make_way(folder: Path) -> bool:
 def read_state(folder: Path, like: TrainState) -> dict[str, Any]:
     """The arrays that were written there, for `unseal_state`; raises what Orbax does where they cannot be read.
 
-    Each process reads its own shards, laid out as `like`, and waits for no other.
+    Each process reads its own shards, laid out as `like`, and waits for no other. States of before 0.6.0 have no
+    fingerprint, and are taken as they are.
     """
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"process{me}") if hosts.is_many() else None
-    wanted = {**_by_name(like), FINGERPRINT: np.zeros((len(_by_name(like)), 2), np.uint32)}
+    wanted = _by_name(like)
+    if f"'{FINGERPRINT}'" in (folder / "_METADATA").read_text():
+        wanted[FINGERPRINT] = np.zeros((len(wanted), 2), np.uint32)
     with ocp.StandardCheckpointer(**({"multiprocessing_options": alone} if alone else {})) as checkpointer:
         saved: dict[str, Any] = checkpointer.restore(folder.absolute(), wanted)
     return saved
@@ -157,6 +160,8 @@ def unseal_state(saved: dict[str, Any], like: TrainState) -> TrainState:
 
 def _find_damage(saved: dict[str, Any], like: TrainState) -> str:
     """Which arrays are not those that were saved; empty where all are."""
+    if FINGERPRINT not in saved:
+        return ""
     leaves = {name: saved[name] for name in _by_name(like)}
     told, found = np.asarray(saved[FINGERPRINT]), fingerprint(leaves)
     wrong = [name for name, ok in zip(leaves, (told == found).all(axis=1), strict=True) if not ok]
