@@ -88,3 +88,10 @@ def test_planning_and_fit_help_load_no_flax() -> None:
     code = "from jaxscale.cli import dispatch\ntry: dispatch(['fit', '--help'])\nexcept SystemExit: pass"
     assert "flax" not in _loaded_by(code)
     assert "flax" not in _loaded_by("import jaxscale.cli.study")
+
+
+def test_the_parent_of_workers_loads_no_jax() -> None:
+    """It hears signals at any moment, and an import that a signal breaks off may take the process down."""
+    rooms = ("cli.work", "cli.study", "cli.together", "train.pool", "evals.record")
+    code = "\n".join(f"import jaxscale.{room}" for room in rooms)
+    assert not {"jax", "jaxlib", "flax"} & _loaded_by(code)

@@ -359,11 +359,12 @@ def train_pending(
     if not pending:
         console.print(f"all {len(planned)} cells have ended")
         return True
-    from jaxscale.evals.record import find_evals
-
     study = from_plain(planned.config, Study)
     mesh = study.mesh
-    find_evals(study.recipe)  # what is wrong with a task file is said before anything is trained
+    if study.recipe.evals:
+        from jaxscale.evals.record import find_evals
+
+        find_evals(study.recipe)  # what is wrong with a task file is said before anything is trained
     workers, _ = count_workers(mesh)
     with StudyProgress(pending, workers, console) as progress:
 

@@ -15,16 +15,18 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxscale.config import Recipe
 from jaxscale.evals.encode import encode_task
 from jaxscale.evals.measure import Normalization, measure_task
-from jaxscale.evals.score import LoadedModel
 from jaxscale.evals.task import Item, Task, find_tasks, read_task
 from jaxscale.flops import flops_per_token
 from jaxscale.plain import read_lines, seal_line, write_json
 from jaxscale.runs import RunSpec
+
+if TYPE_CHECKING:
+    from jaxscale.evals.score import LoadedModel
 
 __all__ = ["Evals", "add_line", "cut_evals", "evaluate_run", "evaluate_task", "find_evals", "find_missing",
            "read_eval_lines", "write_lines"]  # fmt: skip
