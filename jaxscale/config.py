@@ -10,12 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["EVAL_FIELDS", "DataConfig", "Grid", "LaunchConfig", "MeshConfig", "ModelConfig", "Recipe", "Study"]
+__all__ = [
+    "EVAL_FIELDS",
+    "DataConfig",
+    "Grid",
+    "LaunchConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "Recipe",
+    "Study",
+    "Tuning",
+    "Variant",
+]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer. Change `d_model` alone and every other shape follows."""
+    """A language model, by default a decoder-only transformer. Change `d_model` alone and every other shape follows."""
 
     d_model: int = 32
     """Width of the residual stream."""
@@ -25,8 +36,22 @@ class ModelConfig:
     """Wanted width of one head; the number of heads is the largest that divides d_model evenly."""
     kv_groups: int = 1
     """Query heads per key/value head, at least: 1 is full multi-head attention, more is grouped-query (GQA)."""
-    mlp: Literal["gelu", "swiglu", "relu2"] = "gelu"
-    """Activation of the MLP; swiglu has a third matrix."""
+    architecture: Literal["transformer", "lstm"] = "transformer"
+    """transformer, or stacked LSTMs (Hochreiter and Schmidhuber 1997) of the same width, depth, embedding and head."""
+    objective: Literal["autoregressive", "masked_diffusion"] = "autoregressive"
+    """What is learned: the next token; or, seeing all positions, the masked ones of a text (Sahoo et al. 2024,
+    2406.07524), whose loss is a bound of the text's and not its likelihood."""
+    mlp: Literal["gelu", "swiglu", "relu2", "relu", "geglu"] = "gelu"
+    """Activation of the MLP; swiglu and geglu have a third matrix."""
+    n_experts: int = 0
+    """MLPs of every block, of which a router picks `experts_per_token` for each token; 0: one MLP, no router."""
+    experts_per_token: int = 2
+    """Experts that each token passes through: they count in active parameters and FLOPs."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Norm of the residual stream: RMSNorm, or LayerNorm without bias."""
+    position: Literal["rope", "learned", "sinusoidal", "alibi", "none"] = "rope"
+    """How positions are told: rotated queries and keys, a table that is learned or fixed, biases on scores that grow
+    with distance (Press et al. 2022, 2108.12409), or by the causal mask alone."""
     mlp_ratio: float = 4.0
     """d_ff / d_model, before rounding up to `mlp_multiple`."""
     mlp_multiple: int = 1
@@ -109,9 +134,10 @@ class ModelConfig:
 class Recipe:
     """How a model is trained: everything that moves the loss and is not shape or text."""
 
-    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019), SGD with momentum, or Muon on hidden matrices (Jordan et al. 2024)
-    and AdamW on the rest; decay is multiplied by the learning rate in all three."""
+    optimizer: Literal["adamw", "sgd", "muon", "lion", "adafactor"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), SGD with momentum, Muon on hidden matrices (Jordan et al. 2024) and AdamW on
+    the rest, Lion (Chen et al. 2023), Adafactor (Shazeer and Stern 2018); decay is multiplied by the learning rate in
+    all of them."""
     lr: float = 0.02
     """Peak learning rate at base width; muP divides it by the width ratio for hidden matrices."""
     embed_lr: float = 2.0
@@ -136,6 +162,11 @@ class Recipe:
     """Gradients are scaled down to this global norm; 0 turns it off."""
     z_loss: float = 0.0
     """Weight of mean(log Z)^2 (PaLM); 1e-4 is usual."""
+    router_balance: float = 0.01
+    """Weight of the load-balancing loss of a router (Fedus et al. 2021, 2101.03961); read with model.n_experts only."""
+    precision: Literal["mesh", "float32", "bfloat16", "int8"] = "mesh"
+    """Precision of the matrix products as part of the question: mesh leaves it to mesh.dtype; int8 rounds both sides of
+    every block's products where the backend multiplies int8."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """cosine, or warmup-stable-decay with a linear decay. The horizon is each cell's own tokens."""
     warmup_fraction: float = 0.03
@@ -155,6 +186,14 @@ class Recipe:
     """Smallest batch the rule may give."""
     batch_max_tokens: int = 16_000_000
     """Largest batch the rule may give."""
+    batch_from: str = ""
+    """Result of `jaxscale batch` (its JSON): the batch is `batch_critical` times the critical batch size that it fits
+    at the cell's tokens, within the limits above; the rule's coefficient and exponent are not read. Empty: the rule."""
+    batch_critical: float = 1.0
+    """With batch_from: batch over critical batch size; 1 costs twice the least tokens and twice the least steps."""
+    measure_noise: bool = False
+    """Measure the gradient noise scale (McCandlish et al. 2018, 1812.06162) while training, from the gradients of
+    microbatches and batches; changes no run."""
     microbatch_seqs: int = 4
     """Sequences in one forward pass; a batch is a whole number of them, added up. (What an accelerator takes at once
     is mesh.microbatch_seqs.)"""
@@ -178,7 +217,7 @@ class Recipe:
     """Task file to draw the examples from, for all tasks; empty: each task's own first items, never the one asked."""
 
 
-EVAL_FIELDS = ("evals", "eval_points", "eval_normalization", "eval_shots", "eval_shots_from")
+EVAL_FIELDS = ("evals", "eval_points", "eval_normalization", "eval_shots", "eval_shots_from", "measure_noise")
 """Fields of a recipe that only look at the models: they may change under a study whose runs have begun."""
 
 
@@ -191,8 +230,29 @@ class DataConfig:
     standard library's sources, which every machine has."""
     text_field: str = "text"
     """Field of .jsonl and column of .parquet that holds the text."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """Sources and the share of the training tokens each gives: (glob pattern on the path of a file, weight), ...;
+    weights are brought to a sum of 1, and a source that is too short is repeated. Empty: all text once, as it comes."""
+    val_files: tuple[str, ...] = ()
+    """Glob patterns of the text to validate on, where it is not held-out text of `files`: another distribution."""
+    unique_tokens: float | None = None
+    """Only this many training tokens, whole documents chosen by hash, as often as a run needs them (max_epochs allows);
+    a smaller number takes a part of a larger one's. None: all."""
+    quality_from: tuple[str, ...] = ()
+    """Glob patterns of text that is as the training text should be: training documents are ranked by likeness to it
+    (hashed n-grams as in Xie et al. 2023, 2302.03169), and the best `quality_keep` are kept."""
+    quality_keep: float = 1.0
+    """With quality_from: share of the training text that is kept."""
+    decontaminate: tuple[str, ...] = ()
+    """Task files (glob patterns of .jsonl) whose items are cut out of the training text: every paragraph that shares
+    `decontaminate_ngram` words in a row with one of them; what was cut is counted."""
+    decontaminate_ngram: int = 13
+    """Words in a row that count as an overlap (Brown et al. 2020, appendix C); shorter items count as a whole."""
     tokenizer: str = "bytes"
-    """bytes (vocabulary 256), bpe:SIZE (trained on this text), or the path of a tokenizer.json."""
+    """bytes (vocabulary 256), bpe:SIZE (trained on this text), the path of a tokenizer.json, or ids:SIZE for token
+    files (.npy, .bin) of a tokenizer that is not here."""
+    bytes_per_token: float | None = None
+    """Bytes of text a token of ready token files stands for, for bits per byte; None: not known."""
     val_fraction: float = 0.05
     """Share of the documents held out for validation, chosen by a hash of their content."""
     val_tokens: int = 131_072
@@ -301,6 +361,37 @@ class LaunchConfig:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One way to do it, among those that a study compares: a name and the fields in which it differs."""
+
+    name: str = ""
+    """Short name for tables and figures."""
+    changes: tuple[str, ...] = ()
+    """FIELD=VALUE of the study, as in "recipe.optimizer=sgd", "grid.widths=16,32"; none for the study as it is."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The learning-rate sweep that every variant gets before its grid: one rule and one budget for all.
+
+    Without it a comparison names no winner: what looks better may only be tuned better (Choi et al. 2019, 1910.05446).
+    """
+
+    rates: int = 0
+    """Learning rates tried, around the variant's own recipe.lr; 0: no sweep."""
+    step: float = 1.0
+    """Doublings between them."""
+    more: int = 2
+    """Rates that may be added, one at a time, where the best one is the first or last."""
+    width: int | None = None
+    """Width of the models that are tuned; None: model.base_d_model. muP carries the rate to the others."""
+    tokens: float | None = None
+    """Training tokens of every run; None: those of the smallest budget at its expected optimum."""
+    seeds: int = 1
+    """Seeds of every rate."""
+
+
+@dataclass(frozen=True)
 class Study:
     """One question to measure: a grid of runs, their text and recipe, and what to forecast."""
 
@@ -318,6 +409,11 @@ class Study:
     """Where they are trained."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """How they go through a cluster."""
+    variants: tuple[Variant, ...] = ()
+    """What to compare (`jaxscale compare`): each gets the whole grid with its own changes; runs that do not differ are
+    trained once. Empty: the study itself."""
+    tuning: Tuning = field(default_factory=Tuning)
+    """The sweep of the learning rate that every variant gets."""
     seed: int = 0
     """First seed of init and data order; repeats count up from it."""
     hardware: str = "cpu"

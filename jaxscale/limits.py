@@ -18,12 +18,15 @@ POSITIVE = """
     model.head_dim model.kv_groups model.n_layers model.mlp_ratio model.mlp_multiple model.vocab_size model.seq_len
     model.base_d_model model.base_n_layers model.base_head_dim model.base_mlp_ratio model.rope_theta
     recipe.lr recipe.batch_coefficient recipe.batch_min_tokens recipe.batch_max_tokens recipe.microbatch_seqs
-    data.val_tokens data.max_epochs data.declared_train_tokens
+    recipe.batch_critical model.experts_per_token
+    data.val_tokens data.max_epochs data.declared_train_tokens data.unique_tokens data.decontaminate_ngram
+    data.bytes_per_token tuning.step tuning.tokens tuning.seeds tuning.width
     grid.budgets grid.holdout grid.widths grid.aspect grid.tokens_per_param grid.seeds grid.min_steps
     grid.holdout_sizes forecast_flops launch.max_chip_hours launch.max_attempts launch.lease_s
 """
 NOT_NEGATIVE = """
     model.embed_std model.hidden_std model.head_std model.init_scale model.norm_eps recipe.embed_lr recipe.head_lr
+    model.n_experts recipe.router_balance tuning.rates tuning.more
     recipe.adam_lr recipe.eps recipe.weight_decay recipe.clip_norm recipe.z_loss recipe.eval_shots
     grid.exclude_spike mesh.workers mesh.checkpoint_every_s mesh.head_chunks mesh.fsdp mesh.tensor mesh.context
     mesh.microbatch_seqs
@@ -43,11 +46,18 @@ BETWEEN = {
     "recipe.average_fraction": (0.0, 1.0),
     "recipe.eval_points": (0.0, 1.0),
     "model.depth_alpha": (0.5, 1.0),
+    "data.quality_keep": (1e-6, 1.0),
 }
 """Least and largest value, both allowed."""
 ONE_OF = {
-    "recipe.optimizer": ("adamw", "sgd", "muon"),
+    "recipe.optimizer": ("adamw", "sgd", "muon", "lion", "adafactor"),
+    "recipe.precision": ("mesh", "float32", "bfloat16", "int8"),
     "model.parameterization": ("mup", "completep", "standard"),
+    "model.architecture": ("transformer", "lstm"),
+    "model.objective": ("autoregressive", "masked_diffusion"),
+    "model.mlp": ("gelu", "swiglu", "relu2", "relu", "geglu"),
+    "model.norm": ("rmsnorm", "layernorm"),
+    "model.position": ("rope", "learned", "sinusoidal", "alibi", "none"),
     "recipe.eval_normalization": ("sum", "token", "byte", "char"),
     "grid.schedule": ("runs", "wsd-branches"),
 }

@@ -70,6 +70,8 @@ def resolve_run(
         adam_lr=recipe.adam_lr,
         momentum=recipe.momentum,
         average_steps=round(recipe.average_fraction * steps),
+        router_balance=recipe.router_balance,
+        precision=recipe.precision,
     )
 
 

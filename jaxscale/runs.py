@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -94,6 +94,8 @@ class RunSpec:
     adam_lr: float = 1.0
     momentum: float = 0.95
     average_steps: int = 0
+    router_balance: float = 0.01
+    precision: str = "mesh"
     keeps: tuple[int, ...] = ()
     """A trunk: the steps whose states it keeps for its branches, rising, the last one its end."""
     parent: str = ""
@@ -121,14 +123,21 @@ def _drop_silent(plain: dict[str, Any]) -> None:
     for name in ("adam_lr", "momentum"):
         if name not in OPTIMIZER_READS.get(plain["optimizer"], ()):
             plain.pop(name)
-    for name in ("base_head_dim", "base_mlp_ratio"):
-        if plain["model"][name] is None:
-            plain["model"].pop(name)
-    if plain["model"]["init_scale"] == 1:
-        plain["model"].pop("init_scale")
-    for name in ("keeps", "parent", "parent_step", "average_steps"):
-        if not plain[name]:
-            plain.pop(name)
+    for part, (kind, names) in ADDED_FIELDS.items():
+        owner = plain[part] if part else plain
+        for one in fields(kind):
+            if one.name in names and owner[one.name] == json.loads(json.dumps(one.default)):
+                owner.pop(one.name)
+
+
+ADDED_FIELDS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "model": (ModelConfig, ("base_head_dim", "base_mlp_ratio", "init_scale", "architecture", "objective", "n_experts",
+                            "experts_per_token", "norm", "position")),
+    "data": (DataConfig, ("mixture", "val_files", "unique_tokens", "quality_from", "quality_keep", "decontaminate",
+                          "decontaminate_ngram", "bytes_per_token")),
+    "": (RunSpec, ("keeps", "parent", "parent_step", "average_steps", "router_balance", "precision")),
+}  # fmt: skip
+"""Fields that came after runs had been made without them: at its default each is no part of a run's identity."""
 
 
 @dataclass(frozen=True)
