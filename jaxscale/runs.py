@@ -221,6 +221,20 @@ class Plan:
         """Names of the study's variants; () without any."""
         return tuple(variant["name"] for variant in self.config.get("variants", ()))
 
+    def check_single(self, verb: str) -> None:
+        """MisuseError where the study has variants, whose runs are no one grid's, for a verb that knows no other."""
+        if self.variants:
+            raise MisuseError(f"{verb}: study {self.study!r} has the variants {', '.join(self.variants)}, and their "
+                              f"runs are not one grid's; `jaxscale compare` reads them, `jaxscale fit DIR --where "
+                              f"\"variant == '{self.variants[0]}'\"` fits one")  # fmt: skip
+
+    def check_tuned(self) -> None:
+        """MisuseError where cells would be trained at rates that are not their variant's own yet."""
+        if self.untuned:
+            raise MisuseError(f"study {self.study!r}: the learning rates of {', '.join(self.untuned)} come from sweeps "
+                              f"that have not ended; `jaxscale run STUDY.py` trains these first, or `jaxscale train "
+                              f"DIR/tuning/runs --all` and then `jaxscale plan STUDY.py`")  # fmt: skip
+
     def text_of(self, cell: Cell) -> str:
         """SHA-256 of the training text that a cell was planned for; empty where that is not known."""
         return self.data_by_variant.get(cell.variants[0], "") if self.data_by_variant else self.data_sha256

@@ -123,6 +123,7 @@ def train(argv: list[str]) -> int:
     options = parse(TrainOptions, argv, "train", "Train cells of a planned study; resumable.\n\n"
                     "example: jaxscale train runs/quickstart --all")  # fmt: skip
     planned = read_plan(options.directory)
+    planned.check_tuned()
     if sum((options.all, options.run is not None, options.index is not None)) != 1:
         raise MisuseError("say which cells: --all, --run RUN_ID or --index I")
     console = make_console()
@@ -165,7 +166,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 mesh=mesh,
                 on_progress=lambda p: progress({"event": "progress", "worker": 0, **vars(p)}),
                 should_stop=lambda: bool(stopped),
-                data_sha256=planned.data_sha256,
+                data_sha256=planned.text_of(cell),
                 keep_weights=kept,
                 launch=study.launch,
                 evals=evals,
