@@ -32,8 +32,8 @@ from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.plain import from_plain, seal_json, unseal_json
 from jaxscale.storage import PosixStorage
 
-__all__ = ["LEASE_S", "SWEEPS", "Claims", "Found", "HeldElsewhere", "Holding", "Lease", "LeaseLost", "find_holding", "hold_all",
-           "is_gone", "read_holdings", "spent_chip_hours"]  # fmt: skip
+__all__ = ["LEASE_S", "SWEEPS", "Claims", "Found", "HeldElsewhere", "Holding", "Lease", "LeaseLost", "find_holding",
+           "hold_all", "is_gone", "read_holdings", "spent_chip_hours"]  # fmt: skip
 
 LEASE_S = 60.0
 """Seconds without a sign of life after which a run may be taken over."""

@@ -217,4 +217,8 @@ def _describe(kind: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
-PLURALS = {int: "whole numbers, as in 16,32", float: "numbers, as in 1e10,3e10", str: "texts, as in 'a/*.txt','b/*.txt'"}
+PLURALS = {
+    int: "whole numbers, as in 16,32",
+    float: "numbers, as in 1e10,3e10",
+    str: "texts, as in 'a/*.txt','b/*.txt'",
+}

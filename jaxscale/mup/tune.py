@@ -2,8 +2,10 @@
 
     rates      `tuning.rates` of them around the variant's own recipe.lr, `tuning.step` doublings apart
     one more   on the side of the best rate, where that is the first or the last tried; `tuning.more` times at most
-    best       the lowest mean loss over seeds, of the rates at which every seed ended; a diverged neighbour is a worse one
-    the rate   the fitted optimum where `analyse_sweep` finds one with an interval, else the best rate tried
+    best       the lowest mean loss over seeds, of rates at which every seed ended; a diverged neighbour is worse
+    the rate   fitted: the optimum of `analyse_sweep`, where it has one with an interval
+               vertex: else of the parabola through the best rate and its neighbours, at most half a step away from it
+               tried: where a neighbour diverged, or the best has only one: the best itself
 
 Width, tokens and seeds are the same for all variants: what Choi et al. (2019, 1910.05446) call the tuning protocol,
 without which a comparison of optimizers says who was tuned. The search space is judged as there: an optimum at its
@@ -50,7 +52,7 @@ class Tuned:
     flops: float
     status: Literal["ok", "edge", "diverged"]
     lr: float | None
-    rule: Literal["fitted", "lowest"] | None
+    rule: Literal["fitted", "vertex", "tried"] | None
     """Where the rate is from."""
     reason: str
     record: Mapping[str, Any]
@@ -91,26 +93,26 @@ def _list_rates(study: Study, own: Study, added: Added) -> tuple[float, ...]:
     return tuple(own.recipe.lr * 2.0 ** (step * (i - (count - 1) / 2)) for i in places)
 
 
-def extend_rates(study: Study, statuses: Sequence[CellStatus], added: Added) -> Added:
-    """The rates of a sweep whose runs have all ended, one more where its best is the first or the last."""
-    if added.below + added.above >= study.tuning.more:
+def extend_rates(own: Study, more: int, statuses: Sequence[CellStatus], added: Added) -> Added:
+    """One more rate for a variant's sweep whose best is the first or the last, `more` in all; its runs have ended."""
+    if added.below + added.above >= more:
         return added
-    curve = _read_curve(statuses, study)
+    curve = _read_curve(statuses, own)
     best = _find_best(curve)
     if best == 0:
         return replace(added, below=added.below + 1)
     return replace(added, above=added.above + 1) if best == len(curve.x) - 1 else added
 
 
-def judge_sweep(study: Study, plan: Plan, statuses: Sequence[CellStatus]) -> Tuned:
-    """What the ended sweep of a variant's own `study` says.
+def judge_sweep(own: Study, plan: Plan, statuses: Sequence[CellStatus]) -> Tuned:
+    """What the ended sweep of a variant says; `own` is the variant's study.
 
     VerdictError where a run failed for a reason that says nothing about its rate.
     """
-    curve = _read_curve(statuses, study)
-    best, rows = _find_best(curve), tabulate_runs(statuses, study)
+    curve = _read_curve(statuses, own)
+    best, rows = _find_best(curve), tabulate_runs(statuses, own)
     found = analyse_sweep(rows)
-    record = sweep_record(study, plan, rows, found.to_records())
+    record = sweep_record(own, plan, rows, found.to_records())
     rates, flops = tuple(float(2**x) for x in curve.x), sum(status.cell.flops for status in statuses)
     told: dict[str, Any] = {"rates": rates, "trials": len(statuses), "flops": flops}
     if best is None:
@@ -119,13 +121,27 @@ def judge_sweep(study: Study, plan: Plan, statuses: Sequence[CellStatus]) -> Tun
         return Tuned(**told, status="diverged", lr=None, rule=None, reason=lost, record=record)
     at_edge = best in (0, len(rates) - 1)
     (optimum,) = found.optima
-    fitted = not at_edge and optimum.status == "ok" and optimum.lr is not None and None not in optimum.lr_interval
-    lr = optimum.lr if fitted else rates[best]
+    rule: Literal["fitted", "vertex", "tried"]
+    if not at_edge and optimum.status == "ok" and optimum.lr is not None and None not in optimum.lr_interval:
+        rule, lr = "fitted", optimum.lr
+    elif not at_edge and {best - 1, best + 1} <= set(curve.stable):
+        rule, lr = "vertex", float(2 ** _find_vertex(curve.x[best - 1 : best + 2], curve.mean[best - 1 : best + 2]))
+    else:
+        rule, lr = "tried", rates[best]
     side = "first" if best == 0 else "last"
     reason = f"the best of {len(rates)} rates, {format_rate(rates[best])}, is the {side} tried" if at_edge else ""
-    outcome = Tuned(**told, status="edge" if at_edge else "ok", lr=lr, rule="fitted" if fitted else "lowest",
-                    reason=reason, record=record)  # fmt: skip
+    outcome = Tuned(**told, status="edge" if at_edge else "ok", lr=lr, rule=rule, reason=reason, record=record)
     return replace(outcome, record={**record, "tuning": _to_plain(outcome, statuses)})
+
+
+def _find_vertex(x: np.ndarray, y: np.ndarray) -> float:
+    """Where the parabola through three points, evenly spaced and the middle one lowest, is lowest.
+
+    >>> _find_vertex(np.array([0.0, 1.0, 2.0]), np.array([1.0, 0.0, 1.0]))
+    1.0
+    """
+    left, right = float(y[0] - y[1]), float(y[2] - y[1])
+    return float(x[1] + (x[2] - x[1]) * (left - right) / (2 * (left + right))) if left + right > 0 else float(x[1])
 
 
 def _to_plain(outcome: Tuned, statuses: Sequence[CellStatus]) -> dict[str, Any]:
@@ -141,13 +157,13 @@ def _to_plain(outcome: Tuned, statuses: Sequence[CellStatus]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read_curve(statuses: Sequence[CellStatus], study: Study) -> Curve:
+def _read_curve(statuses: Sequence[CellStatus], own: Study) -> Curve:
     for status in statuses:
         if status.state == "failed":
             raise VerdictError(f"run {status.cell.run_id} of its sweep failed, which says nothing about its rate "
                                f"({status.reason}); put it back with `jaxscale reset DIR/tuning/runs "
                                f"{status.cell.run_id}` and go on with the same command")  # fmt: skip
-    ((curve,),) = (ladder.curves for ladder in read_ladders(tabulate_runs(statuses, study)))
+    ((curve,),) = (ladder.curves for ladder in read_ladders(tabulate_runs(statuses, own)))
     return curve
 
 

@@ -107,16 +107,18 @@ def _read_tuned(plain: dict[str, Any], where: str) -> Optimum | None:
     if told is None:
         return None
     names = ("width", "depth", "tokens", "batch_tokens", "log2_lr", "log2_error")
-    if not isinstance(told, dict) or not all(_is_number(told.get(name)) for name in names) or told["log2_error"] <= 0:
+    whole = isinstance(told, dict) and all(_is_number(told.get(name)) for name in (*names, "trials"))
+    if not whole or told["log2_error"] <= 0 or told.get("rule") not in ("fitted", "vertex", "tried"):
         raise MisuseError(f"{where}: its block tuning is not what a sweep writes; run the sweep again")
-    if told.get("rule") != "lowest":
+    if told["rule"] == "fitted":  # then it is among the optima, with its interval
         return None
     *sizes, log2_lr, error = (told[name] for name in names)
     return Optimum(int(sizes[0]), int(sizes[1]), float(sizes[2]), float(sizes[3]), float(log2_lr), float(error))
 
 
 def _tell_tuned(told: dict[str, Any]) -> list[str]:
-    words = [f"the rate is the best of the {told['trials']} trials: no optimum with an interval could be fitted"]
+    how = "a parabola through the best rate tried and its neighbours" if told["rule"] == "vertex" else "the best tried"
+    words = [f"the rate is from {how}, of {told['trials']} trials: they give no optimum with an interval"]
     edge = f"WARNING: {told.get('reason')}, where the optimum may lie beyond: this is no tuned rate"
     return [*words, edge] if told.get("status") == "edge" else words
 
