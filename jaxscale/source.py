@@ -196,7 +196,8 @@ def check_one_variant(frame: pd.DataFrame) -> None:
     if len(names) > 1:
         listed = ", ".join(map(str, names[:4])) + ", ..." * (len(names) > 4)
         raise MisuseError(f"variant: the rows are of {len(names)} variants ({listed}), and no one law is theirs; pick "
-                          f"one with --where \"variant == '{names[0]}'\", or compare them with `jaxscale compare SOURCE`")  # fmt: skip
+                          f"one with --where \"variant == '{names[0]}'\", or compare them with "
+                          f"`jaxscale compare SOURCE`")  # fmt: skip
 
 
 def read_raw(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, Path | None]:

@@ -138,7 +138,7 @@ def _find_type(field: str, where: str) -> Any:
 
 
 @cache
-def _fields(kind: type, prefix: str = "") -> tuple[tuple[str, Any], ...]:
+def _fields(kind: Any, prefix: str = "") -> tuple[tuple[str, Any], ...]:
     """(dotted name, type) of every field that holds a value."""
     hints = typing.get_type_hints(kind)
     found: list[tuple[str, Any]] = []
@@ -220,5 +220,5 @@ def _describe(kind: Any) -> str:
 PLURALS = {
     int: "whole numbers, as in 16,32",
     float: "numbers, as in 1e10,3e10",
-    str: "texts, as in 'a/*.txt','b/*.txt'",
+    str: "texts, as in a/*.txt,b/*.txt",
 }

@@ -61,13 +61,12 @@ def _print_shares(plan: Plan, console: Console) -> None:
     """What each variant costs by itself, and what sharing saves."""
     by_itself = {name: [cell for cell in plan.cells if name in cell.variants] for name in plan.variants}
     flops = {name: sum(cell.paid_flops for cell in cells) for name, cells in by_itself.items()}
-    told = ", ".join(f"{name} {len(by_itself[name])} cells, {format_flops(flops[name])}" for name in by_itself)
+    told = "; ".join(f"{name} {len(by_itself[name])} cells, {format_flops(flops[name])} FLOPs" for name in by_itself)
     console.print(f"  variants by themselves: {told}", soft_wrap=True, markup=False)
     shared = sum(len(cell.variants) > 1 for cell in plan.cells)
     apart = sum(flops.values())
-    console.print(f"  shared: {shared} of {len(plan)} cells serve more than one variant, which saves "
-                  f"{format_flops(apart - plan.total_flops)} of {format_flops(apart)} FLOPs "
-                  f"({1 - plan.total_flops / apart:.0%})", soft_wrap=True, markup=False)  # fmt: skip
+    saved = f", which saves {1 - plan.total_flops / apart:.0%} of {format_flops(apart)} FLOPs" if shared else ""
+    console.print(f"  shared: {shared} of {len(plan)} cells serve more than one variant{saved}", soft_wrap=True)
 
 
 def name_variants(names: Sequence[str], among: Sequence[str]) -> str:
@@ -88,7 +87,8 @@ def plan_table(plan: Plan) -> Table:
         table.add_column("variant", no_wrap=True)
     for name in ("budget C", "L", "d", "heads", "N total", "N non-emb", "tokens D", "D/N", "steps", "batch",
                  "lr", "exact FLOPs", "off", "6ND", "epochs", "seeds", "time"):  # fmt: skip
-        table.add_column(name, justify="right")
+        if name not in _left_out(plan):
+            table.add_column(name, justify="right")
     table.add_column("", justify="right", no_wrap=True)
     for _, group in groupby(plan.cells, key=_section):
         cells = list(group)
@@ -96,7 +96,8 @@ def plan_table(plan: Plan) -> Table:
         firsts = {_shape(cell): cell for cell in reversed(cells)}
         for shape in sorted(counted, key=lambda one: (*_place(plan, one[2]), one)):
             whose = [name_variants(shape[2], plan.variants)] if plan.variants else []
-            table.add_row(*whose, *_plan_row(firsts[shape], counted[shape]))
+            row = _plan_row(firsts[shape], counted[shape])
+            table.add_row(*whose, *(text for name, text in row.items() if name not in _left_out(plan)))
         table.add_section()
     return table
 
@@ -112,9 +113,9 @@ def best_losses_table(frame: pd.DataFrame, variants: Sequence[str]) -> Table:
         row = []
         for name in variants:
             cells = mine[mine["variant"] == name]
-            best = cells.loc[cells["loss"].idxmin()] if len(cells) else None
-            row.append("" if best is None else f"{format_loss(best['loss'])} ({format_count(best['N'])})")
-        table.add_row(format_flops(budget) + " held out" * (role == "holdout"), *row)
+            best = min(cells[["loss", "N"]].itertuples(index=False), default=None)
+            row.append("" if best is None else f"{format_loss(best[0])} ({format_count(best[1])})")
+        table.add_row(format_flops(float(str(budget))) + " held out" * (role == "holdout"), *row)
     return table
 
 
@@ -132,28 +133,33 @@ def _place(plan: Plan, names: tuple[str, ...]) -> tuple[int, int]:
     return -len(names), plan.variants.index(names[0]) if names else 0
 
 
-def _plan_row(cell: Cell, seeds: int) -> list[str]:
+def _left_out(plan: Plan) -> tuple[str, ...]:
+    """Columns that make room for the variants' names: both say how near a cell is to its budget."""
+    return ("off", "6ND") if plan.variants else ()
+
+
+def _plan_row(cell: Cell, seeds: int) -> dict[str, str]:
     spec, model, trunk = cell.spec, cell.spec.model, cell.role == "trunk"
-    return [
-        "trunk" if trunk else format_flops(spec.budget_flops),
-        str(model.n_layers),
-        str(model.d_model),
-        str(model.n_heads) if model.kv_groups == 1 else f"{model.n_heads}/{model.n_kv_heads}",
-        format_count(cell.n_params),
-        format_count(cell.n_params_non_embedding),
-        format_count(spec.tokens),
-        f"{spec.tokens / cell.n_params:.3g}",
-        f"{spec.steps:,}",
-        f"{spec.batch_seqs}x{model.seq_len}",
-        f"{spec.lr:g}",
-        format_flops(cell.flops, 4),
-        "" if trunk else f"{cell.flops / spec.budget_flops - 1:+.2%}",
-        format_flops(cell.flops_6nd),
-        "" if cell.epochs is None else f"{cell.epochs:.2f}",
-        str(seeds),
-        format_seconds(cell.seconds * seeds),
-        _remark(cell),
-    ]
+    return {
+        "budget C": "trunk" if trunk else format_flops(spec.budget_flops),
+        "L": str(model.n_layers),
+        "d": str(model.d_model),
+        "heads": str(model.n_heads) if model.kv_groups == 1 else f"{model.n_heads}/{model.n_kv_heads}",
+        "N total": format_count(cell.n_params),
+        "N non-emb": format_count(cell.n_params_non_embedding),
+        "tokens D": format_count(spec.tokens),
+        "D/N": f"{spec.tokens / cell.n_params:.3g}",
+        "steps": f"{spec.steps:,}",
+        "batch": f"{spec.batch_seqs}x{model.seq_len}",
+        "lr": f"{spec.lr:g}",
+        "exact FLOPs": format_flops(cell.flops, 4),
+        "off": "" if trunk else f"{cell.flops / spec.budget_flops - 1:+.2%}",
+        "6ND": format_flops(cell.flops_6nd),
+        "epochs": "" if cell.epochs is None else f"{cell.epochs:.2f}",
+        "seeds": str(seeds),
+        "time": format_seconds(cell.seconds * seeds),
+        "": _remark(cell),
+    }
 
 
 def _remark(cell: Cell) -> str:
