@@ -60,12 +60,12 @@ def vary_study(study: Study) -> dict[str, Study]:
                               "`jaxscale mup sweep` and recipe.lr_from")  # fmt: skip
         return {}
     _check_names(study.variants)
-    if study.tuning.rates and study.recipe.lr_from:
-        raise MisuseError("recipe.lr_from: every variant takes its rate from its own sweep (tuning.rates); leave one "
-                          "of the two out")  # fmt: skip
     found: dict[str, Study] = {}
     for variant in study.variants:
         found[variant.name] = own = _change(study, variant)
+        if study.tuning.rates and own.recipe.lr_from:
+            raise MisuseError(f"variants: {variant.name}: recipe.lr_from: every variant takes its rate from its own "
+                              f"sweep (tuning.rates); leave one of the two out")  # fmt: skip
         same = [name for name, other in found.items() if name != variant.name and to_plain(other) == to_plain(own)]
         if same:
             raise MisuseError(f"variants: {same[0]} and {variant.name} are the same study; change a field in one of "

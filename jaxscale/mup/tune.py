@@ -113,7 +113,8 @@ def judge_sweep(own: Study, plan: Plan, statuses: Sequence[CellStatus]) -> Tuned
     best, rows = _find_best(curve), tabulate_runs(statuses, own)
     found = analyse_sweep(rows)
     record = sweep_record(own, plan, rows, found.to_records())
-    rates, flops = tuple(float(2**x) for x in curve.x), sum(status.cell.flops for status in statuses)
+    rates = tuple(sorted({status.cell.spec.lr for status in statuses}))
+    flops = sum(status.cell.flops for status in statuses)
     told: dict[str, Any] = {"rates": rates, "trials": len(statuses), "flops": flops}
     if best is None:
         lost = "no rate at which every seed ended: " + ", ".join(f"{format_rate(r)} {curve.fate(i)}"
