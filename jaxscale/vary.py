@@ -144,7 +144,10 @@ def _fields(kind: Any, prefix: str = "") -> tuple[tuple[str, Any], ...]:
     found: list[tuple[str, Any]] = []
     for one in fields(kind):
         name, hint = f"{prefix}{one.name}", hints[one.name]
-        found += _fields(hint, f"{name}.") if is_dataclass(hint) else ((name, hint),)
+        if is_dataclass(hint):
+            found += _fields(hint, f"{name}.")  # type: ignore[arg-type]
+        else:
+            found.append((name, hint))
     return tuple(found)
 
 

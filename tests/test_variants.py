@@ -182,7 +182,7 @@ def test_evidence_has_a_row_for_every_run_and_variant_and_fits_take_one(base: St
 
 
 def test_what_a_variant_declares_may_differ_and_nothing_else(base: Study, tmp_path: Path) -> None:
-    """SGD's runs declare an optimizer: another text, precision or device is an accident; one that is declared is not."""
+    """SGD's runs declare an optimizer: another text, precision or device is an accident; a declared one is not."""
     for kind in ("data_sha256", "precision", "device_kind"):
         collected(base, tmp_path / kind, law, **{kind: "other"})
         with pytest.raises(MisuseError, match=f"the runs differ in {kind}"):
