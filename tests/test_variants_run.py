@@ -38,12 +38,15 @@ def finished(place: Path) -> Path:
     return place / "runs" / "tiny"
 
 
-def kill(process: subprocess.Popen[str], folder: Path) -> None:
-    """Parent and workers at once, as a machine that goes away."""
-    for worker in (folder, folder / SWEEPS):
-        subprocess.run(["pkill", "-9", "-f", f"jaxscale.train.worker {worker}"], check=False)
+def kill(process: subprocess.Popen[str]) -> None:
+    """Parent and workers at once, as a machine that goes away; the workers are in sessions of their own."""
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    workers = [int(pid) for file in threads for pid in file.read_text().split()]
     os.killpg(process.pid, signal.SIGKILL)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
+    assert workers
 
 
 def test_run_tunes_trains_and_leaves_every_file_of_the_contract(finished: Path) -> None:
@@ -68,7 +71,7 @@ def test_killed_in_the_sweeps_and_in_the_grid_it_goes_on_to_the_same_bits(place:
         process = start(*words, cwd=place)
         wait_for(lambda f=folder, n=ended: len(list(f.glob("*/result.json"))) >= n, process)
         assert process.poll() is None, "it ended before it could be killed"
-        kill(process, out)
+        kill(process)
     code, _, err = jaxscale(*words, cwd=place)
     assert code == 0, err
     for part in (SWEEPS, "."):
