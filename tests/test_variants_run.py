@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +45,8 @@ def kill(process: subprocess.Popen[str]) -> None:
     workers = [int(pid) for file in threads for pid in file.read_text().split()]
     os.killpg(process.pid, signal.SIGKILL)
     for pid in workers:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
     assert workers
 
