@@ -163,11 +163,12 @@ def _compare(folder: Path, planned: Plan, console: Console) -> int:
         console.print("nothing to compare: no run is done")
         return 1
     console.print(best_losses_table(observations.frame, planned.variants))
-    if importlib.util.find_spec("jaxscale.cli.compare") is None:
-        console.print("which variant wins is not said: this version has no `jaxscale compare`")
+    found = importlib.util.find_spec("jaxscale.cli.compare")
+    verb = getattr(importlib.import_module(found.name), "compare_folder", None) if found else None
+    if verb is None:
+        console.print("which variant wins is not said: this version has no comparison of a folder")
         return 0
-    verb = importlib.import_module("jaxscale.cli.compare")
-    return int(verb.compare_folder(folder, console, from_plain(planned.config, Study).forecast_flops))
+    return int(verb(folder, console, from_plain(planned.config, Study).forecast_flops))
 
 
 def _attempt(console: Console, make: Callable[[], T]) -> T | None:
