@@ -140,6 +140,9 @@ def _refuse_branch(study: Study, c: _Candidate, mean: float, rates: RateLaw | No
 
 def _check_study(study: Study) -> None:
     grid = study.grid
+    if study.variants:
+        raise MisuseError(f"variants: {len(study.variants)} of them are no single grid; plan each, or all by "
+                          f"jaxscale.variants.plan_variants (`jaxscale plan` does)")  # fmt: skip
     check_limits(study)
     if grid.spread <= 1:
         raise MisuseError(f"grid.spread: {grid.spread:g} leaves no sizes around the optimum; use 2 or more")

@@ -115,6 +115,8 @@ class Member:
     def _kinds(self) -> dict[str, str]:
         """What a resumed run must keep or tell, beside its spec."""
         machine = describe_machine(self.dtype)
+        if self.spec.precision != "mesh":  # the run's own question, not the machine's choice
+            machine["precision"] = self.spec.precision
         told = ("precision", "device_kind", "devices", "threads", "jax", "jaxscale")
         kinds = {kind: str(machine[kind]) for kind in told}
         return kinds | {"data_sha256": self.info.data_sha256}
