@@ -169,6 +169,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 keep_weights=kept,
                 launch=study.launch,
                 evals=evals,
+                measure_noise=study.recipe.measure_noise,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
