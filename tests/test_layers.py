@@ -25,7 +25,7 @@ ORDER = [
     {"fit"},
     {"fitted"},
     {"forecast", "flatness", "budget", "curves", "critical", "transfer"},
-    {"constrain", "composition"},
+    {"constrain", "composition", "batch"},
     {"backtest", "simulate", "nextcells", "downstream"},
     {"register"},
     {"train", "report"},
