@@ -16,7 +16,7 @@ ORDER = [
     {"flops", "hardware"},
     {"runs", "laws", "study", "layout"},
     {"memory"},
-    {"rates", "trunks", "hopeless", "leases"},
+    {"rates", "batchlaw", "trunks", "hopeless", "leases"},
     {"resolve"},
     {"plan", "sweep", "data", "model", "allocate"},
     {"tuning", "spend"},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxscale.batchlaw import SCHEMA
 from jaxscale.fit.result import without_nan
 from jaxscale.format import format_count, format_flops, format_interval, format_loss, format_number, format_percent
 from jaxscale.tables import render_table
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "BatchStudy"]
 
-SCHEMA = "jaxscale.batch_study/1"
 EQUATIONS = {"loss": "B* / L^(1/alpha_B)", "D": "A D^a, D = E_min", "constant": "constant"}
 
 

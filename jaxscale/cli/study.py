@@ -26,6 +26,7 @@ from jaxscale.hopeless import Contest
 from jaxscale.limits import check_limits
 from jaxscale.plain import from_plain, to_plain, write_json
 from jaxscale.plan import grow_plan, plan_isoflop
+from jaxscale.batchlaw import find_batch
 from jaxscale.rates import find_sweep
 from jaxscale.runs import TUNING_ROLES, Cell, Plan
 from jaxscale.sweep import read_plan, read_status
@@ -253,9 +254,9 @@ def _make_plan(study: Study, console: Console) -> Plan:
 def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
     """Plan, compare with what the folder holds, and write it there."""
     _make_folder(folder)
-    kept = _keep_plan(study, folder)
+    kept, gone = _keep_plan(study, folder)
     if kept is not None:
-        console.print(f"recipe.lr_from: {study.recipe.lr_from} is gone; the rates in {folder}/plan.json hold")
+        console.print(f"{gone}; the {'rates' if 'lr_from' in gone else 'batches'} in {folder}/plan.json hold")
         return kept
     planned = _make_plan(study, console)
     if (folder / "plan.json").exists():
@@ -266,12 +267,15 @@ def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
     return planned
 
 
-def _keep_plan(study: Study, folder: Path) -> Plan | None:
-    """The folder's own plan of this very study, where the sweep it took its rates from is no longer there."""
-    if not study.recipe.lr_from or find_sweep(study.recipe.lr_from).exists() or not (folder / "plan.json").exists():
-        return None
+def _keep_plan(study: Study, folder: Path) -> tuple[Plan | None, str]:
+    """The folder's own plan of this very study, where a file it took rates or batches from is no longer there; which."""
+    sources = {"lr_from": find_sweep, "batch_from": find_batch}
+    paths = {name: getattr(study.recipe, name) for name in sources}
+    gone = [f"recipe.{name}: {path} is gone" for name, path in paths.items() if path and not sources[name](path).exists()]
+    if not gone or not (folder / "plan.json").exists():
+        return None, ""
     planned = read_plan(folder)
-    return planned if planned.config == to_plain(study) else None
+    return planned if planned.config == to_plain(study) else None, gone[0]
 
 
 def _text_is_here(config: DataConfig) -> bool:
