@@ -166,7 +166,7 @@ def _check_study(study: Study) -> None:
     check_limits(study)
     if grid.spread <= 1:
         raise MisuseError(f"grid.spread: {grid.spread:g} leaves no sizes around the optimum; use 2 or more")
-    if grid.sizes_per_budget < MIN_SIZES:
+    if grid.bracket and grid.sizes_per_budget < MIN_SIZES:
         raise MisuseError(f"grid.sizes_per_budget: {grid.sizes_per_budget} sizes do not make a parabola; "
                           f"use {MIN_SIZES} or more")  # fmt: skip
     odd = [width for width in grid.widths if width % 2]
@@ -232,8 +232,10 @@ def _choose_sizes(study: Study, budget: float, available: float | None, dropped:
 
 
 def _check_bracket(study: Study, budget: float, usable: list[_Candidate], dropped: list[Dropped]) -> None:
-    """MisuseError where these sizes make no parabola, with the reasons and the way out."""
+    """MisuseError where these sizes make no parabola, with the reasons and the way out; any do without grid.bracket."""
     below, above = sum(c.x < 0 for c in usable), sum(c.x > 0 for c in usable)
+    if not study.grid.bracket and usable:
+        return
     if len(usable) < MIN_SIZES or min(below, above) < MIN_ARM:
         raise MisuseError(_cannot_bracket(study, budget, usable, below, above, dropped))
 

@@ -134,9 +134,9 @@ def _find_noise(
 def _slope(target: Target, curves: Sequence[Any]) -> float:
     """-d log loss / d log tokens at the target, the median over batches."""
     ends = np.exp(np.log(target.loss) + np.array([NUDGE, -NUDGE]))
-    gaps = [np.subtract(*np.log(tokens_to_loss(D, loss, ends)[::-1])) for _, D, loss, _ in curves if len(D) > 1]
-    known = [gap for gap in gaps if np.isfinite(gap) and gap > 0]
-    return 2 * NUDGE / float(np.median(known)) if known else np.nan
+    found = [tokens_to_loss(D, loss, ends) for _, D, loss, _ in curves]
+    gaps = [float(np.log(tokens[1] / tokens[0])) for tokens in found if np.isfinite(tokens).all()]
+    return 2 * NUDGE / float(np.median(gaps)) if gaps and np.median(gaps) > 0 else np.nan
 
 
 def _draw(
@@ -249,12 +249,18 @@ def _law(
     drawn = np.array([d[:2] for d in draws]).reshape(-1, 2)
     return Law(
         of=name, A=float(np.exp(level)), a=float(a),
-        A_interval=percentile_interval(np.exp(drawn[:, 0]), confidence),
+        A_interval=_exp_ends(percentile_interval(drawn[:, 0], confidence)),
         a_interval=percentile_interval(drawn[:, 1], confidence),
         points=len(y), x_range=(float(np.exp(x.min())), float(np.exp(x.max()))),
         residual_std=float(np.sqrt(ss / (len(y) - free))) if len(y) > free else float("nan"),
         aicc=aicc(ss, len(y), free), left_out_error=_leave_out(x, y, w, np.array(sizes)), better_share=share,
     )  # fmt: skip
+
+
+def _exp_ends(logs: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+    """Both ends of an interval of a log; what float64 cannot hold is no end."""
+    low, high = (None if end is None or abs(end) > 700 else float(np.exp(end)) for end in logs)
+    return low, high
 
 
 def _line(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float, float]:

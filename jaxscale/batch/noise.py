@@ -68,7 +68,8 @@ def _estimate(
     """Noise scale of one window and its standard error; the microbatch may change where a run went on elsewhere."""
     noise = estimate_noise_scale(small, big, b, B)
     G, S = np.average([noise.grad_squared, noise.trace], axis=1, weights=weight)
-    rows = _draw_blocks(len(small), rng)
+    length = int(np.ceil(np.sqrt(len(small))))
+    rows = _draw_blocks(len(small), length, rng)
     drawn = weight[rows]
     G_r, S_r = ((value[rows] * drawn).sum(1) / drawn.sum(1) for value in (noise.grad_squared, noise.trace))
     lost = G <= 0 or (G_r <= 0).mean() > LOST
@@ -77,12 +78,12 @@ def _estimate(
         "grad_squared": float(G),
         "trace": float(S),
         "B_simple": None if lost else float(S / G),
-        "std_error": None if lost else float(np.std(ratios, ddof=1)),
+        "std_error": None if lost else float(np.std(ratios, ddof=1) / np.sqrt(1 - length / len(small))),
     }
 
 
-def _draw_blocks(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows (rounds, n) of a moving-block bootstrap, blocks of about sqrt(n)."""
-    length = int(np.ceil(np.sqrt(n)))
+def _draw_blocks(n: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows (rounds, n) of a moving-block bootstrap. Its variance is short by length / n (the blocks' own mean is known),
+    which the caller makes good."""
     starts = rng.integers(0, n - length + 1, (ROUNDS, -(-n // length)))
     return (starts[..., None] + np.arange(length)).reshape(ROUNDS, -1)[:, :n]
