@@ -22,7 +22,8 @@ class PlantedBatch:
     K: float = 4.0
     a: float = 0.5
     of: str = "D"
-    alpha_B: float = 0.2
+    alpha_B: float = 0.4
+    """Above beta: else D would fall as E_min rises, where the loss is high."""
 
     def loss(self, N: float, fewest: np.ndarray) -> np.ndarray:
         return self.E + (self.A / N) ** self.alpha + (self.D0 / fewest) ** self.beta
@@ -30,7 +31,7 @@ class PlantedBatch:
     def critical(self, N: float, fewest: np.ndarray) -> np.ndarray:
         if self.of == "D":
             return self.K * fewest**self.a
-        return 1e5 * self.loss(N, fewest) ** (-1 / self.alpha_B)
+        return 1e4 * self.loss(N, fewest) ** (-1 / self.alpha_B)
 
     def fewest(self, N: float, D: float, B: float) -> float:
         """E_min of a run of D tokens at batch B, by bisection."""

@@ -78,13 +78,16 @@ MODEL = ModelConfig(d_model=16, n_layers=1, seq_len=16, vocab_size=64, head_dim=
 HYPER = Hyper(*(jnp.float32(x) for x in (0.02, 2, 3, 0.9, 0.95, 1e-12, 0.1, 1.0, 1e-4, 20, 2, 4, 0.1)))
 
 
-def program(slots: int, **kind: bool):
-    return make_program(MODEL, "cosine", slots, make_mesh(MeshConfig(), jax.devices()[:1]), jnp.float32, **kind)
+SLOTS = 64
+
+
+def program(**kind: bool):
+    return make_program(MODEL, "cosine", SLOTS, make_mesh(MeshConfig(), jax.devices()[:1]), jnp.float32, **kind)
 
 
 def test_measuring_changes_no_bit_and_sums_the_squares_of_the_microbatches() -> None:
-    windows = np.random.default_rng(0).integers(0, 64, (16, 2, 17)).astype(np.int32)
-    plain, measuring = program(16), program(16, measures=True)
+    windows = np.random.default_rng(0).integers(0, 64, (SLOTS, 2, 17)).astype(np.int32)
+    plain, measuring = program(), program(measures=True)
     ends = [p.train(2)(p.init(jnp.uint32(0)), p.put_batch(windows), jnp.int32(4), jnp.int32(4), HYPER)
             for p in (plain, measuring)]  # fmt: skip
     (state, metrics), (other, measured) = ends
@@ -101,7 +104,7 @@ def test_estimates_from_any_two_batches_are_the_exact_noise_scale_of_the_text() 
     """At a rate of 0 the weights stay, and G and Sigma over 64 windows are sums that can be made exactly."""
     rng = np.random.default_rng(0)
     text = np.sort(rng.integers(0, 64, (64, 17)), axis=1).astype(np.int32)
-    measuring, still = program(256, measures=True), HYPER._replace(lr=jnp.float32(0), z_loss=jnp.float32(0))
+    measuring, still = program(measures=True), HYPER._replace(lr=jnp.float32(0), z_loss=jnp.float32(0))
     state = measuring.init(jnp.uint32(3))
     own = jax.jit(jax.vmap(jax.grad(lambda p, w: measuring.loss(p, w[None], 0.0)[0]), in_axes=(None, 0)))
     flat = np.concatenate([np.asarray(g).reshape(64, -1) for g in jax.tree.leaves(own(state.params, text))], axis=1)
@@ -109,13 +112,13 @@ def test_estimates_from_any_two_batches_are_the_exact_noise_scale_of_the_text() 
     exact = 16 * ((flat - G) ** 2).sum(1).mean() / (G**2).sum()  # tokens: a window has 16
     for accumulate in (4, 32):
         sums = np.zeros(2)
-        for _ in range(6):
-            windows = text[rng.integers(0, 64, (256, 2))]
-            steps = 256 // accumulate
+        for _ in range(24):
+            windows = text[rng.integers(0, 64, (SLOTS, 2))]
+            steps = SLOTS // accumulate
             state, told = measuring.train(2)(state, measuring.put_batch(windows), jnp.int32(steps),
                                              jnp.int32(accumulate), still)  # fmt: skip
             sums += [float(told.small_squared[:steps].mean()), float((told.grad_norm[:steps] ** 2).mean())]
-        found = estimate_noise_scale(*(sums / 6), 2 * 16, 2 * 16 * accumulate).B_simple
+        found = estimate_noise_scale(*(sums / 24), 2 * 16, 2 * 16 * accumulate).B_simple
         assert found == pytest.approx(exact, rel=0.15), accumulate
 
 

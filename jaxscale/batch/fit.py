@@ -24,8 +24,9 @@ import numpy as np
 
 from jaxscale.batch.cells import SeedNoise
 from jaxscale.batch.reach import choose_losses, tokens_to_loss
-from jaxscale.critical import BatchFit, fit_tradeoff, redraw_tradeoffs
+from jaxscale.critical import HUGE, BatchFit, fit_tradeoff, redraw_tradeoffs
 from jaxscale.errors import VerdictError
+from jaxscale.fit.result import Interval
 from jaxscale.fit.squares import aicc
 from jaxscale.fit.summary import percentile_interval
 
@@ -164,9 +165,15 @@ def _draw(
 def _with_rounds(one: Target, S_min: np.ndarray, B_crit: np.ndarray, confidence: float) -> Target:
     assert one.fit is not None
     rounds = {"S_min": S_min, "E_min": S_min * B_crit, "B_crit": B_crit}
-    estimates = {name: replace(e, interval=percentile_interval(rounds[name], confidence))
+    estimates = {name: replace(e, interval=_bound(e.value, percentile_interval(rounds[name], confidence)))
                  for name, e in one.fit.estimates.items()}  # fmt: skip
     return replace(one, fit=replace(one.fit, estimates=estimates), S_min=S_min, B_crit=B_crit)
+
+
+def _bound(value: float, interval: Interval) -> Interval:
+    """The interval without ends that lie so far off that they bound nothing."""
+    low, high = (None if end is None or not 1 / HUGE < end / value < HUGE else end for end in interval)
+    return low, high
 
 
 class Law(NamedTuple):
@@ -175,8 +182,8 @@ class Law(NamedTuple):
     of: str
     A: float
     a: float
-    A_interval: tuple[float | None, float | None]
-    a_interval: tuple[float | None, float | None]
+    A_interval: Interval
+    a_interval: Interval
     points: int
     x_range: tuple[float, float]
     residual_std: float
@@ -257,7 +264,7 @@ def _law(
     )  # fmt: skip
 
 
-def _exp_ends(logs: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+def _exp_ends(logs: Interval) -> Interval:
     """Both ends of an interval of a log; what float64 cannot hold is no end."""
     low, high = (None if end is None or abs(end) > 700 else float(np.exp(end)) for end in logs)
     return low, high
