@@ -71,7 +71,9 @@ def settle_batch(study: Study, data_sha256: str = "") -> tuple[Study, BatchLaw |
     if not recipe.batch_from:
         return study, None
     law = read_batch(recipe.batch_from, study, data_sha256=data_sha256)
-    rule = replace(recipe, batch_from="", batch_coefficient=law.coefficient(recipe.batch_critical), batch_exponent=law.a)
+    rule = replace(
+        recipe, batch_from="", batch_coefficient=law.coefficient(recipe.batch_critical), batch_exponent=law.a
+    )
     return replace(study, recipe=rule), law
 
 
@@ -95,7 +97,7 @@ def read_batch(path: str | Path, study: Study, *, data_sha256: str = "") -> Batc
     notes = _check_identity(where, identity, study, data_sha256)
     A, a, low, high = (float(law[name]) for name in ("A", "a", "x_low", "x_high"))
     interval = (law.get("a_low"), law.get("a_high"))
-    return BatchLaw(A, a, interval, low, high, str(file), tuple(notes))  # type: ignore[arg-type]
+    return BatchLaw(A, a, interval, low, high, str(file), tuple(notes))
 
 
 def _find_law(plain: dict[str, Any], where: str) -> dict[str, Any]:

@@ -101,8 +101,8 @@ def _tell_laws(
     told = tell_batch(batches, study, specs) if batches else ()
     told += tell_rates(rates, specs) if rates else ()
     if study.recipe.measure_noise and (unmeasured := _find_unmeasured(study, specs)):
-        told += (f"noise scale: {unmeasured}, where it cannot be measured; set mesh.microbatch_seqs to half the smallest "
-                 f"batch or less",)  # fmt: skip
+        told += (f"noise scale: {unmeasured}, where it cannot be measured; set mesh.microbatch_seqs to half the "
+                 f"smallest batch or less",)  # fmt: skip
     return told
 
 

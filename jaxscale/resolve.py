@@ -3,8 +3,9 @@
     batch = coefficient * D^exponent tokens in whole microbatches;   steps = D / batch
     lambda = weight_decay / (lr * steps) under the horizon rule, weight_decay under the constant one
 
-With recipe.batch_from the rule is a measured critical batch's (jaxscale/batchlaw). D are the run's own tokens, or for a branch the horizon its trunk is set for. The rate is recipe.lr, or with
-recipe.lr_from a sweep's optimum moved to D and the batch (jaxscale/rates).
+With recipe.batch_from the rule is a measured critical batch's (jaxscale/batchlaw). D are the run's own tokens, or for a
+branch the horizon its trunk is set for. The rate is recipe.lr, or with recipe.lr_from a sweep's optimum moved to D and
+the batch (jaxscale/rates).
 """
 
 from __future__ import annotations

@@ -43,7 +43,13 @@ class PlantedBatch:
         return float(np.exp(low))
 
     def runs(
-        self, sizes=(1e4, 4e4), batches=(256, 512, 1024, 2048, 4096, 8192, 16384), horizons=8, noise=0.0, rates=1, seed=0
+        self,
+        sizes=(1e4, 4e4),
+        batches=(256, 512, 1024, 2048, 4096, 8192, 16384),
+        horizons=8,
+        noise=0.0,
+        rates=1,
+        seed=0,
     ) -> pd.DataFrame:
         """Each size at each batch on horizons a factor 2 apart; a rate off by a factor 2 costs 1%."""
         rng = np.random.default_rng(seed)

@@ -40,8 +40,9 @@ def draw_lines(G: np.ndarray, sigma: float, b: int, B: int, lines: int, steps: i
     """Lines of a run whose gradient is G + noise of covariance sigma^2 I / tokens, batches of B / b microbatches."""
     micro = G + sigma / np.sqrt(b) * rng.standard_normal((lines, steps, B // b, len(G)))
     small, big = (micro**2).sum(-1).mean((1, 2)), (micro.mean(2) ** 2).sum(-1).mean(1)
-    return [{"step": (i + 1) * steps, "tokens": (i + 1) * steps * B, "loss": 2.0, "seconds": 0.0, "grad_sq_small": s,
-             "grad_sq_big": g, "microbatch_tokens": b} for i, (s, g) in enumerate(zip(small, big, strict=True))]  # fmt: skip
+    known = {"loss": 2.0, "seconds": 0.0, "microbatch_tokens": b}
+    return [known | {"step": (i + 1) * steps, "tokens": (i + 1) * steps * B, "grad_sq_small": s, "grad_sq_big": g}
+            for i, (s, g) in enumerate(zip(small, big, strict=True))]  # fmt: skip
 
 
 def test_the_noise_scale_of_a_curve_is_unbiased_and_its_error_is_what_it_errs_by() -> None:
@@ -63,6 +64,17 @@ def test_windows_halve_and_leave_the_warmup_out() -> None:
     rows = measure_noise(draw_lines(np.full(8, 1.0), 1.0, 8, 32, 64, 2, rng), 32, warmup_steps=16)
     assert [row["D"] / 32 for row in rows] == [128, 64, 32]
     assert measure_noise(draw_lines(np.full(8, 1.0), 1.0, 8, 32, 64, 2, rng)[:7], 32) == []
+
+
+def test_spikes_of_single_texts_are_left_out_and_told() -> None:
+    lines = draw_lines(np.full(20, 0.3), 2.0, 8, 64, 60, 4, np.random.default_rng(3))
+    calm = measure_noise(lines, 64)[0]
+    spiked = [
+        line | {"grad_sq_small": 1e6, "grad_sq_big": 1.3e5} if i % 15 == 10 else line for i, line in enumerate(lines)
+    ]
+    row = measure_noise(spiked, 64)[0]
+    assert row["left_out"] == pytest.approx(2 / 30) and row["B_simple_all"] > 10 * calm["B_simple"]
+    assert row["B_simple"] == pytest.approx(calm["B_simple"], rel=0.15) and calm["left_out"] == 0
 
 
 def test_a_signal_lost_in_noise_has_no_noise_scale() -> None:
@@ -286,7 +298,7 @@ def test_the_path_is_no_part_of_a_run_and_the_rule_gives_the_same_runs(tmp_path:
 
 
 def test_rates_of_a_sweep_are_moved_to_the_batch_of_the_law(tmp_path: Path) -> None:
-    from test_rates import B0, D0, G, H, L0, crossed, record, write_sweep
+    from test_rates import B0, D0, L0, G, H, crossed, record, write_sweep
 
     sweep = write_sweep(tmp_path / "sweep", [record(one) for one in crossed()])
     planned = plan_isoflop(study_with(write_law(tmp_path), lr_from=str(sweep)), train_tokens=1e8)

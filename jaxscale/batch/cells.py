@@ -9,7 +9,7 @@ al. 2019, 1811.03600). So each cell says how its rate was found:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,13 +32,16 @@ def pick_cells(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each (N, batch, D): loss, lr, rates (how many), tuned, seeds (runs behind the loss)."""
     import pandas as pd
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (N, batch, D), group in frame.groupby(["N", "batch", "D"]):
-        by_rate = group.groupby(group["lr"].fillna(0.0))["loss"].agg(["mean", "size"])
-        best = by_rate["mean"].idxmin()
-        rows.append({"N": N, "batch": batch, "D": D, "loss": float(by_rate.loc[best, "mean"]), "lr": best or np.nan,
-                     "rates": len(by_rate), "tuned": _judge(list(by_rate.index), best, bool(group["tuned"].all())),
-                     "seeds": int(by_rate.loc[best, "size"])})  # fmt: skip
+        losses: dict[float, list[float]] = {}
+        for rate, loss in zip(group["lr"].fillna(0.0), group["loss"], strict=True):
+            losses.setdefault(float(rate), []).append(float(loss))
+        means = {rate: float(np.mean(several)) for rate, several in sorted(losses.items())}
+        best = min(means, key=means.__getitem__)
+        rows.append({"N": N, "batch": batch, "D": D, "loss": means[best], "lr": best or np.nan, "rates": len(means),
+                     "tuned": _judge(list(means), best, bool(group["tuned"].all())),
+                     "seeds": len(losses[best])})  # fmt: skip
     return pd.DataFrame(rows)
 
 

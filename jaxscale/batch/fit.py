@@ -43,6 +43,15 @@ CLEAR = 0.9
 """Share of rounds from which one law is said to explain better."""
 
 
+class Curve(NamedTuple):
+    """Loss over rising tokens at one size and batch, and the runs behind each loss."""
+
+    batch: float
+    D: np.ndarray
+    loss: np.ndarray
+    seeds: np.ndarray
+
+
 @dataclass(frozen=True)
 class Target:
     """One size at one loss: tokens (batches,) to it (NaN or infinite where not known), the fit, its rounds."""
@@ -55,6 +64,10 @@ class Target:
     S_min: np.ndarray
     B_crit: np.ndarray
     """(rounds,), NaN where a round did not reach the target in three batches."""
+
+    def value(self, name: str) -> float:
+        """S_min, E_min or B_crit as fitted; NaN without a fit."""
+        return self.fit[name].value if self.fit is not None else float("nan")
 
     @property
     def spread(self) -> float:
@@ -77,11 +90,11 @@ def fit_targets(
     shared: bool = False, bootstrap: int = 400, confidence: float = 0.95, seed: int = 0,
 ) -> Sweep:  # fmt: skip
     """Hyperbolas of every size (with three batches) at `losses`, or at `count` of its own; VerdictError for none."""
-    curves = {N: _curves(group) for N, group in cells.groupby("N")}
+    curves = {N: _curves(cells[cells["N"] == N]) for N in sorted(set(cells["N"].astype(float)))}
     notes = [f"N {N:g} has {len(own)} batches of two horizons or more; a hyperbola needs {FEWEST}"
              for N, own in curves.items() if len(own) < FEWEST]  # fmt: skip
     curves = {N: own for N, own in curves.items() if len(own) >= FEWEST}
-    chosen = {N: np.array(losses, float) if losses else choose_losses([c[1:3] for c in own], count)
+    chosen = {N: np.array(losses, float) if losses else choose_losses([(c.D, c.loss) for c in own], count)
               for N, own in curves.items()}  # fmt: skip
     notes += [f"N {N:g}: no three batches share a loss; give longer horizons to the large ones"
               for N, own in chosen.items() if not len(own)]  # fmt: skip
@@ -94,31 +107,35 @@ def fit_targets(
         return Sweep(tuple(points), noise, told, tuple(notes))
     rng = np.random.default_rng(seed)
     widen = np.sqrt(dof / rng.chisquare(dof, bootstrap))
-    drawn = [one for N, own in curves.items()
-             for one in _draw(own, [p for p in points if p.N == N], noise * widen, shared, confidence, rng)]  # fmt: skip
+    drawn = []
+    for N, own in curves.items():
+        drawn += _draw(own, [one for one in points if one.N == N], noise * widen, shared, confidence, rng)
     return Sweep(tuple(drawn), noise, told, tuple(notes))
 
 
-def _curves(cells: pd.DataFrame) -> list[tuple[float, np.ndarray, np.ndarray, np.ndarray]]:
+def _curves(cells: pd.DataFrame) -> list[Curve]:
     """(batch, D, loss, runs behind each) of every batch with two horizons or more, D rising."""
     found = []
-    for batch, group in cells.sort_values("D").groupby("batch"):
-        if len(group) > 1:
-            found.append((float(batch), *(group[name].to_numpy(float) for name in ("D", "loss", "seeds"))))
+    for batch in sorted(set(cells["batch"].astype(float))):
+        own = cells[cells["batch"] == batch].sort_values("D")
+        if len(own) > 1:
+            found.append(Curve(batch, *(own[name].to_numpy(float) for name in ("D", "loss", "seeds"))))
     return found
 
 
-def _fit_one(N: float, i: int, curves: Sequence[Any], losses: np.ndarray, confidence: float) -> Target:
+def _fit_one(N: float, i: int, curves: Sequence[Curve], losses: np.ndarray, confidence: float) -> Target:
     batch = np.array([curve[0] for curve in curves])
     tokens = np.array([tokens_to_loss(D, loss, losses[i : i + 1])[0] for _, D, loss, _ in curves])
     known, none = np.isfinite(tokens), np.empty(0)
     enough = known.sum() >= FEWEST
-    fit = fit_tradeoff(batch[known], tokens[known] / batch[known], bootstrap=0, confidence=confidence) if enough else None
+    fit = (
+        fit_tradeoff(batch[known], tokens[known] / batch[known], bootstrap=0, confidence=confidence) if enough else None
+    )
     return Target(float(N), float(losses[i]), batch, tokens, fit, none, none)
 
 
 def _find_noise(
-    points: Sequence[Target], curves: dict[Any, list[Any]], seeds: SeedNoise | None
+    points: Sequence[Target], curves: dict[float, list[Curve]], seeds: SeedNoise | None
 ) -> tuple[float | None, float, str]:
     """Deviation of a cell's log loss, its degrees of freedom, and where it is from."""
     misses = [(one.fit.residual_std * _slope(one, curves[one.N]), int(np.isfinite(one.tokens).sum()) - 2)
@@ -132,7 +149,7 @@ def _find_noise(
     return scatter, float(dof), "what the hyperbolas miss"
 
 
-def _slope(target: Target, curves: Sequence[Any]) -> float:
+def _slope(target: Target, curves: Sequence[Curve]) -> float:
     """-d log loss / d log tokens at the target, the median over batches."""
     ends = np.exp(np.log(target.loss) + np.array([NUDGE, -NUDGE]))
     found = [tokens_to_loss(D, loss, ends) for _, D, loss, _ in curves]
@@ -141,7 +158,7 @@ def _slope(target: Target, curves: Sequence[Any]) -> float:
 
 
 def _draw(
-    curves: Sequence[Any], points: Sequence[Target], noise: np.ndarray, shared: bool, confidence: float,
+    curves: Sequence[Curve], points: Sequence[Target], noise: np.ndarray, shared: bool, confidence: float,
     rng: np.random.Generator,
 ) -> list[Target]:  # fmt: skip
     """The targets of one size with the rounds of redrawn losses; `noise` (rounds,) of one run's log loss."""
@@ -223,8 +240,8 @@ def find_fewest(D: float, batch: float, A: float, a: float) -> float:
 def fit_laws(targets: Sequence[Target], confidence: float = 0.95) -> dict[str, Law]:
     """The laws of the loss, of D and the constant, by name; only the constant where one target has a fit."""
     used = [one for one in targets if one.fit is not None]
-    y = np.log([one.fit["B_crit"].value for one in used])
-    x = {"loss": np.log([one.loss for one in used]), "D": np.log([one.fit["E_min"].value for one in used])}
+    y = np.log([one.value("B_crit") for one in used])
+    x = {"loss": np.log([one.loss for one in used]), "D": np.log([one.value("E_min") for one in used])}
     spread = np.array([one.spread for one in used])
     weight = 1 / np.maximum(spread, 0.5 * np.median(spread)) ** 2 if (spread > 0).all() else np.ones(len(used))
     weight = weight / weight.mean()
@@ -234,8 +251,11 @@ def fit_laws(targets: Sequence[Target], confidence: float = 0.95) -> dict[str, L
                "D": np.array([np.log(one.S_min[:rounds] * one.B_crit[:rounds]) for one in used]).T}  # fmt: skip
     whole = np.isfinite(drawn_y).all(1) if rounds else np.zeros(0, bool)
     names = ["loss", "D"] if len(used) > 1 and all(np.ptp(v) > 0 for v in x.values()) else []
-    missed = {name: np.array([_line(u, v, weight)[2] for u, v in zip(drawn_x[name][whole], drawn_y[whole], strict=True)])
-              for name in names}  # fmt: skip
+    y_rounds = drawn_y[whole] if rounds else np.empty((0, len(y)))
+    missed = {
+        name: np.array([_line(u, v, weight)[2] for u, v in zip(drawn_x[name][whole], y_rounds, strict=True)])
+        for name in names
+    }
     laws = {}
     for name in [*names, "constant"]:
         u = x.get(name, np.zeros(len(y)))

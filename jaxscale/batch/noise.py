@@ -7,6 +7,9 @@ microbatches' gradients (b tokens each) and of its batches' (B tokens). Over a w
 
 both without bias, whatever the two have in common, and B_simple = tr(Sigma) / |G|^2 is the ratio of their means, not
 the mean of their ratios. Its error is a moving-block bootstrap's over the lines (Kuensch 1989): neighbours are alike.
+Single windows of text (one character repeated, as it seems) can have squared gradients a thousand times and more the
+usual: clipping takes their updates away, but in a mean of squares they are all there is. Lines whose |G_b|^2 is above
+10 times the window's median are left out; `left_out` is their share, B_simple_all what comes out with them.
 Windows end at the run's end and halve: (D/2, D], (D/4, D/2], ... down to the end of the warmup.
 
 It is the noise scale of plain gradients. Adam divides each coordinate by its own size, and the noise scale that its
@@ -28,6 +31,8 @@ NOISE_FIELDS = frozenset({"step", "loss", "tokens", "grad_sq_small", "grad_sq_bi
 FEWEST = 8
 """Lines of a window, at least."""
 ROUNDS = 400
+SPIKE = 10.0
+"""Times the median from which a line's squared gradient is a spike."""
 LOST = 0.05
 """Share of bootstrap rounds without a signal, |G|^2 <= 0, from which a window has no noise scale."""
 
@@ -35,7 +40,8 @@ LOST = 0.05
 def measure_noise(
     lines: Sequence[dict[str, Any]], batch_tokens: int, *, warmup_steps: int = 0, seed: int = 0
 ) -> list[dict[str, float | None]]:
-    """One row a window, the last one first: D (its end), loss (its mean), grad_squared, trace, B_simple, std_error.
+    """One row a window, the last one first: D (its end), loss (its mean), grad_squared, trace, B_simple, std_error,
+    left_out, B_simple_all.
 
     `lines` of metrics.jsonl with `NOISE_FIELDS`, in order; tokens are the unit of both batches. B_simple is None
     where the signal is lost in the noise: measure larger batches or more steps.
@@ -67,6 +73,11 @@ def _estimate(
 ) -> dict[str, float | None]:
     """Noise scale of one window and its standard error; the microbatch may change where a run went on elsewhere."""
     noise = estimate_noise_scale(small, big, b, B)
+    usual = small <= SPIKE * np.median(small)
+    G_all, S_all = np.average([noise.grad_squared, noise.trace], axis=1, weights=weight)
+    told = {"left_out": float(1 - usual.mean()), "B_simple_all": float(S_all / G_all) if G_all > 0 else None}
+    small, big, b, weight = small[usual], big[usual], b[usual], weight[usual]
+    noise = estimate_noise_scale(small, big, b, B)
     G, S = np.average([noise.grad_squared, noise.trace], axis=1, weights=weight)
     length = int(np.ceil(np.sqrt(len(small))))
     rows = _draw_blocks(len(small), length, rng)
@@ -74,7 +85,7 @@ def _estimate(
     G_r, S_r = ((value[rows] * drawn).sum(1) / drawn.sum(1) for value in (noise.grad_squared, noise.trace))
     lost = G <= 0 or (G_r <= 0).mean() > LOST
     ratios = S_r[G_r > 0] / G_r[G_r > 0]
-    return {
+    return told | {
         "grad_squared": float(G),
         "trace": float(S),
         "B_simple": None if lost else float(S / G),
@@ -83,7 +94,6 @@ def _estimate(
 
 
 def _draw_blocks(n: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows (rounds, n) of a moving-block bootstrap. Its variance is short by length / n (the blocks' own mean is known),
-    which the caller makes good."""
+    """Rows (rounds, n) of a moving-block bootstrap, whose variance is short by length / n: the caller mends that."""
     starts = rng.integers(0, n - length + 1, (ROUNDS, -(-n // length)))
     return (starts[..., None] + np.arange(length)).reshape(ROUNDS, -1)[:, :n]

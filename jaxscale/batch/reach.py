@@ -7,6 +7,8 @@ neighbours a factor 2 apart a power law with a floor is met to .1% in D, a facto
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 __all__ = ["choose_losses", "tokens_to_loss"]
@@ -24,7 +26,7 @@ def tokens_to_loss(D: np.ndarray, loss: np.ndarray, targets: np.ndarray) -> np.n
     array([     nan, 2000000.,      inf])
     """
     x, y = np.log(D), _pool(np.log(loss))
-    fine = np.unique(np.concatenate([np.linspace(*ends, SAMPLES) for ends in zip(x, x[1:], strict=False)] or [x]))
+    fine = np.unique(np.concatenate([np.linspace(*ends, SAMPLES) for ends in pairwise(x)] or [x]))
     curve = _interpolate(x, y, fine) if len(x) > 1 else y
     first = np.searchsorted(-curve, -np.log(targets))  # the first point at or below the target
     found = np.full(len(targets), np.inf)

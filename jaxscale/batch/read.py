@@ -88,8 +88,10 @@ def _read_table(source: Any, columns: dict[str, str], where: str | None, seq_len
                           f"{', '.join(map(str, raw.columns))}")  # fmt: skip
     for name in OWN:
         known = name in columns or name in raw
-        values = column_of(raw, columns.get(name, name), "columns").iloc[frame["row"]] if known else np.nan
-        frame[name] = pd.to_numeric(values, errors="coerce").to_numpy(float) if known else np.nan
+        frame[name] = np.nan
+        if known:
+            values = column_of(raw, columns.get(name, name), "columns").iloc[frame["row"].to_numpy()]
+            frame[name] = pd.to_numeric(values, errors="coerce").to_numpy(float)
     frame["batch"] *= seq_len or 1
     good = np.isfinite(frame["batch"]) & (frame["batch"] > 0)
     refused += [{"row": int(row), "reason": "batch is no number above 0"} for row in frame["row"][~good]]
@@ -195,7 +197,7 @@ def trace_curves(folder: str | Path, runs: Runs) -> Runs:
 
     trunks = runs.frame["parent"] if "parent" in runs.frame else runs.frame["run_id"]
     longest = runs.frame.assign(trunk=trunks).sort_values("D").drop_duplicates("trunk", keep="last")
-    rows = [point for run in longest.to_dict("records") for point in _trace(Path(folder), run, runs)]
+    rows = [point for _, run in longest.iterrows() for point in _trace(Path(folder), dict(run), runs)]
     if not rows:
         raise VerdictError(f"{folder}: no curve has {SAMPLES} lines at a constant rate")
     return replace(runs, frame=pd.DataFrame(rows))

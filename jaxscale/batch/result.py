@@ -77,7 +77,9 @@ class BatchStudy:
         batches = sorted({row["batch"] for row in self.steps})
         rows = []
         for one in self.tradeoffs:
-            own = {row["batch"]: row["steps"] for row in self.steps if (row["N"], row["loss"]) == (one["N"], one["loss"])}
+            own = {
+                row["batch"]: row["steps"] for row in self.steps if (row["N"], row["loss"]) == (one["N"], one["loss"])
+            }
             steps = (format_number(own.get(batch)) for batch in batches)
             rows.append((format_count(one["N"]), format_loss(one["loss"]), *steps))
         columns = ("N", "loss", *(f"B {format_count(batch)}" for batch in batches))
@@ -88,11 +90,12 @@ class BatchStudy:
             (format_count(r["N"]), format_loss(r["loss"]), r["batches"], format_number(r["S_min"]),
              format_count(r["E_min"]), format_count(r["B_crit"]),
              format_interval((r["B_crit_low"], r["B_crit_high"]), format_count),
-             _with_error(r["B_simple"], r["B_simple_std_error"]))
+             format_percent(r["residual_std"]).lstrip("+"), _with_error(r["B_simple"], r["B_simple_std_error"]))
             for r in self.tradeoffs
         ]  # fmt: skip
         title = f"S = S_min (1 + B_crit / B), {self.confidence:.0%} intervals of B_crit; B_simple is the noise scale"
-        return render_table(title, ("N", "loss", "batches", "S_min", "E_min", "B_crit", "interval", "B_simple"), rows)
+        columns = ("N", "loss", "batches", "S_min", "E_min", "B_crit", "interval", "misses steps by", "B_simple")
+        return render_table(title, columns, rows)
 
     def _laws(self) -> str:
         rows = [
@@ -121,8 +124,11 @@ class BatchStudy:
             place = (row["N"], row["batch"])
             if row["B_simple"] and (place not in ends or row["D"] > ends[place]["D"]):
                 ends[place] = row
-        rows = [(format_count(N), format_count(batch), format_count(row["D"]), format_loss(row["loss"]),
-                 _with_error(row["B_simple"], row["std_error"])) for (N, batch), row in sorted(ends.items())]  # fmt: skip
+        rows = [
+            (format_count(N), format_count(batch), format_count(row["D"]), format_loss(row["loss"]),
+             _with_error(row["B_simple"], row["std_error"]))
+            for (N, batch), row in sorted(ends.items())
+        ]  # fmt: skip
         title = "gradient noise scale of the last window of the longest runs, tokens (plain gradients)"
         return render_table(title, ("N", "batch", "D", "train loss", "B_simple"), rows) if rows else ""
 

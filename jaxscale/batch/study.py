@@ -2,9 +2,9 @@
 
     C_min = C / (1 + B / B_crit(L)),   S_min = S / (1 + B_crit(L) / B)      Kaplan et al. 2020, eq. 5.5 and 5.4
 
-what the run's final loss L would have cost at a batch far below B_crit, and how few steps it would have taken far above.
-Kaplan et al. have B_crit by the loss; where a law of D predicts a size left out better, B_crit is that law's at the
-run's E_min, which solves E_min (1 + B / B_crit(E_min)) = D. Rows say which (`by`).
+what the run's final loss L would have cost at a batch far below B_crit, and how few steps it would have taken far
+above. Kaplan et al. have B_crit by the loss; where a law of D predicts a size left out better, B_crit is that law's at
+the run's E_min, which solves E_min (1 + B / B_crit(E_min)) = D. Rows say which (`by`).
 """
 
 from __future__ import annotations
@@ -52,11 +52,19 @@ def study_batches(
                         shared=chosen == "curves", bootstrap=bootstrap, confidence=confidence, seed=seed)  # fmt: skip
     laws = fit_laws(sweep.targets, confidence)
     law = _choose_law(laws, len({one.N for one in sweep.targets if one.fit}))
-    notes = [*runs.notes, *sweep.notes, *_say_rates(cells), *_say_unreached(sweep.targets), *_say_sides(sweep.targets)]
+    notes = [
+        *runs.notes,
+        *_say_spikes(runs),
+        *sweep.notes,
+        *_say_rates(cells),
+        *_say_unreached(sweep.targets),
+        *_say_sides(sweep.targets),
+    ]
     return BatchStudy(
         source=runs.source, identity=runs.identity, points=chosen, confidence=confidence,
         noise={"log_loss_std": sweep.noise, "from": sweep.noise_from},
-        runs=_price_runs(runs, law), cells=cells.to_dict("records"), steps=_list_steps(sweep.targets, cells),
+        runs=_price_runs(runs, law), cells=[dict(row) for _, row in cells.iterrows()],
+        steps=_list_steps(sweep.targets, cells),
         tradeoffs=[_describe_target(one, runs.noise) for one in sweep.targets], laws=laws,
         noise_scale=runs.noise, verdict=_compare(laws, sweep.targets), notes=tuple(notes),
     )  # fmt: skip
@@ -107,7 +115,9 @@ def _list_steps(targets: Sequence[Target], cells: pd.DataFrame) -> list[dict[str
     for one in targets:
         for batch, tokens in zip(one.batch, one.tokens, strict=True):
             own = cells[(cells["N"] == one.N) & (cells["batch"] == batch)]
-            state = "ok" if np.isfinite(tokens) else "never reached" if np.isinf(tokens) else "passed before its first D"
+            state = (
+                "ok" if np.isfinite(tokens) else "never reached" if np.isinf(tokens) else "passed before its first D"
+            )
             known = tokens if state == "ok" else None
             rows.append({"N": one.N, "loss": one.loss, "batch": float(batch), "status": state, "tokens": known,
                          "steps": known and known / batch, "lr_low": own["lr"].min(), "lr_high": own["lr"].max(),
@@ -166,12 +176,25 @@ def _compare(laws: dict[str, Law], targets: Sequence[Target]) -> str:
     better, other = sorted((laws["loss"], laws["D"]), key=lambda law: law.left_out_error)
     share = better.better_share
     grows = min(better.left_out_error, other.left_out_error) < laws["constant"].left_out_error
-    words = (f"a size left out is predicted within {better.left_out_error:.2f} in log B_crit by the law of {better.of}, "
-             f"{other.left_out_error:.2f} by that of {other.of}, {laws['constant'].left_out_error:.2f} by a constant")  # fmt: skip
+    words = (
+        f"a size left out is predicted within {better.left_out_error:.2f} in log B_crit by the law of {better.of}, "
+        f"{other.left_out_error:.2f} by that of {other.of}, {laws['constant'].left_out_error:.2f} by a constant"
+    )
     sure = share is not None and share >= CLEAR
-    told = f"B_crit follows {better.of} rather than {other.of}" if sure else "which of loss and D B_crit follows is open"
+    told = (
+        f"B_crit follows {better.of} rather than {other.of}" if sure else "which of loss and D B_crit follows is open"
+    )
     shares = "" if share is None else f"; {better.of} misses less in {share:.0%} of the bootstrap rounds"
     return f"{told}: {words}{shares}" + ("" if grows else "; that it grows at all is not shown")
+
+
+def _say_spikes(runs: Runs) -> list[str]:
+    spiky = [row for row in runs.noise if row["left_out"] > 0]
+    if not spiky:
+        return []
+    most = max(row["left_out"] for row in spiky)
+    return [f"noise scale: gradient spikes, lines of more than 10 times the usual square, are left out in {len(spiky)} "
+            f"of {len(runs.noise)} windows, at most {most:.0%} of one; B_simple_all has them"]  # fmt: skip
 
 
 def _say_rates(cells: pd.DataFrame) -> list[str]:
@@ -181,15 +204,19 @@ def _say_rates(cells: pd.DataFrame) -> list[str]:
         found = cells[cells["tuned"] == state]
         if len(found):
             batches = ", ".join(f"{b:g}" for b in sorted(set(found["batch"])))
-            notes.append(f"WARNING: {len(found)} of {len(cells)} cells (batches {batches}) {words}; a batch whose rate is "
-                         f"off looks slow, and B_crit is off with it")  # fmt: skip
+            notes.append(f"WARNING: {len(found)} of {len(cells)} cells (batches {batches}) {words}; a batch whose rate "
+                         f"is off looks slow, and B_crit is off with it")  # fmt: skip
     return notes
 
 
 def _say_unreached(targets: Sequence[Target]) -> list[str]:
-    return [f"N {one.N:g}, loss {one.loss:.4g}: batches {', '.join(f'{b:g}' for b in one.batch[np.isposinf(one.tokens)])} "
-            f"never reach it and are left out, which favours a large B_crit; give them longer horizons"
-            for one in targets if np.isposinf(one.tokens).any()]  # fmt: skip
+    notes = []
+    for one in targets:
+        lost = ", ".join(f"{b:g}" for b in one.batch[np.isposinf(one.tokens)])
+        if lost:
+            notes.append(f"N {one.N:g}, loss {one.loss:.4g}: batches {lost} never reach it and are left out; give them "
+                         f"longer horizons")  # fmt: skip
+    return notes
 
 
 def _say_sides(targets: Sequence[Target]) -> list[str]:

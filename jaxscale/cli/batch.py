@@ -53,9 +53,9 @@ def batch(argv: list[str]) -> int:
     from jaxscale.batch import study_batches
 
     result = study_batches(
-        args.source, losses=args.loss, targets=args.targets, points=args.points, columns=_pairs("columns", args.columns),
-        where=args.where, seq_len=args.seq_len, loss_unit=args.loss_unit, bootstrap=args.bootstrap,
-        confidence=args.confidence, seed=args.seed,
+        args.source, losses=args.loss, targets=args.targets, points=args.points,
+        columns=_pairs("columns", args.columns), where=args.where, seq_len=args.seq_len, loss_unit=args.loss_unit,
+        bootstrap=args.bootstrap, confidence=args.confidence, seed=args.seed,
     )  # fmt: skip
     _finish(result, args.out)
     if args.figure is not None:

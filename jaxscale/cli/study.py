@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from jaxscale.batchlaw import find_batch
 from jaxscale.cli.answer import analyse
 from jaxscale.cli.options import PlanOptions, StudyOptions, check_alone, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
@@ -26,7 +27,6 @@ from jaxscale.hopeless import Contest
 from jaxscale.limits import check_limits
 from jaxscale.plain import from_plain, to_plain, write_json
 from jaxscale.plan import grow_plan, plan_isoflop
-from jaxscale.batchlaw import find_batch
 from jaxscale.rates import find_sweep
 from jaxscale.runs import TUNING_ROLES, Cell, Plan
 from jaxscale.sweep import read_plan, read_status
@@ -268,10 +268,12 @@ def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
 
 
 def _keep_plan(study: Study, folder: Path) -> tuple[Plan | None, str]:
-    """The folder's own plan of this very study, where a file it took rates or batches from is no longer there; which."""
+    """The folder's own plan of this very study, where a file of its rates or batches is no longer there; which."""
     sources = {"lr_from": find_sweep, "batch_from": find_batch}
     paths = {name: getattr(study.recipe, name) for name in sources}
-    gone = [f"recipe.{name}: {path} is gone" for name, path in paths.items() if path and not sources[name](path).exists()]
+    gone = [
+        f"recipe.{name}: {path} is gone" for name, path in paths.items() if path and not sources[name](path).exists()
+    ]
     if not gone or not (folder / "plan.json").exists():
         return None, ""
     planned = read_plan(folder)

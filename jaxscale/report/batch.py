@@ -48,9 +48,11 @@ def draw_batches(result: BatchStudy) -> dict[str, Any]:
 
 
 def _caption(result: BatchStudy) -> list[str]:
-    return [f"Left: each point is a batch at one size and loss; curves: (S/S_min - 1)(E/E_min - 1) = 1. Right: B_crit with "
-            f"{result.confidence:.0%} intervals, its law (line),", "and the gradient noise scale of the runs at that loss "
-            "(plain gradients, McCandlish et al. 2018)."]  # fmt: skip
+    return [
+        f"Left: each point is a batch at one size and loss; curves: (S/S_min - 1)(E/E_min - 1) = 1. Right: B_crit "
+        f"with {result.confidence:.0%} intervals,",
+        "its law (line), and the gradient noise scale of the runs at that loss (plain gradients).",
+    ]
 
 
 def _hyperbolas(result: BatchStudy, fitted: list[dict[str, Any]]) -> Any:
@@ -62,7 +64,9 @@ def _hyperbolas(result: BatchStudy, fitted: list[dict[str, Any]]) -> Any:
         own = [r["batch"] for r in result.steps if (r["N"], r["loss"]) == (row["N"], row["loss"]) and r["tokens"]]
         for B in np.geomspace(min(own) / 2, max(own) * 2, POINTS):
             S = row["S_min"] * (1 + row["B_crit"] / B)
-            line.append({"E": float(S * B), "S": float(S), "N": format_count(row["N"]), "loss": format_loss(row["loss"])})
+            line.append(
+                {"E": float(S * B), "S": float(S), "N": format_count(row["N"]), "loss": format_loss(row["loss"])}
+            )
     x = log_axis(alt.X, "S", "optimizer steps", log_domain([row["S"] for row in dots]), "count")
     y = log_axis(alt.Y, "E", "tokens to the loss", log_domain([row["E"] for row in dots]), "count")
     color = alt.Color("N", type="nominal", scale=alt.Scale(domain=sizes), legend=alt.Legend(title="N"))
@@ -71,9 +75,11 @@ def _hyperbolas(result: BatchStudy, fitted: list[dict[str, Any]]) -> Any:
     tips = [alt.Tooltip(f"{name}:N") for name in ("N", "loss", "B")]
     layers = [curves.encode(x, y, color, alt.Detail("loss:N")), marks.encode(x, y, color, tooltip=tips)]
     for size, below in zip(sizes, (False, True), strict=False) if len(sizes) < 3 else ():
-        own = inline(_label_ends([dot for dot in dots if dot["N"] == size]))
-        names = alt.Chart(own).mark_text(align="center", dy=11 if below else -10, fontSize=10.5)
-        layers.append(names.encode(x, y, alt.Text("loss:N"), alt.Color("N", type="nominal", scale=alt.Scale(domain=sizes))))
+        ends = inline(_label_ends([dot for dot in dots if dot["N"] == size]))
+        names = alt.Chart(ends).mark_text(align="center", dy=11 if below else -10, fontSize=10.5)
+        layers.append(
+            names.encode(x, y, alt.Text("loss:N"), alt.Color("N", type="nominal", scale=alt.Scale(domain=sizes)))
+        )
     return alt.layer(*layers).properties(width=PANEL, height=HEIGHT)
 
 
@@ -108,7 +114,9 @@ def _growth(result: BatchStudy, fitted: list[dict[str, Any]], of: str) -> Any:
     low = log_axis(alt.Y, "low", "batch, tokens", log_domain(list(domain)), "count")
     key = alt.Legend(title=None) if of == "loss" else None  # one for both panels
     color = alt.Color("kind", type="nominal", scale=alt.Scale(domain=list(KINDS)), legend=key)
-    shape = alt.Shape("kind", type="nominal", scale=alt.Scale(domain=list(KINDS), range=["circle", "diamond"]), legend=key)
+    shape = alt.Shape(
+        "kind", type="nominal", scale=alt.Scale(domain=list(KINDS), range=["circle", "diamond"]), legend=key
+    )
     dots = alt.Chart(inline(marks)).mark_point(filled=True, size=58, opacity=0.95)
     layers = [dots.encode(x, y, color, shape, tooltip=[alt.Tooltip("N:N")])]
     if bars:
@@ -117,5 +125,7 @@ def _growth(result: BatchStudy, fitted: list[dict[str, Any]], of: str) -> Any:
     if of in result.laws:
         at = np.linspace(min(ends), max(ends), POINTS) if of == "loss" else np.geomspace(min(ends), max(ends), POINTS)
         law = [{"x": float(a), "B": float(b)} for a, b in zip(at, result.laws[of].at(at), strict=True)]
-        layers.insert(0, alt.Chart(inline(law)).mark_line(strokeWidth=1.5, style="muted", opacity=0.8, clip=True).encode(x, y))
+        layers.insert(
+            0, alt.Chart(inline(law)).mark_line(strokeWidth=1.5, style="muted", opacity=0.8, clip=True).encode(x, y)
+        )
     return alt.layer(*layers).properties(width=PANEL * 0.8, height=HEIGHT)

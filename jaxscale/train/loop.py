@@ -99,8 +99,8 @@ def train_pack(
                 return tuple(result for result in ended if result is not None)
             trainer = hosts.together(
                 lambda: Trainer(folders, ended, pack, mesh or MeshConfig(), on_progress if hosts.is_first() else None,
-                                 should_stop, data_sha256, rivals or {}, launch or LaunchConfig(), evals, measure_noise),
-                "set up",
+                                 should_stop, data_sha256, rivals or {}, launch or LaunchConfig(), evals,
+                                 measure_noise), "set up",
             )  # fmt: skip
             return trainer.train(keep_weights)
     except Exception as error:

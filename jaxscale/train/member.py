@@ -93,7 +93,7 @@ class Member:
         return self.result is None
 
     def measure_noise(self, microbatch_tokens: int) -> None:
-        """Note squared gradient norms at two batch sizes in every line; where a step has one size, say so at the end."""
+        """Note squared gradient norms at two batch sizes in every line; where a step has one, say so at the end."""
         self.microbatch_tokens = microbatch_tokens
         if microbatch_tokens == self.spec.batch_seqs * self.spec.model.seq_len:
             self.unmeasured = ("not measured: a step has one microbatch; set mesh.microbatch_seqs to half the batch or "
