@@ -43,6 +43,7 @@ _HOMES = {
     "fit_downstream": "downstream",
     "fit_tradeoff": "critical",
     "fit_critical_batch": "critical",
+    "study_batches": "batch",
     "compare_sources": "composition",
     "fit_transfer": "transfer",
     "calculate_budget": "budget",

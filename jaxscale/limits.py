@@ -97,6 +97,9 @@ def _check_together(study: Study) -> None:
     for name in ("lr_horizon_exponent", "lr_batch_exponent"):
         if getattr(recipe, name) is not None and not recipe.lr_from:
             raise MisuseError(f"recipe.{name}: is read only with a sweep; give its file by --recipe.lr-from")
+    if recipe.batch_critical != 1 and not recipe.batch_from:
+        raise MisuseError("recipe.batch_critical: is read only with a measured critical batch; give its file by "
+                          "--recipe.batch-from")  # fmt: skip
     if study.seed + max(grid.seeds) > MAX_SEED:
         raise MisuseError(f"seed: {study.seed} is beyond 32 bits; use one below {MAX_SEED - max(grid.seeds)}")
     for name, budgets in (("grid.budgets", grid.budgets), ("grid.holdout", grid.holdout)):

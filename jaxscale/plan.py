@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jaxscale.batchlaw import BatchLaw, settle_batch, tell_batch
 from jaxscale.config import Grid, ModelConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_per_token
@@ -68,7 +69,8 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
     """
     _check_study(study)
     available = train_tokens or study.data.declared_train_tokens
-    rates = _read_rates(study, data_sha256)
+    rates, asked = _read_rates(study, data_sha256), study
+    study, batches = settle_batch(study, data_sha256)
     dropped: list[Dropped] = []
     chosen = {budget: _choose_sizes(study, budget, available, dropped) for budget in sorted(study.grid.budgets)}
     if study.grid.schedule == "wsd-branches":
@@ -85,11 +87,32 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
         study=study.name,
         dropped=tuple(dropped),
         assumptions=_assumptions(study, available, hardware.describe())
-        + (tell_rates(rates, [cell.spec for cell in cells if cell.role != "trunk"]) if rates else ()),
-        config=to_plain(study),
+        + _tell_laws(asked, [cell.spec for cell in cells if cell.role != "trunk"], rates, batches),
+        config=to_plain(asked),
         hardware=study.hardware,
         data_sha256=data_sha256,
     )
+
+
+def _tell_laws(
+    study: Study, specs: Sequence[RunSpec], rates: RateLaw | None, batches: BatchLaw | None
+) -> tuple[str, ...]:
+    """What there is to say of measured rates and batches, and of a noise scale that cannot be measured."""
+    told = tell_batch(batches, study, specs) if batches else ()
+    told += tell_rates(rates, specs) if rates else ()
+    if study.recipe.measure_noise and (unmeasured := _find_unmeasured(study, specs)):
+        told += (f"noise scale: {unmeasured}, where it cannot be measured; set mesh.microbatch_seqs to half the "
+                 f"smallest batch or less",)  # fmt: skip
+    return told
+
+
+def _find_unmeasured(study: Study, specs: Sequence[RunSpec]) -> str:
+    """Which cells may have no two batch sizes in a step; empty where all have."""
+    given = study.mesh.microbatch_seqs
+    if not given and parse_hardware(study.hardware).name != "cpu":
+        return "a microbatch is what fits the accelerator, which may be the whole batch"
+    single = sum((given or spec.microbatch_seqs) == spec.batch_seqs for spec in specs)
+    return f"{single} of {len(specs)} cells have one microbatch a step" if single else ""
 
 
 def _read_rates(study: Study, data_sha256: str) -> RateLaw | None:
@@ -146,7 +169,7 @@ def _check_study(study: Study) -> None:
     check_limits(study)
     if grid.spread <= 1:
         raise MisuseError(f"grid.spread: {grid.spread:g} leaves no sizes around the optimum; use 2 or more")
-    if grid.sizes_per_budget < MIN_SIZES:
+    if grid.bracket and grid.sizes_per_budget < MIN_SIZES:
         raise MisuseError(f"grid.sizes_per_budget: {grid.sizes_per_budget} sizes do not make a parabola; "
                           f"use {MIN_SIZES} or more")  # fmt: skip
     odd = [width for width in grid.widths if width % 2]
@@ -212,8 +235,10 @@ def _choose_sizes(study: Study, budget: float, available: float | None, dropped:
 
 
 def _check_bracket(study: Study, budget: float, usable: list[_Candidate], dropped: list[Dropped]) -> None:
-    """MisuseError where these sizes make no parabola, with the reasons and the way out."""
+    """MisuseError where these sizes make no parabola, with the reasons and the way out; any do without grid.bracket."""
     below, above = sum(c.x < 0 for c in usable), sum(c.x > 0 for c in usable)
+    if not study.grid.bracket and usable:
+        return
     if len(usable) < MIN_SIZES or min(below, above) < MIN_ARM:
         raise MisuseError(_cannot_bracket(study, budget, usable, below, above, dropped))
 
@@ -311,6 +336,7 @@ def _resolve(
 
 def nearest_size(study: Study, budget: float, n_params: float) -> Cell:
     """The run of the study's ladder nearest in log N to `n_params`, with the tokens that `budget` FLOPs buy it."""
+    study, _ = settle_batch(study)
     near = min(_candidates(study, budget), key=lambda c: abs(math.log(c.n_params / n_params)))
     return describe_run(_resolve(study, near, study.seed))
 
@@ -323,6 +349,7 @@ def offer_cells(study: Study, budget: float, *, train_tokens: float | None = Non
                           f"runs can be added yet; plan the next budgets as a study of their own")  # fmt: skip
     available = train_tokens or study.data.declared_train_tokens
     rates = _read_rates(study, data_sha256)
+    study, _ = settle_batch(study, data_sha256)
     return [_cell(study, c, "grid", available, 0, rates) for c in _usable(study, budget, available, [])]
 
 

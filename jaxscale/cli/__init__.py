@@ -50,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
     "downstream": Verb("downstream", "SOURCE", "task accuracy in two stages, compute to NLL to accuracy; intervals"),
     "curves": Verb("curves", "SOURCE", "loss over data alone: which family of learning curves extrapolates it"),
+    "batch": Verb("batch", "SOURCE", "batch against steps to a loss: B_crit of the loss and of D, noise scale, C_min"),
     "mup": Verb("mup", "rules|check", "the parameterization of a model; a coordinate check with a verdict"),
     "register": Verb("register", "add|score", "forecasts written down before the run, measurements beside them"),
     "bench": Verb("bench", "step|grid", "a training step beside peers; a whole grid beside a plain loop"),

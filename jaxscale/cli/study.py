@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from jaxscale.batchlaw import find_batch
 from jaxscale.cli.answer import analyse
 from jaxscale.cli.options import PlanOptions, StudyOptions, check_alone, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
@@ -186,6 +187,7 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 keep_weights=kept,
                 launch=study.launch,
                 evals=evals,
+                measure_noise=study.recipe.measure_noise,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
@@ -278,9 +280,9 @@ def _make_plan(study: Study, console: Console) -> Plan:
 def write_plan(study: Study, folder: Path, console: Console) -> Plan:
     """Plan, compare with what the folder holds, and write it there."""
     _make_folder(folder)
-    kept = _keep_plan(study, folder)
+    kept, gone = _keep_plan(study, folder)
     if kept is not None:
-        console.print(f"recipe.lr_from: {study.recipe.lr_from} is gone; the rates in {folder}/plan.json hold")
+        console.print(f"{gone}; the {'rates' if 'lr_from' in gone else 'batches'} in {folder}/plan.json hold")
         return kept
     planned, write = _make_any_plan(study, folder, console)
     if (folder / "plan.json").exists():
@@ -307,12 +309,17 @@ def _make_any_plan(study: Study, folder: Path | None, console: Console) -> tuple
     return found.grid, lambda plan: write_variant_plan(replace(found, grid=plan), Path(folder or ""))
 
 
-def _keep_plan(study: Study, folder: Path) -> Plan | None:
-    """The folder's own plan of this very study, where the sweep it took its rates from is no longer there."""
-    if not study.recipe.lr_from or find_sweep(study.recipe.lr_from).exists() or not (folder / "plan.json").exists():
-        return None
+def _keep_plan(study: Study, folder: Path) -> tuple[Plan | None, str]:
+    """The folder's own plan of this very study, where a file of its rates or batches is no longer there; which."""
+    sources = {"lr_from": find_sweep, "batch_from": find_batch}
+    paths = {name: getattr(study.recipe, name) for name in sources}
+    gone = [
+        f"recipe.{name}: {path} is gone" for name, path in paths.items() if path and not sources[name](path).exists()
+    ]
+    if not gone or not (folder / "plan.json").exists():
+        return None, ""
     planned = read_plan(folder)
-    return planned if planned.config == to_plain(study) else None
+    return planned if planned.config == to_plain(study) else None, gone[0]
 
 
 def text_is_here(config: DataConfig) -> bool:

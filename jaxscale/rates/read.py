@@ -35,7 +35,8 @@ RECIPE_KEYS = ("optimizer", "schedule", "embed_lr", "head_lr", "decay_rule")
 UNREAD = {
     "model": ("d_model", "n_layers", "parameterization", "init_scale", *COMPLETEP_KEYS),
     "recipe": ("lr", "lr_from", "lr_horizon_exponent", "lr_batch_exponent", "weight_decay", "batch_coefficient",
-               "batch_exponent", "batch_min_tokens", "batch_max_tokens", "microbatch_seqs", *EVAL_FIELDS),
+               "batch_exponent", "batch_min_tokens", "batch_max_tokens", "batch_from", "batch_critical",
+               "microbatch_seqs", *EVAL_FIELDS),
 }  # fmt: skip
 """Fields that the sweep varies, the law corrects for, or that are compared elsewhere."""
 ONLY_FOR = {"adam_lr": ("muon",), "momentum": ("sgd", "muon"), "b1": ("adamw", "muon"), "b2": ("adamw", "muon")}

@@ -85,11 +85,19 @@ class Member:
         self.flops_per_token = flops_per_token(self.spec.model)
         self.result = result
         self.loss = math.nan
+        self.microbatch_tokens, self.unmeasured = 0, ""
 
     @property
     def live(self) -> bool:
         """Whether it still trains."""
         return self.result is None
+
+    def measure_noise(self, microbatch_tokens: int) -> None:
+        """Note squared gradient norms at two batch sizes in every line; where a step has one, say so at the end."""
+        self.microbatch_tokens = microbatch_tokens
+        if microbatch_tokens == self.spec.batch_seqs * self.spec.model.seq_len:
+            self.unmeasured = ("not measured: a step has one microbatch; set mesh.microbatch_seqs to half the batch or "
+                               "less")  # fmt: skip
 
     def start(self, step: int, skipped: list[str]) -> None:
         """Note this start, drop the lines past `step`, and begin the clock."""
@@ -141,7 +149,7 @@ class Member:
             finally:
                 trackers.close()
 
-    def take(self, step: int, losses: np.ndarray, norms: np.ndarray) -> None:
+    def take(self, step: int, losses: np.ndarray, norms: np.ndarray, small_squares: np.ndarray | None = None) -> None:
         """The interval that ended at `step`: a line, or the end of a run whose loss is not finite."""
         if not self.live:
             return
@@ -152,7 +160,7 @@ class Member:
             self._end(f"training loss {losses[bad[0]]} at step {at} of {self.spec.steps}", None, None)
             return
         self.loss = float(np.mean(losses, dtype=np.float64))
-        self._write(self._line(step, float(norms[-1])))
+        self._write(self._line(step, float(norms[-1])) | self._noise(norms, small_squares))
         tokens = (step - self.clock.first_step) * self.spec.batch_seqs * self.spec.model.seq_len
         rate = tokens / max(self.clock.since_start(), 1e-9)
         flops = rate * self.flops_per_token
@@ -190,6 +198,16 @@ class Member:
             "seconds": round(self.clock.seconds(), 3),
         }
 
+    def _noise(self, norms: np.ndarray, small_squares: np.ndarray | None) -> dict[str, float]:
+        """Mean squared gradient norms of the interval at the microbatch's and the batch's size (laws.batch)."""
+        if small_squares is None:
+            return {}
+        return {
+            "grad_sq_small": float(np.mean(small_squares, dtype=np.float64)),
+            "grad_sq_big": float(np.mean(np.square(norms, dtype=np.float64))),
+            "microbatch_tokens": self.microbatch_tokens,
+        }
+
     def end(self, sums: np.ndarray, counts: np.ndarray) -> None:
         """End a run that made all its steps, given summed validation losses and targets [n, b] of every window.
 
@@ -218,6 +236,7 @@ class Member:
                 "skipped_checkpoints": self.skipped}  # fmt: skip
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
+        told |= {"noise_scale": self.unmeasured} if self.unmeasured else {}
         curve = self.folder.path / "metrics.jsonl"
         self.result = RunResult(
             run_id=spec.run_id,

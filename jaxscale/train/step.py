@@ -49,6 +49,8 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array
     grad_norm: jax.Array
+    small_squared: Any = None
+    """Mean over the step's microbatches of their gradients' squared norms; None where it is not measured."""
 
 
 class Program:
@@ -59,10 +61,10 @@ class Program:
 
     def __init__(
         self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
-        averages: bool = False, lowering: Lowering | None = None,
+        averages: bool = False, lowering: Lowering | None = None, measures: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
-        self.optimizer, self.averages = optimizer, averages
+        self.optimizer, self.averages, self.measures = optimizer, averages, measures
         platform = mesh.devices.flat[0].platform
         lowering = (
             choose_lowering(MeshConfig(), model, platform, jnp.dtype(dtype).name) if lowering is None else lowering
@@ -157,32 +159,38 @@ class Program:
     def advance(
         self, state: TrainState, windows_nbt: jax.Array, steps: jax.Array, accumulate: jax.Array, hyper: Hyper
     ) -> tuple[TrainState, StepMetrics]:
-        """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]; pure."""
+        """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]; pure.
+
+        A program that `measures` also sums the squared norms of the microbatches' gradients (laws.batch).
+        """
         optimizer = make_optimizer(self.model, state.params, hyper, self.optimizer)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
 
-        def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, Any]:
-            total, loss_sum, params_start = carry
+        def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, Any, Any]) -> tuple[Any, jax.Array, Any, Any]:
+            total, loss_sum, squares, params_start = carry
             params, start = params_start
             (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss)
-            return jax.tree.map(jnp.add, total, grads), loss_sum + loss, params_start
+            if self.measures:
+                squares = squares + optax.tree.norm(grads, squared=True)
+            return jax.tree.map(jnp.add, total, grads), loss_sum + loss, squares, params_start
 
         def one_step(i: jax.Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
             (params, opt_state, step, average), metrics = carry
             zeros = self._as_params(jax.tree.map(jnp.zeros_like, params))
-            start = (params, i * accumulate)
-            total, loss, _ = jax.lax.fori_loop(0, accumulate, add_microbatch, (zeros, jnp.float32(0), start))
+            sums, start = (zeros, jnp.float32(0), jnp.float32(0) if self.measures else None), (params, i * accumulate)
+            total, loss, squares, _ = jax.lax.fori_loop(0, accumulate, add_microbatch, (*sums, start))
             grads = jax.tree.map(lambda g: g / accumulate, total)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             rate = learning_rate(step, hyper, self.schedule)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
             average = _take_in(average, params, step, hyper) if self.averages else None
+            small = metrics.small_squared.at[i].set(squares / accumulate) if self.measures else None
             filled = StepMetrics(
-                metrics.loss.at[i].set(loss / accumulate), metrics.grad_norm.at[i].set(optax.tree.norm(grads))
+                metrics.loss.at[i].set(loss / accumulate), metrics.grad_norm.at[i].set(optax.tree.norm(grads)), small
             )
             return TrainState(params, opt_state, step + 1, average), filled
 
-        empty = StepMetrics(jnp.zeros(self.slots), jnp.zeros(self.slots))
+        empty = StepMetrics(*(jnp.zeros(self.slots) for _ in range(3 if self.measures else 2)))
         return jax.lax.fori_loop(0, steps, one_step, (state, empty))
 
     def sum_losses(self, params: Any, windows_nbt: jax.Array, mask_nbt: jax.Array) -> jax.Array:
@@ -224,13 +232,13 @@ def _contains(keys: tuple[str, ...], name: tuple[str, ...]) -> bool:
 @lru_cache(maxsize=64)
 def make_program(
     model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
-    averages: bool = False, lowering: Lowering | None = None,
+    averages: bool = False, lowering: Lowering | None = None, measures: bool = False,
 ) -> Program:  # fmt: skip
     """The program for these shapes and this optimizer, made once a process.
 
     Give `model` without its init scales (`strip_init`) where models of several are to share it.
     """
-    return Program(model, schedule, slots, mesh, dtype, optimizer, averages, lowering)
+    return Program(model, schedule, slots, mesh, dtype, optimizer, averages, lowering, measures)
 
 
 def strip_init(model: ModelConfig) -> ModelConfig:

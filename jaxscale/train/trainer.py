@@ -73,14 +73,13 @@ class _Sent(NamedTuple):
 
 
 class _Interval(NamedTuple):
-    """A logging interval up to `step`: losses and gradient norms [members, steps].
+    """A logging interval up to `step`: losses, gradient norms and what else `Engine.fetch` gives, [members, steps].
 
     `state` is the one after it, where the run pauses there; elsewhere the device is further already.
     """
 
     step: int
-    losses: np.ndarray
-    norms: np.ndarray
+    metrics: tuple[np.ndarray, ...]
     state: TrainState | None
 
 
@@ -99,6 +98,7 @@ class Trainer:
         rivals: Mapping[str, Mapping[str, bool]],
         launch: LaunchConfig,
         evals: Evals | None,
+        measure_noise: bool,
     ) -> None:
         specs = [folder.spec for folder in folders]
         self.spec, self.config, self.should_stop = specs[0], mesh_config, should_stop
@@ -117,7 +117,10 @@ class Trainer:
         way: Way = cast(Way, pack.pack.way) if pack else "process"
         microbatch_seqs = count_microbatch(self.spec, way, mesh_config, dtype)
         self.layout = lay_out(self.spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
-        self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype)
+        self.measures = measure_noise and self.layout.accumulate > 1
+        self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype, self.measures)
+        for member in self.members if measure_noise else ():
+            member.measure_noise(microbatch_seqs * self.spec.model.seq_len)
         self.saved_at, self.stop, self.save = 0.0, False, False
         self.evaluation = Evaluation(evals, self.members, self.engine, self.tokens, mesh_config, dtype, self._compiling)
 
@@ -159,7 +162,7 @@ class Trainer:
         spec, config = self.spec, replace(self.config, compile_cache="")
         way = self.pack and (self.pack.pack.way, len(self.members))
         key = repr((program, strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0,
-                    spec.microbatch_seqs, self.layout.slots, way, config))  # fmt: skip
+                    spec.microbatch_seqs, self.layout.slots, way, config, self.measures))  # fmt: skip
         return compile_alone(self.config.compile_cache, key, self.should_stop)
 
     def _begin(self) -> TrainState:
@@ -204,8 +207,8 @@ class Trainer:
             for member in self.members:
                 files.enter_context(member.writing())
             for interval in self._intervals(state, step):
-                for member, losses, norms in zip(self.members, interval.losses, interval.norms, strict=True):
-                    member.take(interval.step, losses, norms)
+                for member, *own in zip(self.members, *interval.metrics, strict=True):
+                    member.take(interval.step, *own)
                 for member in self.members:
                     member.stop_if_hopeless()
                 if interval.state is not None:
@@ -261,7 +264,7 @@ class Trainer:
 
     def _intervals(self, state: TrainState, step: int) -> Iterator[_Interval]:
         """The logging intervals from `step` on, in order. The device runs ahead of them, but where the run pauses."""
-        spec, ahead, parts = self.spec, deque[_Sent](), list[tuple[np.ndarray, np.ndarray]]()
+        spec, ahead, parts = self.spec, deque[_Sent](), list[tuple[np.ndarray, ...]]()
         for first, staged, count in self._staged(step):
             live = np.array([member.live for member in self.members])
             state, metrics = self.engine.step(state, staged, live, count)
@@ -274,9 +277,9 @@ class Trainer:
                 sent = ahead.popleft()
                 parts.append(self.engine.fetch(sent.metrics, sent.steps))
                 if sent.ends_interval:
-                    losses, norms = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+                    metrics_of_line = tuple(np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
                     parts = []
-                    yield _Interval(sent.step, losses, norms, None if ahead or not pause else state)
+                    yield _Interval(sent.step, metrics_of_line, None if ahead or not pause else state)
 
     def _pauses_at(self, step: int) -> bool:
         """Whether the state after the interval that ends at `step` is wanted; asks once whether to stop.
