@@ -35,6 +35,8 @@ SPIKE_TAIL = 0.05
 def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observations:
     """Evidence of a study folder: N (total parameters), D, C (exact FLOPs), loss (nats per token), and more.
 
+    U are the unique tokens that a run read. Where the text has several sources there are columns loss:NAME (and its
+    standard error and tokens), where they were mixed share:NAME of the training tokens and epochs:NAME.
     Rows keep the plan's order; `role` tells grid from holdout. A folder without plan.json, as `train_run` alone
     leaves it, is read by its run folders, all of role grid. Raises MisuseError when finished runs differ
     in one of `KINDS` and `allow_mixed` is false, naming what differs.
@@ -49,7 +51,11 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     refused = tuple({"run_id": status.cell.run_id, "reason": reason} for status, reason in reasons if reason)
     if not allow_mixed:
         _check_kinds([status.result for status in kept if status.result])
-    frame = pd.DataFrame([_row(status) for status in kept], columns=list(_COLUMNS))
+    rows = [_row(status) | _by_source(status.result) for status in kept]
+    sources = sorted({name for row in rows for name in row} - set(_COLUMNS), key=_order_column)
+    frame = pd.DataFrame(rows, columns=[*_COLUMNS, *sources])
+    if shares := [name for name in sources if name.startswith("share:")]:
+        frame[shares] = frame[shares].fillna(0.0)
     text = frame.to_csv(index=False)
     source = {
         "path": str(folder),
@@ -71,7 +77,9 @@ _COLUMNS = (
 def _row(status: CellStatus) -> dict[str, Any]:
     cell, result = status.cell, status.result
     assert result is not None
-    unique = cell.spec.tokens if cell.epochs is None or cell.epochs <= 1 else round(cell.spec.tokens / cell.epochs)
+    unique = result.provenance.get("unique_tokens")
+    if unique is None:  # a run of before it was noted
+        unique = cell.spec.tokens if cell.epochs is None or cell.epochs <= 1 else round(cell.spec.tokens / cell.epochs)
     values = (
         cell.run_id, cell.role, cell.spec.budget_flops, float(result.n_params),
         float(result.n_params_non_embedding), float(result.tokens), result.flops, result.loss,
@@ -80,6 +88,25 @@ def _row(status: CellStatus) -> dict[str, Any]:
         cell.spec.parent or cell.run_id, cell.spec.family,
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _by_source(result: RunResult | None) -> dict[str, float]:
+    """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME; of a mixture share:NAME and
+    epochs:NAME."""
+    assert result is not None
+    row = {}
+    for name, told in result.losses.items() if len(result.losses) > 1 else ():
+        row |= {f"loss:{name}": told["loss"], f"loss_std_error:{name}": told["std_error"]}
+        row |= {f"val_tokens:{name}": told["tokens"]}
+    for name, told in result.provenance.get("mixture", {}).items():
+        row |= {f"share:{name}": told["share"], f"epochs:{name}": told["epochs"]}
+    return row
+
+
+def _order_column(name: str) -> tuple[int, str]:
+    kinds = ("share", "epochs", "loss", "loss_std_error", "val_tokens")
+    kind, _, source = name.partition(":")
+    return kinds.index(kind), source
 
 
 def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:

@@ -45,6 +45,7 @@ __all__ = [
 
 EXECUTION_FIELDS = ("mesh", "launch", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
+SHOWN_SOURCES = 40
 LOOKING_FIELDS = ("data.cache", *(f"recipe.{name}" for name in EVAL_FIELDS))
 """Others of that kind, inside of parts that decide the rest."""
 
@@ -200,9 +201,26 @@ def data(argv: list[str]) -> int:
     info = build_data(options.study.data, console)
     for name, value in info.items():
         console.print(f"{name:>22}  {value}", soft_wrap=True, markup=False)
+    sources = _print_sources(options.study.data, console)
     if options.out is not None:
-        write_json(options.out, json.dumps({"schema": "jaxscale.data/1", "rows": [info]}, indent=1))
+        plain = {"schema": "jaxscale.data/1", "rows": [info], "sources": sources}
+        write_json(options.out, json.dumps(plain, indent=1))
     return 0
+
+
+def _print_sources(config: DataConfig, console: Console) -> list[dict[str, Any]]:
+    """What each source gives and what of it is read; a long list is cut for people, not for programs."""
+    from jaxscale.data.select import count_read
+    from jaxscale.data.tokens import build_tokens
+    from jaxscale.tables import render_table
+
+    rows = count_read(build_tokens(config))
+    told = [(r["source"], r["documents"], r["train_tokens"], r["read_tokens"], r["share"], r["val_tokens"]) for r in rows]
+    header = ("source", "documents", "train tokens", "read", "share", "validation tokens")
+    table = render_table(f"{len(rows)} sources", header, told[:SHOWN_SOURCES])
+    more = f"\n... and {len(rows) - SHOWN_SOURCES} more" if len(rows) > SHOWN_SOURCES else ""
+    console.print(f"{table}{more}", soft_wrap=True, markup=False)
+    return rows
 
 
 @contextmanager
