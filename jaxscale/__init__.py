@@ -45,6 +45,8 @@ _HOMES = {
     "fit_critical_batch": "critical",
     "compare_sources": "composition",
     "fit_transfer": "transfer",
+    "study_sources": "bysource",
+    "find_mixture": "mixing",
     "calculate_budget": "budget",
     "compare_models": "budget",
     "constrain_optimum": "constrain",

@@ -94,7 +94,7 @@ def _by_source(result: RunResult | None) -> dict[str, float]:
     """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME; of a mixture share:NAME and
     epochs:NAME."""
     assert result is not None
-    row = {}
+    row: dict[str, float] = {}
     for name, told in result.losses.items() if len(result.losses) > 1 else ():
         row |= {f"loss:{name}": told["loss"], f"loss_std_error:{name}": told["std_error"]}
         row |= {f"val_tokens:{name}": told["tokens"]}

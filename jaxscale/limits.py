@@ -110,11 +110,11 @@ def _check_data(study: Study) -> None:
     data = study.data
     for pattern, weight in data.mixture:
         if not (math.isfinite(weight) and weight > 0):
-            raise MisuseError(f"data.mixture: weight {weight:g} of {pattern!r} is not a positive number; leave a source "
-                              f"out that is not to be trained on")  # fmt: skip
+            raise MisuseError(f"data.mixture: weight {weight:g} of {pattern!r} is not a positive number; a source that "
+                              f"is not to be trained on is left out")  # fmt: skip
     if data.quality_keep != 1 and not data.quality_from:
-        raise MisuseError(f"data.quality_keep: {data.quality_keep:g} is read only with data.quality_from, the text that "
-                          f"documents are to be like; give both")  # fmt: skip
+        raise MisuseError(f"data.quality_keep: {data.quality_keep:g} is read only with data.quality_from, the text "
+                          f"that documents are to be like; give both")  # fmt: skip
 
 
 def _check_branches(study: Study) -> None:

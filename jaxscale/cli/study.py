@@ -215,9 +215,9 @@ def _print_sources(config: DataConfig, console: Console) -> list[dict[str, Any]]
     from jaxscale.tables import render_table
 
     rows = count_read(build_tokens(config))
-    told = [(r["source"], r["documents"], r["train_tokens"], r["read_tokens"], r["share"], r["val_tokens"]) for r in rows]
-    header = ("source", "documents", "train tokens", "read", "share", "validation tokens")
-    table = render_table(f"{len(rows)} sources", header, told[:SHOWN_SOURCES])
+    header = ("source", "documents", "train_tokens", "read_tokens", "share", "val_tokens")
+    told = [[row[name] for name in header] for row in rows[:SHOWN_SOURCES]]
+    table = render_table(f"{len(rows)} sources", [name.replace("_", " ") for name in header], told)
     more = f"\n... and {len(rows) - SHOWN_SOURCES} more" if len(rows) > SHOWN_SOURCES else ""
     console.print(f"{table}{more}", soft_wrap=True, markup=False)
     return rows

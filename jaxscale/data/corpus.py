@@ -97,8 +97,8 @@ def _match_pattern(pattern: str, field: str) -> list[Path]:
         missing = f"pattern {pattern!r} matches no file"
     found = [Path(name) for name in glob.glob(expanded, recursive=True) if os.path.isfile(name)]
     if not found:
-        other = "leave data.files empty for the Python standard library's sources" if field == "files" else "leave it out"
-        raise MisuseError(f"data.{field}: {missing} (looked from {os.getcwd()}); correct the path, or {other}")
+        other = "data.files empty for the Python standard library's sources" if field == "files" else "it out"
+        raise MisuseError(f"data.{field}: {missing} (looked from {os.getcwd()}); correct the path, or leave {other}")
     return found
 
 

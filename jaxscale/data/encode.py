@@ -222,7 +222,7 @@ def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
     if not kept and not held:
         raise MisuseError(f"{corpus.description}: holds no text; name other files in data.files")
     if kept and config.val_files:
-        raise MisuseError(f"data.val_files {', '.join(config.val_files)}: hold no text to validate on; name other files")
+        raise MisuseError(f"data.val_files {', '.join(config.val_files)}: hold no text to validate on; name others")
     side = "held out for validation" if kept else "left for training"
     raise MisuseError(f"{corpus.description}: of {kept + held} documents none is {side} at data.val_fraction "
                       f"{config.val_fraction:g}; change it, give more text, or lower data.document_bytes "

@@ -24,8 +24,8 @@ def check_mixture(mixture: Sequence[tuple[str, float]]) -> None:
     patterns = [pattern for pattern, _ in mixture]
     for pattern, weight in mixture:
         if not (math.isfinite(weight) and weight > 0):
-            raise MisuseError(f"data.mixture: weight {weight:g} of {pattern!r} is not a positive number; leave a source "
-                              f"out that is not to be trained on")  # fmt: skip
+            raise MisuseError(f"data.mixture: weight {weight:g} of {pattern!r} is not a positive number; a source that "
+                              f"is not to be trained on is left out")  # fmt: skip
         if patterns.count(pattern) > 1:
             raise MisuseError(f"data.mixture: {pattern!r} is there twice; name it once, with the sum of its weights")
 

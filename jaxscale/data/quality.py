@@ -94,7 +94,7 @@ def _score(files: TokenFiles, reference: Sequence[bytes]) -> NDArray[np.float32]
     p = _count(map(count_ngrams, reference))
     if not p.any():
         raise MisuseError("data.quality_from: no word in all of it; name files with text like the one that is wanted")
-    seen = {int(number): count_ngrams(text) for number, text in zip(sample, _decode(files, lengths, sample), strict=True)}
+    seen = dict(zip(sample.tolist(), map(count_ngrams, _decode(files, lengths, sample)), strict=True))
     ratio = _log_frequencies(p) - _log_frequencies(_count(seen.values()))
     others = np.setdiff1d(np.arange(len(lengths)), sample)
     scores = np.empty(len(lengths), np.float32)

@@ -127,8 +127,8 @@ def _make_part(
         wanted, available = round(config.unique_tokens * share), int(lengths.sum())
         if wanted > available:
             of = f"{wanted} of them are to come from {name}, which" if config.mixture else name
-            raise MisuseError(f"data.unique_tokens {config.unique_tokens:g}: {of} has only {available}; ask for at most "
-                              f"{int(available / share)}")  # fmt: skip
+            raise MisuseError(f"data.unique_tokens {config.unique_tokens:g}: {of} has only {available}; ask for at "
+                              f"most {int(available / share)}")  # fmt: skip
         order = np.argsort(text.hashes[chosen], kind="stable")
         starts, lengths = cut_pieces_to(starts[order], lengths[order], wanted)
     starts, lengths = join_pieces(starts, lengths)
@@ -151,7 +151,8 @@ def count_read(files: TokenFiles) -> list[dict[str, Any]]:
     rows, end = {}, 0
     for number in _order_in_file(files):
         one, start, end = files.sources[number], end, end + files.sources[number].train_tokens
-        read, share = (0, 0.0) if files.parts else (one.train_tokens, one.train_tokens / max(files.info.train_tokens, 1))
+        read = 0 if files.parts else one.train_tokens
+        share = read / files.info.train_tokens
         for part in (part for part in files.parts if number in part.sources):
             low, high = np.maximum(part.text.starts, start), np.minimum(part.text.starts + part.text.lengths, end)
             read = int(np.maximum(high - low, 0).sum())

@@ -75,8 +75,8 @@ def _check_config(config: DataConfig) -> None:
         raise MisuseError(f"data.document_bytes {config.document_bytes}: at least {LEAST_DOCUMENT_BYTES}, "
                           f"as in 65536")  # fmt: skip
     if config.quality_keep != 1 and not config.quality_from:
-        raise MisuseError(f"data.quality_keep {config.quality_keep:g}: is read only with data.quality_from, the text that "
-                          f"documents are to be like; give both")  # fmt: skip
+        raise MisuseError(f"data.quality_keep {config.quality_keep:g}: is read only with data.quality_from, the text "
+                          f"that documents are to be like; give both")  # fmt: skip
     if not 0 < config.quality_keep <= 1:
         raise MisuseError(f"data.quality_keep {config.quality_keep:g}: a share above 0 and up to 1, as in 0.5")
     if config.unique_tokens is not None and not config.unique_tokens >= 2:
