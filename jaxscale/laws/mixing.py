@@ -25,8 +25,8 @@ class Mixing:
     """The loss on one text: floor c, height k, and a slope t for each source by name.
 
     >>> law = Mixing(c=1.0, k=2.0, t={"web": 0.0, "code": -np.log(2)})
-    >>> law.loss({"web": 1.0}), round(float(law.loss({"code": 1.0})), 9)
-    (3.0, 2.0)
+    >>> [round(float(law.loss({name: 1.0})), 9) for name in ("web", "code")]
+    [3.0, 2.0]
     """
 
     c: float
