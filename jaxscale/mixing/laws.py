@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,29 @@ REACH = (0.3, 1.0, 3.0, 8.0)
 
 @dataclass(frozen=True, eq=False)
 class LawFit:
-    """A law a text. `best` (k,) and its rounds `draws` (R, k); `rms` in nats of the weighted loss."""
+    """A law a text: theta (P,) of each, and its bootstrap rounds (R, P)."""
 
     data: Mixtures
     weights: np.ndarray
     thetas: tuple[np.ndarray, ...]
-    best: np.ndarray
-    draws: np.ndarray
-    rms: float
+    rounds: tuple[np.ndarray, ...]
+
+    @cached_property
+    def best(self) -> np.ndarray:
+        """Shares (k,) that minimise the weighted loss."""
+        return np.asarray(_minimise(self.thetas, self.data, self.weights)[0])
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """Those of the rounds (R, k)."""
+        return _minimise(self.rounds, self.data, self.weights)
+
+    @property
+    def rms(self) -> float:
+        """Deviation of a run's weighted loss from the law, nats."""
+        miss = self.data.y @ self.weights - self.predict(self.data.w, self.data.cells)
+        dof = max(len(miss) - self.data.cells.shape[1] - self.data.w.shape[1], 1)
+        return float(np.sqrt((miss**2).sum() / dof))
 
     def predict(self, w: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Weighted loss (n,) at shares (n, k) and sizes as columns of 0 and 1 (n, sizes)."""
@@ -55,13 +71,8 @@ def fit_laws(data: Mixtures, weights: np.ndarray, bootstrap: int, seed: int) -> 
     """The laws of a budget with k + 2 different mixtures or more."""
     model = _model(data.w, data.cells)
     thetas = tuple(_solve(model, data, y).theta[0] for y in data.y.T)
-    best = _minimise(thetas, data, weights)[0]
     rounds = tuple(redraw(model, theta, y, bootstrap, seed) for theta, y in zip(thetas, data.y.T, strict=True))
-    draws = _minimise(rounds, data, weights) if len(rounds[0]) else np.empty((0, len(best)))
-    fit = LawFit(data, weights, thetas, best, draws, 0.0)
-    miss = data.y @ weights - fit.predict(data.w, data.cells)
-    dof = max(len(miss) - data.cells.shape[1] - data.w.shape[1], 1)
-    return LawFit(data, weights, thetas, best, draws, float(np.sqrt((miss**2).sum() / dof)))
+    return LawFit(data, weights, thetas, rounds)
 
 
 def _model(w: np.ndarray, cells: np.ndarray) -> Model:
