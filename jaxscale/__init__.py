@@ -46,6 +46,8 @@ _HOMES = {
     "study_batches": "batch",
     "compare_sources": "composition",
     "fit_transfer": "transfer",
+    "study_sources": "bysource",
+    "find_mixture": "mixing",
     "calculate_budget": "budget",
     "compare_models": "budget",
     "constrain_optimum": "constrain",

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.flops import count_params
 from jaxscale.plain import read_lines
 from jaxscale.resolve import describe_run
-from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Observations, Plan, read_spec, run_dir
+from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Observations, Plan, RunResult, read_spec, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.tuning import read_tuning
 
@@ -36,6 +35,8 @@ SPIKE_TAIL = 0.05
 def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observations:
     """Evidence of a study folder: N (total parameters), D, C (exact FLOPs), loss (nats per token), and more.
 
+    U are the unique tokens that a run read. Where the text has several sources there are columns loss:NAME (and its
+    standard error and tokens), where they were mixed share:NAME of the training tokens and epochs:NAME.
     Rows keep the plan's order; `role` tells grid from holdout. Of a study with variants there is a row for each run
     and `variant` that it serves, with the speed, rate and batch of the run. N counts the parameters that a token
     passes through, `N_total` all; they differ with experts only. A folder without plan.json, as `train_run` alone
@@ -53,8 +54,13 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     if not allow_mixed:
         _check_kinds(kept)
     varied = any(cell.variants for cell in cells)
-    rows = [row for status in kept for row in (_variant_rows(status) if varied else [_row(status)])]
-    frame = pd.DataFrame(rows, columns=[*_COLUMNS, *(_VARIANT_COLUMNS if varied else ())])
+    rows = [row | _by_source(status.result)
+            for status in kept for row in (_variant_rows(status) if varied else [_row(status)])]  # fmt: skip
+    known = [*_COLUMNS, *(_VARIANT_COLUMNS if varied else ())]
+    sources = sorted({name for row in rows for name in row} - set(known), key=_order_column)
+    frame = pd.DataFrame(rows, columns=[*known, *sources])
+    if shares := [name for name in sources if name.startswith("share:")]:
+        frame[shares] = frame[shares].fillna(0.0)
     text = frame.to_csv(index=False)
     source = {
         "path": str(folder),
@@ -96,17 +102,36 @@ def _variant_rows(status: CellStatus) -> list[dict[str, Any]]:
 def _row(status: CellStatus) -> dict[str, Any]:
     cell, result = status.cell, status.result
     assert result is not None
-    counts = count_params(cell.spec.model)
-    idle = counts["total"] - counts.get("active", counts["total"])  # of experts that a token does not pass through
-    unique = cell.spec.tokens if cell.epochs is None or cell.epochs <= 1 else round(cell.spec.tokens / cell.epochs)
+    unique = result.provenance.get("unique_tokens")
+    if unique is None:  # a run of before it was noted
+        unique = cell.spec.tokens if cell.epochs is None or cell.epochs <= 1 else round(cell.spec.tokens / cell.epochs)
     values = (
-        cell.run_id, cell.role, cell.spec.budget_flops, float(result.n_params - idle),
-        float(result.n_params_non_embedding - idle), float(result.tokens), result.flops, result.loss,
+        cell.run_id, cell.role, cell.spec.budget_flops, float(result.n_params),
+        float(result.n_params_non_embedding), float(result.tokens), result.flops, result.loss,
         result.loss_std_error, result.bits_per_byte, result.train_loss, cell.spec.seed, float(unique),
         cell.spec.model.d_model, cell.spec.model.n_layers, cell.flops_6nd, cell.spec.steps, result.seconds,
         cell.spec.parent or cell.run_id, cell.spec.family,
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _by_source(result: RunResult | None) -> dict[str, float]:
+    """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME; of a mixture share:NAME and
+    epochs:NAME."""
+    assert result is not None
+    row: dict[str, float] = {}
+    for name, told in result.losses.items() if len(result.losses) > 1 else ():
+        row |= {f"loss:{name}": told["loss"], f"loss_std_error:{name}": told["std_error"]}
+        row |= {f"val_tokens:{name}": told["tokens"]}
+    for name, told in result.provenance.get("mixture", {}).items():
+        row |= {f"share:{name}": told["share"], f"epochs:{name}": told["epochs"]}
+    return row
+
+
+def _order_column(name: str) -> tuple[int, str]:
+    kinds = ("share", "epochs", "loss", "loss_std_error", "val_tokens")
+    kind, _, source = name.partition(":")
+    return kinds.index(kind), source
 
 
 def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:

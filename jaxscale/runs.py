@@ -312,6 +312,9 @@ class RunResult:
     """Model FLOPs utilization: `flops_per_s` over the bf16 peak of all chips; None on CPU and unknown chips."""
     metrics_sha256: str = ""
     """Of the finished metrics.jsonl; empty in results of before it was noted."""
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Validation loss by source: {source: {"loss", "tokens", "std_error"}}, nats per token; its mean weighted by tokens
+    is `loss`. Empty where the token files do not tell their sources, or have too many."""
 
     @property
     def paid_flops(self) -> float:

@@ -51,6 +51,8 @@ VERBS: dict[str, Verb] = {
     "downstream": Verb("downstream", "SOURCE", "task accuracy in two stages, compute to NLL to accuracy; intervals"),
     "curves": Verb("curves", "SOURCE", "loss over data alone: which family of learning curves extrapolates it"),
     "batch": Verb("batch", "SOURCE", "batch against steps to a loss: B_crit of the loss and of D, noise scale, C_min"),
+    "mixture": Verb("mixture", "SOURCE", "the best shares of several sources, from runs of a few mixtures"),
+    "sources": Verb("mixture", "SOURCE", "several sources: one exponent or one each, and loss to loss"),
     "mup": Verb("mup", "rules|check", "the parameterization of a model; a coordinate check with a verdict"),
     "register": Verb("register", "add|score", "forecasts written down before the run, measurements beside them"),
     "bench": Verb("bench", "step|grid", "a training step beside peers; a whole grid beside a plain loop"),

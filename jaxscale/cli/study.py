@@ -54,6 +54,7 @@ __all__ = [
 
 EXECUTION_FIELDS = ("mesh", "launch", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
+SHOWN_SOURCES = 40
 LOOKING_FIELDS = ("data.cache", *(f"recipe.{name}" for name in EVAL_FIELDS))
 """Others of that kind, inside of parts that decide the rest."""
 
@@ -219,13 +220,31 @@ def data(argv: list[str]) -> int:
     texts: dict[DataConfig, dict[str, Any]] = {}
     for name, own in vary_study(options.study).items():
         texts.setdefault(own.data, {"variants": []})["variants"].append(name)
-    rows = [build_data(data, console) | told for data, told in (texts or {options.study.data: {}}).items()]
-    for info in rows:
-        for name, value in info.items():
+    rows, sources = [], []
+    for config, told in (texts or {options.study.data: {}}).items():
+        rows.append(build_data(config, console) | told)
+        for name, value in rows[-1].items():
             console.print(f"{name:>22}  {value}", soft_wrap=True, markup=False)
+        sources += [source | told for source in _print_sources(config, console)]
     if options.out is not None:
-        write_json(options.out, json.dumps({"schema": "jaxscale.data/1", "rows": rows}, indent=1))
+        plain = {"schema": "jaxscale.data/1", "rows": rows, "sources": sources}
+        write_json(options.out, json.dumps(plain, indent=1))
     return 0
+
+
+def _print_sources(config: DataConfig, console: Console) -> list[dict[str, Any]]:
+    """What each source gives and what of it is read; a long list is cut for people, not for programs."""
+    from jaxscale.data.select import count_read
+    from jaxscale.data.tokens import build_tokens
+    from jaxscale.tables import render_table
+
+    rows = count_read(build_tokens(config))
+    header = ("source", "documents", "train_tokens", "read_tokens", "share", "val_tokens")
+    told = [[row[name] for name in header] for row in rows[:SHOWN_SOURCES]]
+    table = render_table(f"{len(rows)} sources", [name.replace("_", " ") for name in header], told)
+    more = f"\n... and {len(rows) - SHOWN_SOURCES} more" if len(rows) > SHOWN_SOURCES else ""
+    console.print(f"{table}{more}", soft_wrap=True, markup=False)
+    return rows
 
 
 @contextmanager

@@ -83,7 +83,10 @@ class Engine(Protocol):
         float32 [m, steps] each; waits for them."""
 
     def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Summed loss of every window [m, n, b], from windows [n, b, t + 1] and mask [n, b, t]."""
+        """Summed loss of every window [m, n, b], from windows [n, b, t + 1] and mask [n, b, t].
+
+        Of several masks a window, [n, b, k, t], a sum for each, [m, n, b, k].
+        """
 
 
 class Single:

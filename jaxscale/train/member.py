@@ -17,7 +17,9 @@ import jax
 import numpy as np
 
 from jaxscale.config import LaunchConfig
-from jaxscale.data.files import DataInfo
+from jaxscale.data.attribution import Validation
+from jaxscale.data.files import TokenFiles
+from jaxscale.data.select import describe_reading
 from jaxscale.flops import count_params, flops_per_token
 from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
 from jaxscale.runs import RunResult, State
@@ -72,14 +74,15 @@ class Member:
         self,
         folder: RunFolder,
         result: RunResult | None,
-        info: DataInfo,
+        text: TokenFiles,
         dtype: Any,
         pack: dict[str, Any] | None,
         on_progress: Callable[[Progress], None] | None,
         stopper: Stopper | None = None,
         launch: LaunchConfig | None = None,
     ) -> None:
-        self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
+        self.folder, self.spec, self.text, self.dtype, self.pack = folder, folder.spec, text, dtype, pack
+        self.info = text.info
         self.on_progress, self.stopper, self.launch = on_progress, stopper, launch or LaunchConfig()
         self.hyper: Any = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))  # type: ignore[arg-type]
         self.flops_per_token = flops_per_token(self.spec.model)
@@ -208,22 +211,24 @@ class Member:
             "microbatch_tokens": self.microbatch_tokens,
         }
 
-    def end(self, sums: np.ndarray, counts: np.ndarray) -> None:
-        """End a run that made all its steps, given summed validation losses and targets [n, b] of every window.
+    def end(self, sums: np.ndarray, validation: Validation) -> None:
+        """End a run that made all its steps, given the summed loss of every window [n], or of its masks [n, k].
 
         Its loss is the exact mean over the validation tokens, nats per token; beside it the standard error over
-        windows.
+        windows, and both by source.
         """
+        counts, losses = validation.counts, validation.split_sums(sums)
+        sums = sums if sums.ndim == 1 else sums[:, 0]
         mean = float(sums.sum() / counts.sum())
         if not math.isfinite(mean):
             self._end(f"validation loss {mean} after step {self.spec.steps}", None, None)
             return
-        deviations = (sums - mean * counts).ravel()
-        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()))
+        deviations = sums - mean * counts
+        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()), losses=losses)
 
     def _end(
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
-        more: dict[str, Any] | None = None,
+        more: dict[str, Any] | None = None, losses: dict[str, dict[str, float]] | None = None,
     ) -> None:  # fmt: skip
         if hosts.is_first():
             self.folder.mend_curve()
@@ -233,7 +238,8 @@ class Member:
         begun = spec.parent_step
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
         told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
-                "skipped_checkpoints": self.skipped}  # fmt: skip
+                "val_sha256": self.text.val_sha256, "skipped_checkpoints": self.skipped}  # fmt: skip
+        told |= describe_reading(self.text, tokens)
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
         told |= {"noise_scale": self.unmeasured} if self.unmeasured else {}
@@ -259,6 +265,7 @@ class Member:
             begun_step=begun,
             mfu=find_mfu(rate * self.flops_per_token),
             metrics_sha256=hash_file(curve) if curve.exists() else "",
+            losses=losses or {},
         )
         if hosts.is_first():
             self.folder.write_result(self.result)

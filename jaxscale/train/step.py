@@ -194,18 +194,23 @@ class Program:
         return jax.lax.fori_loop(0, steps, one_step, (state, empty))
 
     def sum_losses(self, params: Any, windows_nbt: jax.Array, mask_nbt: jax.Array) -> jax.Array:
-        """Summed loss of every window, float32 [n, b], over targets where the mask is 1; pure."""
+        """Summed loss of every window, float32 [n, b], over targets where the mask is 1; pure.
+
+        With several masks a window, mask [n, b, m, t], a sum for each, [n, b, m].
+        """
 
         def one(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             windows_bt, mask_bt = batch
             losses_bt, _ = self.apply(params, windows_bt)
+            if mask_bt.ndim == 3:
+                losses_bt = losses_bt[:, None]
             return jnp.sum(losses_bt * mask_bt, axis=-1)
 
         return jax.lax.map(one, (windows_nbt, mask_nbt))
 
     def put_batch(self, windows: np.ndarray, rows: int | None = None) -> jax.Array:
-        """This process's rows [n, local_rows, t] as one global array split over the batch axes."""
-        shape = None if rows is None else (windows.shape[0], rows, windows.shape[2])
+        """This process's rows [n, local_rows, ...] as one global array split over the batch axes."""
+        shape = None if rows is None else (windows.shape[0], rows, *windows.shape[2:])
         return jax.make_array_from_process_local_data(self.batch_sharding, windows, shape)
 
     def local_rows(self, rows: int) -> tuple[int, int]:
