@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxscale.config import LaunchConfig
 from jaxscale.data.files import DataInfo
-from jaxscale.flops import count_params, flops_per_token
+from jaxscale.flops import VALIDATION_DRAWS, count_params, flops_per_token
 from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
 from jaxscale.runs import RunResult, State
 from jaxscale.sweep import hash_file
@@ -188,18 +188,20 @@ class Member:
             "seconds": round(self.clock.seconds(), 3),
         }
 
-    def end(self, sums: np.ndarray, counts: np.ndarray) -> None:
+    def end(self, sums: np.ndarray, counts: np.ndarray, drawn: float | None = None) -> None:
         """End a run that made all its steps, given summed validation losses and targets [n, b] of every window.
 
         Its loss is the exact mean over the validation tokens, nats per token; beside it the standard error over
-        windows.
+        windows. Under masked diffusion it is an estimate of a bound, and `drawn` the part of its error that comes from
+        the masks: the standard error over windows, each with masks of its own, includes it.
         """
         mean = float(sums.sum() / counts.sum())
         if not math.isfinite(mean):
             self._end(f"validation loss {mean} after step {self.spec.steps}", None, None)
             return
         deviations = (sums - mean * counts).ravel()
-        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()))
+        bound = {} if drawn is None else {"bound": {"draws": VALIDATION_DRAWS, "std_error_of_masks": float(drawn)}}
+        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()), more=bound)
 
     def _end(
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
@@ -212,8 +214,8 @@ class Member:
         seconds = self.clock.seconds() - self.inherited_s
         begun = spec.parent_step
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
-        told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
-                "skipped_checkpoints": self.skipped}  # fmt: skip
+        told = {"objective": spec.model.objective, "tokenizer": spec.data.tokenizer,
+                "val_tokens": self.info.val_tokens, "skipped_checkpoints": self.skipped}  # fmt: skip
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
         curve = self.folder.path / "metrics.jsonl"

@@ -247,10 +247,10 @@ class Trainer:
         elif keep_weights:
             self._keep_weights(state)
         self.evaluation.run(state, self.spec.steps)
-        sums, counts = self._validate(state)
+        sums, counts, drawn = self._validate(state)
         for i, member in enumerate(self.members):
             if member.live:
-                member.end(sums[i], counts)
+                member.end(sums[i], counts, None if drawn is None else drawn[i])
 
     def _keep_weights(self, state: TrainState) -> None:
         for i, member in enumerate(self.members):
@@ -319,8 +319,11 @@ class Trainer:
             yield step, windows.reshape(len(seeds), -1, rows, seq_len + 1)
             step += windows.shape[1]
 
-    def _validate(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-        """Summed validation loss [members, n, b] and targets [n, b] of every window."""
+    def _validate(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Summed validation loss [members, n, b] and targets [n, b] of every window.
+
+        And the standard error [members] that the mean has from the masks that were drawn; None where none are.
+        """
         windows, mask = validation_windows(self.tokens.val, self.spec.model.seq_len)
         replicas = self.engine.replicas
         rows = math.ceil(EVAL_SEQS / replicas) * replicas
@@ -329,4 +332,8 @@ class Trainer:
         mask = np.pad(mask, ((0, pad), (0, 0))).reshape(-1, rows, mask.shape[1])
         with self._compiling("validate"):
             sums = self.engine.evaluate(state, windows, mask.astype(np.float32))
-        return sums.astype(np.float64), mask.sum(axis=-1)
+        sums, counts = sums.astype(np.float64), mask.sum(axis=-1)
+        if self.spec.model.objective == "autoregressive":
+            return sums, counts, None
+        apart = sums[..., 1] - sums[..., 0]  # of two independent halves, of which the mean is taken
+        return sums.mean(axis=-1), counts, np.sqrt(np.sum(apart**2, axis=(1, 2))) / 2 / counts.sum()
