@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxscale.flops import VALIDATION_DRAWS
 
@@ -38,7 +39,7 @@ HALVES = 2
 """Independent estimates that the draws of a validation window make: their difference is the Monte Carlo error."""
 DOMAIN = zlib.crc32(b"masks")
 """Sets the keys of masks apart from those of initial weights, which come from the same seed."""
-LAST = jnp.iinfo(jnp.uint32).max
+LAST = np.uint32(2**32 - 1)
 
 
 class Draw(NamedTuple):
