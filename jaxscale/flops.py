@@ -79,7 +79,7 @@ def training_flops(model: ModelConfig, tokens: float) -> float:
 
 
 def validation_flops(model: ModelConfig, tokens: float) -> float:
-    """FLOPs of one validation on `tokens` tokens: a forward pass, or VALIDATION_DRAWS of them under masked diffusion."""
+    """FLOPs of one validation on `tokens` tokens: one forward pass; VALIDATION_DRAWS under masked diffusion."""
     passes = VALIDATION_DRAWS if model.objective == "masked_diffusion" else 1
     return flops_per_token(model) * tokens / 3 * passes
 

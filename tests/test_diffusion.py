@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from math import comb, prod
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from jaxscale.model.decoder import make_decoder
 from jaxscale.model.diffusion import draw_training, draw_validation, find_rows, hide_tokens
 from jaxscale.model.loss import token_losses
 from jaxscale.model.lowering import Lowering, choose_lowering
-from jaxscale.plan import plan_isoflop
+from jaxscale.resolve import resolve_run
 from jaxscale.runs import RunSpec
-from jaxscale.train.loop import Preempted, train_pack, train_run
+from jaxscale.train.engine import Packed
+from jaxscale.train.loop import Preempted, train_run
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import Program, make_program
 
@@ -41,12 +42,15 @@ MODEL = ModelConfig(d_model=32, n_layers=1, seq_len=16, vocab_size=64, head_dim=
 SHORT = replace(MODEL, seq_len=5, vocab_size=11)
 
 
-def build(mesh: MeshConfig | None = None, devices: int = 1, model: ModelConfig = MODEL, **how: Any) -> Program:
-    lowering = Lowering(**how) if how else None
-    return Program(model, "cosine", SLOTS, make_mesh(mesh or MeshConfig(), jax.devices()[:devices]), jnp.float32,
-                   lowering=lowering)  # fmt: skip
+@cache
+def build(
+    mesh: MeshConfig | None = None, devices: int = 1, model: ModelConfig = MODEL, lowering: Lowering | None = None
+) -> Program:
+    made = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
+    return Program(model, "cosine", SLOTS, made, jnp.float32, lowering=lowering)
 
 
+@cache
 def begin(program: Program) -> Any:
     return program.init(jnp.uint32(3)).params
 
@@ -118,26 +122,21 @@ def test_bound_of_independent_tokens_is_their_entropy() -> None:
 
 def test_a_prediction_sees_both_sides_and_never_the_token_itself() -> None:
     """d loss_i / d embedding of the token at j: zero at i = j, which is hidden, and at no j that is seen."""
-    for how in ({}, {"attention": "blocked", "cpu_forms": True}, {"attention": "chunked", "unroll": True}):
-        program = build(**how)
-        params, windows = begin(program), np.arange(17, dtype=np.int32)[None]
-        hidden = np.zeros((1, 16), bool)
-        hidden[0, [0, 7, 15]] = True
-        for i in (0, 7, 15):
-            grads = jax.jit(jax.grad(lambda p, i=i: program.apply(p, windows, hidden)[0][0, i]))(params)  # noqa: B023
-            reach = np.abs(np.asarray(grads["embed"][...])).sum(-1)
-            seen = np.r_[1:17][~hidden[0]]
-            assert np.all(reach[seen] > 0) and np.all(reach[windows[0, 1:][hidden[0]]] == 0)
-            assert reach[64] > 0 and reach[0] == 0  # the mask token's row; the window's first id is not shown
+    program, windows, hidden = build(), np.arange(17, dtype=np.int32)[None], np.zeros((1, 16), bool)
+    hidden[0, [0, 7, 15]] = True
+    grads = jax.jit(jax.jacrev(lambda p: program.apply(p, windows, hidden)[0][0]))(begin(program))
+    for reach in np.abs(np.asarray(grads["embed"][...])).sum(-1)[[0, 7, 15]]:  # [65] of one place's loss
+        assert np.all(reach[1:17][~hidden[0]] > 0) and np.all(reach[1:17][hidden[0]] == 0)
+        assert reach[64] > 0 and reach[0] == 0  # the mask token's row; the window's first id is not shown
 
 
 def test_all_hidden_is_the_unconditional_prediction() -> None:
     """Whatever stands in the window, the losses are those of one fixed distribution a place."""
     program = build()
     params, hidden = begin(program), np.ones((8, 16), bool)
-    losses = np.asarray(program.apply(params, WINDOWS[0], hidden)[0])
-    decoder = nnx.merge(program.graphdef, params)
-    blank = np.asarray(jax.nn.log_softmax(decoder(np.full((1, 16), 64))))[0]
+    losses = np.asarray(jax.jit(program.apply)(params, WINDOWS[0], hidden)[0])
+    blank = jax.jit(lambda p: jax.nn.log_softmax(nnx.merge(program.graphdef, p)(np.full((1, 16), 64))))(params)
+    blank = np.asarray(blank)[0]
     np.testing.assert_allclose(losses, -blank[np.arange(16), WINDOWS[0][:, 1:]], rtol=2e-5)
 
 
@@ -149,9 +148,9 @@ def test_kernels_without_a_causal_mask_agree(kind: str, monkeypatch: pytest.Monk
 
     def mixed(kind: str) -> Any:
         lowering = Lowering(attention=kind, interpret=True)  # type: ignore[arg-type]
-        return jax.jit(
-            jax.value_and_grad(lambda a: jnp.mean(jnp.sin(attend_heads(*a, 0.3, lowering, causal=False))))
-        )(qkv)
+        return jax.jit(jax.value_and_grad(lambda a: jnp.mean(jnp.sin(attend_heads(*a, 0.3, lowering, causal=False)))))(
+            qkv
+        )
 
     (value, grads), (wanted, wanted_grads) = mixed(kind), mixed("xla")
     np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-8)
@@ -186,11 +185,15 @@ def train(program: Program, windows: np.ndarray, accumulate: int, seed: int = 0)
 
 def test_masks_do_not_depend_on_microbatches_or_the_mesh() -> None:
     small = train(build(), WINDOWS[:8], accumulate=2)
-    large = train(build(), WINDOWS[:8].reshape(4, 16, 17), accumulate=1)
-    mesh = train(build(MeshConfig(fsdp=2, tensor=2), 8, attention="chunked"), WINDOWS[:8], accumulate=2)
-    np.testing.assert_allclose(small, large, rtol=2e-5)
-    np.testing.assert_allclose(small, mesh, rtol=2e-5)
+    np.testing.assert_allclose(small, train(build(), WINDOWS[:8].reshape(4, 16, 17), accumulate=1), rtol=2e-5)
     assert not np.allclose(small, train(build(), WINDOWS[:8], accumulate=2, seed=1), rtol=1e-3)
+    mesh = build(MeshConfig(fsdp=2, tensor=2), 4, lowering=Lowering(attention="chunked"))
+    params = jax.device_put(jax.device_get(begin(build())), mesh.state_sharding.params)
+    alone, cut = (
+        jax.jit(lambda p, w, of=of: of.loss(p, w, 0.0, *of.draw(jnp.uint32(0), 3, 1, 2, 8))[0])(own, WINDOWS[3])
+        for of, own in ((build(), begin(build())), (mesh, params))
+    )
+    np.testing.assert_allclose(cut, alone, rtol=1e-6)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -229,9 +232,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spec(root: Path) -> RunSpec:
+    """A thousand steps: filling in is learned later than the next token is."""
     study = make_study(root)
-    study = replace(study, model=replace(study.model, objective="masked_diffusion"))
-    return plan_isoflop(study, train_tokens=1e5).cells[2].spec
+    model = replace(study.model, d_model=16, objective="masked_diffusion")
+    return resolve_run(
+        replace(study, recipe=replace(study.recipe, lr=0.03)), model, 1e10, 1e10 / flops_per_token(model), 1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +252,7 @@ def test_training_lowers_the_bound_below_the_unigram_entropy(finished: Path, spe
     unigram = -np.mean(np.log(counts[tokens.val] / counts.sum()))
     result = train_run(spec, finished)
     assert result.loss is not None and result.loss_std_error is not None
-    assert result.loss < 0.95 * unigram and curve(finished, spec)[0]["loss"] > 0.9 * np.log(256)
+    assert result.loss < 0.85 * unigram and curve(finished, spec)[0]["loss"] > 0.7 * np.log(256)
     told = result.provenance
     assert told["objective"] == "masked_diffusion" and told["bound"]["draws"] == VALIDATION_DRAWS
     assert 0.2 * result.loss_std_error < told["bound"]["std_error_of_masks"] < result.loss_std_error < 0.05
@@ -260,11 +266,13 @@ def test_resumed_run_continues_to_the_same_bits(root: Path, spec: RunSpec, finis
     assert result.loss == train_run(spec, finished).loss
 
 
-def test_a_pack_draws_what_its_members_draw_alone(root: Path, spec: RunSpec, finished: Path) -> None:
-    pair = (spec, replace(spec, seed=9))
-    first, second = train_pack(pair, root / "pack", "pack")
-    assert first.loss == pytest.approx(train_run(spec, finished).loss, rel=1e-4)
-    assert second.loss != pytest.approx(first.loss, rel=1e-4)
+def test_a_pack_draws_what_its_members_draw_alone(spec: RunSpec) -> None:
+    pack = Packed((spec, replace(spec, seed=9)), 16, "pack", jnp.float32)
+    seeds = pack.begin().mask_seed
+    assert np.array_equal(seeds, [spec.seed, 9])
+    draw = partial(draw_training, step=jnp.int32(5), rows_b=jnp.arange(4), batch=8, length=16)
+    for together, alone in zip(jax.vmap(draw)(seeds).hidden, (spec.seed, 9), strict=True):
+        assert np.array_equal(together, draw(jnp.uint32(alone)).hidden)
 
 
 def test_what_has_no_next_token_is_refused(root: Path) -> None:
@@ -283,6 +291,6 @@ def test_what_has_no_next_token_is_refused(root: Path) -> None:
         choose_lowering(MeshConfig(attention="cudnn"), model, "gpu", "bfloat16")
     assert choose_lowering(MeshConfig(), model, "gpu", "bfloat16").attention == "xla"
     with pytest.raises(ValueError, match="masks are needed"):
-        build().apply(begin(build()), WINDOWS[0])
+        build().read(WINDOWS[0])
     assert make_program(replace(MODEL, objective="autoregressive"), "cosine", 1, build().mesh,
                         jnp.float32).abstract_state().mask_seed is None  # fmt: skip

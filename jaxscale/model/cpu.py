@@ -5,7 +5,7 @@ whose contracted axis comes first, with whatever made their factors fused into a
 backward reduces over a T x T array; scatters.
 
     product      dW = X^T dY as a product of the narrower factor, transposed in memory, with the other
-    attention    rows of queries in blocks, each over the keys it may see; sum(P dP) as O dO (Dao et al. 2022, 2205.14135)
+    attention    rows of queries in blocks, each over the keys it sees; sum(P dP) as O dO (Dao et al. 2022, 2205.14135)
     gelu         x / (1 + exp(-2u)), u = sqrt(2/pi) (x + .044715 x^3): one exponential, nothing kept but x
     embedding    gradient as a product with one-hot rows
     losses       dlogits = softmax * (dloss + dlogZ) - onehot * dloss, from the logits and log Z; the logits' scale

@@ -121,6 +121,4 @@ def _make_kernel(heads: int, length: int, shards: int, interpret: bool, causal: 
     kind = masks.CausalMask if causal else masks.FullMask
     seen = masks.MultiHeadMask([kind((length, length))] * heads)
     with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            seen, block_sizes=blocks, head_shards=1, q_seq_shards=shards, interpret=interpret
-        )
+        return splash.make_splash_mha(seen, block_sizes=blocks, head_shards=1, q_seq_shards=shards, interpret=interpret)
