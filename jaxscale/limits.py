@@ -95,6 +95,7 @@ def _check_together(study: Study) -> None:
                           f"{recipe.warmup_fraction:g} are more than the whole run; lower one")  # fmt: skip
     _check_branches(study)
     _check_data(study)
+    _check_objective(study)
     for name in ("lr_horizon_exponent", "lr_batch_exponent"):
         if getattr(recipe, name) is not None and not recipe.lr_from:
             raise MisuseError(f"recipe.{name}: is read only with a sweep; give its file by --recipe.lr-from")
@@ -118,6 +119,21 @@ def _check_data(study: Study) -> None:
     if data.quality_keep != 1 and not data.quality_from:
         raise MisuseError(f"data.quality_keep: {data.quality_keep:g} is read only with data.quality_from, the text "
                           f"that documents are to be like; give both")  # fmt: skip
+
+
+def _check_objective(study: Study) -> None:
+    model = study.model
+    if model.objective != "masked_diffusion":
+        return
+    if model.architecture != "transformer":
+        raise MisuseError(f"model.objective: masked_diffusion fills in what stands on both sides, and an "
+                          f"{model.architecture} reads from one; use --model.architecture transformer")  # fmt: skip
+    if model.position in ("none", "alibi"):
+        raise MisuseError(f"model.position: {model.position} tells places by what comes before, and masked_diffusion "
+                          f"sees both sides at once; use rope, learned or sinusoidal")  # fmt: skip
+    if study.recipe.evals:
+        raise MisuseError("recipe.evals: tasks are scored by the likelihood of the next tokens, of which "
+                          "model.objective masked_diffusion has a bound only; leave recipe.evals empty")  # fmt: skip
 
 
 def _check_branches(study: Study) -> None:

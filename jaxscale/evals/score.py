@@ -60,7 +60,10 @@ class Scorer:
     """The programs of one model shape on one mesh; weights are an argument."""
 
     def __init__(self, model: ModelConfig, mesh: Mesh, config: MeshConfig, dtype: Any) -> None:
-        """MisuseError where no attention that `config` allows can serve whole windows."""
+        """MisuseError where no attention that `config` allows can serve whole windows, or there are no next tokens."""
+        if model.objective != "autoregressive":
+            raise MisuseError(f"model.objective: a model of {model.objective} fills in hidden tokens and has no "
+                              f"likelihood of the next ones to score tasks or texts by; ask another run")  # fmt: skip
         self.model, self.mesh, self.config, self.dtype = model, mesh, config, dtype
         self.platform = mesh.devices.flat[0].platform
         self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -23,7 +23,7 @@ from jaxscale.model.lowering import Lowering
 from jaxscale.model.mup import forward_multipliers, param_rules
 from jaxscale.model.partition import gather_block, gather_keys, place
 from jaxscale.model.remat import rematerialize
-from jaxscale.params import param_shapes
+from jaxscale.params import count_mask_rows, param_shapes
 
 __all__ = ["Decoder", "Stds", "init_stds", "make_decoder"]
 
@@ -47,6 +47,7 @@ class Blocks(nnx.Module):
 class Decoder(nnx.Module):
     """A language model: int32 tokens [b, t] -> float32 logits [b, t, v].
 
+    Logits at a position are those of the next token; under masked diffusion of the token that belongs there.
     Parameters are float32 and named as in `params.param_shapes`; each carries its logical `axes` as
     metadata. `dtype` is the compute precision of everything but norms, softmax and logits.
     """
@@ -70,7 +71,7 @@ class Decoder(nnx.Module):
             setattr(self.blocks if owner else self, leaf, nnx.Param(value, axes=tuple(a for a, _ in axes)))
 
     def __call__(self, tokens_bt: jax.Array) -> jax.Array:
-        """Next-token logits for every position."""
+        """Logits for every position."""
         return head_logits(self.hidden(tokens_bt), self._head(), forward_multipliers(self.model).logits)
 
     def logits_at(self, tokens_bt: jax.Array, place_b: jax.Array) -> jax.Array:
@@ -94,7 +95,10 @@ class Decoder(nnx.Module):
         return rms_norm(x_btd, place(self.final_norm[...], ("width",), mesh), self.model.norm_eps)
 
     def _head(self) -> jax.Array:
-        return self.embed[...].T if self.model.tied else self.head[...]
+        if not self.model.tied:
+            return self.head[...]
+        table_vd = self.embed[...]
+        return (table_vd[: self.model.vocab_size] if count_mask_rows(self.model) else table_vd).T
 
     def _run_blocks(self, x_btd: jax.Array) -> jax.Array:
         names = [name.removeprefix("blocks.") for name in param_shapes(self.model) if name.startswith("blocks.")]
@@ -159,7 +163,7 @@ def attend(
     block: dict[str, jax.Array], x_btd: jax.Array, rope: tuple[jax.Array, jax.Array], model: ModelConfig,
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
-    """Causal self-attention with rotary positions; softmax in float32."""
+    """Self-attention with rotary positions, causal unless the model fills masks; softmax in float32."""
     q_bthe, k_btke, v_btke = _project_heads(block, x_btd, model, lowering)
     if model.qk_norm:
         q_bthe = rms_norm(q_bthe, block["q_norm"], model.norm_eps)
@@ -167,7 +171,8 @@ def attend(
     q_bthe = place(q_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     scale = forward_multipliers(model).attention
     k_btke, v_btke = gather_keys(rotate(k_btke, rope), model, lowering.mesh), gather_keys(v_btke, model, lowering.mesh)
-    mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering)
+    causal = model.objective == "autoregressive"
+    mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering, causal)
     mixed_bthe = place(mixed_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     return multiply(mixed_bthe.reshape(x_btd.shape), block["wo"], lowering)
 

@@ -20,7 +20,7 @@ from jaxscale.config import LaunchConfig
 from jaxscale.data.attribution import Validation
 from jaxscale.data.files import TokenFiles
 from jaxscale.data.select import describe_reading
-from jaxscale.flops import count_params, flops_per_token
+from jaxscale.flops import VALIDATION_DRAWS, count_params, flops_per_token
 from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
 from jaxscale.runs import RunResult, State
 from jaxscale.sweep import hash_file
@@ -211,11 +211,12 @@ class Member:
             "microbatch_tokens": self.microbatch_tokens,
         }
 
-    def end(self, sums: np.ndarray, validation: Validation) -> None:
+    def end(self, sums: np.ndarray, validation: Validation, drawn: float | None = None) -> None:
         """End a run that made all its steps, given the summed loss of every window [n], or of its masks [n, k].
 
         Its loss is the exact mean over the validation tokens, nats per token; beside it the standard error over
-        windows, and both by source.
+        windows, and both by source. Under masked diffusion it is an estimate of a bound, and `drawn` the part of its
+        error that comes from the masks: the standard error over windows, each with masks of its own, includes it.
         """
         counts, losses = validation.counts, validation.split_sums(sums)
         sums = sums if sums.ndim == 1 else sums[:, 0]
@@ -224,7 +225,8 @@ class Member:
             self._end(f"validation loss {mean} after step {self.spec.steps}", None, None)
             return
         deviations = sums - mean * counts
-        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()), losses=losses)
+        bound = {} if drawn is None else {"bound": {"draws": VALIDATION_DRAWS, "std_error_of_masks": float(drawn)}}
+        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()), more=bound, losses=losses)
 
     def _end(
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
@@ -237,8 +239,9 @@ class Member:
         seconds = self.clock.seconds() - self.inherited_s
         begun = spec.parent_step
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
-        told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
-                "val_sha256": self.text.val_sha256, "skipped_checkpoints": self.skipped}  # fmt: skip
+        told = {"objective": spec.model.objective, "tokenizer": spec.data.tokenizer,
+                "val_tokens": self.info.val_tokens, "val_sha256": self.text.val_sha256,
+                "skipped_checkpoints": self.skipped}  # fmt: skip
         told |= describe_reading(self.text, tokens)
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})

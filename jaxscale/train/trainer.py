@@ -253,10 +253,10 @@ class Trainer:
         elif keep_weights:
             self._keep_weights(state)
         self.evaluation.run(state, self.spec.steps)
-        sums = self._validate(state)
+        sums, drawn = self._validate(state)
         for i, member in enumerate(self.members):
             if member.live:
-                member.end(sums[i], self.validation)
+                member.end(sums[i], self.validation, None if drawn is None else drawn[i])
 
     def _keep_weights(self, state: TrainState) -> None:
         for i, member in enumerate(self.members):
@@ -325,15 +325,23 @@ class Trainer:
             yield step, windows.reshape(len(seeds), -1, rows, seq_len + 1)
             step += windows.shape[1]
 
-    def _validate(self, state: TrainState) -> np.ndarray:
-        """Summed validation loss of every window [members, n], or of its masks [members, n, 1 + segments]."""
+    def _validate(self, state: TrainState) -> tuple[np.ndarray, np.ndarray | None]:
+        """Summed validation loss of every window [members, n], or of its masks [members, n, 1 + segments].
+
+        And the standard error [members] that the mean has from the masks that were drawn; None where none are.
+        """
         replicas = self.engine.replicas
         rows = math.ceil(EVAL_SEQS / replicas) * replicas
         count = len(self.validation.windows)
         windows, mask = (_fold(part, rows) for part in (self.validation.windows, self.validation.mask))
         with self._compiling(f"validate {self.validation.segments}"):
             sums = self.engine.evaluate(state, windows, mask.astype(np.float32))
-        return sums.astype(np.float64).reshape(len(sums), -1, *sums.shape[3:])[:, :count]
+        sums = sums.astype(np.float64).reshape(len(sums), -1, *sums.shape[3:])[:, :count]
+        if self.spec.model.objective == "autoregressive":
+            return sums, None
+        apart = sums[..., 1] - sums[..., 0]  # of two independent halves, of which the mean is taken
+        apart = apart if apart.ndim == 2 else apart[:, :, 0]
+        return sums.mean(axis=-1), np.sqrt(np.sum(apart**2, axis=1)) / 2 / self.validation.counts.sum()
 
 
 def _fold(part: np.ndarray, rows: int) -> np.ndarray:
