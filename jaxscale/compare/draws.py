@@ -10,7 +10,7 @@ exp(-p) for the p parameters of those lines (Akaike's weights), times what it wa
 
     floor     even odds for E = 0 and for an E anywhere below the lowest loss       (as in fit.frontier)
     noise     s^2 nu / chi^2_nu, nu degrees of freedom; where nothing repeats any size between NOISE_RANGE
-    misfit    no law holds over all budgets: deviations about it of SCATTERS, and DRIFTS growing downward from the top
+    misfit    no law holds over all budgets: deviations about it as in fit.frontier (scatter, and drift from the top down)
 
 A draw takes one of each by weight and refits the lines to losses with errors drawn anew, in which variants have their
 noise in common as far as it was found. The weights have no correction for few points (AICc): it would leave the shared
@@ -28,16 +28,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxscale.compare.points import Points
-from jaxscale.fit.frontier import NO_FLOOR
+from jaxscale.fit.frontier import DRIFTS, NO_FLOOR, SCATTERS
 
 __all__ = ["FORM_NAMES", "Draws", "draw_laws"]
 
 FORM_NAMES = ("shared", "slopes", "separate")
-FLOORS_APART = 0.05
+FLOORS_APART = 0.03
 """Assumption: floors of variants lie about a common one by this share of the loss (one deviation)."""
-DRIFTS, SCATTERS = (0.0, 0.001, 0.002, 0.004, 0.008), (0.0, 0.001, 0.002)
-"""Deviations of log loss about a law: for every factor e below the largest budget, and at every budget alike."""
-NOISE_RANGE = (1e-5, 0.1)
+MISFIT_IN_COMMON = 0.5
+"""Assumption: share of a misfit's variance that the variants of a budget have in common; the text bends all laws."""
+NOISE_RANGE = (5e-4, 0.05)
+"""Assumption: noise of log loss where nothing repeats lies in it, any size as likely on a log scale."""
 LARGEST_SHARE, NODES, ZOOMS, NEGLIGIBLE = 0.98, 48, 8, 1e-7
 ALPHAS = (1e-3, 5.0)
 QUANTILES = (np.arange(12) + 0.5) / 12
@@ -279,7 +280,10 @@ class _Study:
         points, variance = self.points, self.variance[level]
         root = np.linalg.cholesky(points.cov)
         error = np.sqrt(self.levels.scale[level])[:, None] * (rng.standard_normal((len(level), len(points))) @ root.T)
-        error = error + np.sqrt(self.levels.misfit[level]) * rng.standard_normal(error.shape)
+        common = rng.standard_normal((len(level), points.budget.max() + 1))[:, points.budget]
+        own = rng.standard_normal(error.shape)
+        misfit = np.sqrt(MISFIT_IN_COMMON) * common + np.sqrt(1 - MISFIT_IN_COMMON) * own
+        error = error + np.sqrt(self.levels.misfit[level]) * misfit
         part = share[:, points.member] * np.exp(points.y.min() - points.y)
         z, w = points.y + np.log1p(-part) + error / (1 - part), (1 - part) ** 2 / variance
         mine = (points.member[:, None] == np.arange(len(points.names))).astype(float)
