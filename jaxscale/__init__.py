@@ -44,6 +44,7 @@ _HOMES = {
     "fit_tradeoff": "critical",
     "fit_critical_batch": "critical",
     "compare_sources": "composition",
+    "compare_variants": "compare",
     "fit_transfer": "transfer",
     "calculate_budget": "budget",
     "compare_models": "budget",

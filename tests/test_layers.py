@@ -26,7 +26,7 @@ ORDER = [
     {"fitted"},
     {"forecast", "flatness", "budget", "curves", "critical", "transfer"},
     {"constrain", "composition"},
-    {"backtest", "simulate", "nextcells", "downstream"},
+    {"backtest", "simulate", "nextcells", "downstream", "compare"},
     {"register"},
     {"train", "report"},
     {"mup", "bench", "preflight", "launch"},

@@ -22,13 +22,15 @@ GRID = 240
 
 @dataclass(frozen=True)
 class Answer:
-    """At one target under one notion: the variant that leads, its probability, records of variants and of pairs."""
+    """At one target under one notion: the variant that is most often the best, the share of draws in which it is,
+    records of variants and of pairs; the rival that it beats least often, and how often."""
 
     leader: int
     probability: float
     rows: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
-    runner_up: int
+    rival: int
+    beats_rival: float
 
 
 def answer_target(draws: Draws, names: tuple[str, ...], log_x: np.ndarray, confidence: float) -> Answer:
@@ -44,15 +46,15 @@ def answer_target(draws: Draws, names: tuple[str, ...], log_x: np.ndarray, confi
         row |= _named("difference", loss[:, v] - loss[:, leader], confidence)
         row |= _named("multiplier", _multiply(draws, loss, log_x, v, leader), confidence)
         rows.append(row | {"probability_best": float(share[v])})
-    others = [v for v in range(len(names)) if v != leader]
-    runner_up = min(others, key=lambda v: float(np.median(loss[:, v] - loss[:, leader])))
+    beaten = [float((loss[:, leader] < loss[:, v]).mean()) if v != leader else 2.0 for v in range(len(names))]
+    rival = int(np.argmin(beaten))
     pairs = []
     for a, b in combinations(range(len(names)), 2):
         pair: dict[str, Any] = {"a": names[a], "b": names[b]}
         pair |= _named("difference", loss[:, b] - loss[:, a], confidence)
         pair |= _named("multiplier", _multiply(draws, loss, log_x, b, a), confidence)
         pairs.append(pair | {"probability_a": float((loss[:, a] < loss[:, b]).mean())})
-    return Answer(leader, float(share[leader]), rows, pairs, runner_up)
+    return Answer(leader, float(share[leader]), rows, pairs, rival, beaten[rival])
 
 
 def _multiply(draws: Draws, loss: np.ndarray, log_x: np.ndarray, v: int, leader: int) -> np.ndarray:
