@@ -100,7 +100,13 @@ def find_crossings(
         crossed = change.any(1)
         last = change.shape[1] - 1 - change[crossed, ::-1].argmax(1)
         x = _bisect(draws, np.flatnonzero(crossed), a, b, grid[last], grid[last + 1])
-        row: dict[str, Any] = {"a": names[a], "b": names[b], "share": float(crossed.mean()), "x": None, "interval": None}
+        row: dict[str, Any] = {
+            "a": names[a],
+            "b": names[b],
+            "share": float(crossed.mean()),
+            "x": None,
+            "interval": None,
+        }
         if len(x) >= 2 and row["share"] >= 0.5:
             value, interval = summarize(np.exp(x), confidence)
             better = int((gap[:, 0] < 0).mean() < 0.5)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxscale.compare.answers import summarize
 from jaxscale.compare.draws import draw_laws
 from jaxscale.compare.points import Points
+from jaxscale.errors import VerdictError
 
 __all__ = ["backtest_differences", "error_per_decade"]
 
@@ -31,7 +32,10 @@ def backtest_differences(points: Points, confidence: float, seed: int) -> list[d
         kept = np.isin(points.budget, budgets[:-out])
         if np.bincount(points.member[kept], minlength=len(points.names)).min() < FEWEST:
             break
-        draws = draw_laws(points.take(kept), ROUNDS, seed)
+        try:
+            draws = draw_laws(points.take(kept), ROUNDS, seed)
+        except VerdictError:
+            break
         top = float(points.log_x[kept].max())
         for budget in budgets[-out:]:
             rows += _predict(points, draws, budget, top, confidence, out)

@@ -87,9 +87,9 @@ def _label(frame: pd.DataFrame, name: str, axis: str) -> pd.DataFrame:
     for number in np.unique(budget):
         values = frame[other].to_numpy()[budget == number]
         if values.max() > ONE_SIZE * values.min():
-            raise MisuseError(f"x {axis}: at {axis} = {format_count(frame[axis].to_numpy()[budget == number][0])} variant "
-                              f"{name} has {other} from {format_count(values.min())} to {format_count(values.max())}; "
-                              f"choose one with --where")  # fmt: skip
+            at = format_count(frame[axis].to_numpy()[budget == number][0])
+            span = f"from {format_count(values.min())} to {format_count(values.max())}"
+            raise MisuseError(f"x {axis}: at {axis} = {at} variant {name} has {other} {span}; choose one with --where")
     return frame.assign(_own=budget, _size=0)
 
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from jaxscale.compare.read import Table
+from jaxscale.source import label_budgets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,22 +82,25 @@ def _other_seeds(table: Table, names: tuple[str, ...]) -> str:
     frame = table.frame
     if "seed" not in frame or frame["seed"].isna().any():
         return ""
+    labelled = frame.assign(_budget=_label(frame))
     for a, b in combinations(names, 2):
-        one, two = (_seeds(table.of(name)) for name in (a, b))
+        one, two = (_seeds(labelled[labelled["variant"] == name]) for name in (a, b))
         for budget in one.keys() & two.keys():
             if not (one[budget] <= two[budget] or two[budget] <= one[budget]):
                 said = (", ".join(map(str, sorted(seeds[budget]))) for seeds in (one, two))
-                return (f"variants {a} and {b} differ in data order by accident: seeds {next(said)} and {next(said)} at "
-                        f"budget {budget:.3g}; train both with the same, or say --allow seed")  # fmt: skip
+                C = float(frame["C"][labelled["_budget"] == budget].median())
+                return (f"variants {a} and {b} differ in data order by accident: seeds {next(said)} and {next(said)} "
+                        f"at {C:.3g} FLOPs; train both with the same, or say --allow seed")  # fmt: skip
     return ""
 
 
-def _seeds(frame: pd.DataFrame) -> dict[float, set[Any]]:
-    """Seeds by budget; C of two digits where there is no budget."""
-    import pandas as pd
+def _label(frame: pd.DataFrame) -> list[Any]:
+    """The budget of every row: its label, or the cluster of its C."""
+    if "budget" in frame and frame["budget"].notna().all():
+        return list(frame["budget"])
+    return list(label_budgets(frame["C"].to_numpy(float)))
 
-    budget = frame["C"]
-    if "budget" in frame and pd.to_numeric(frame["budget"], errors="coerce").notna().all():
-        budget = pd.to_numeric(frame["budget"])
-    rounded = [float(f"{value:.1e}") for value in budget]
-    return {key: set(part) for key, part in frame["seed"].groupby(rounded)}
+
+def _seeds(frame: pd.DataFrame) -> dict[Any, set[Any]]:
+    """Seeds by budget."""
+    return {key: set(part) for key, part in frame.groupby("_budget")["seed"]}

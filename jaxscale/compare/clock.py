@@ -1,9 +1,9 @@
 """Equal time and equal cost: how much each variant computes while another makes its target.
 
-The rate of a variant is x per second (FLOP/s along C), read from the runs at its best sizes: a line in logs through them
-by medians (Theil 1950, Sen 1968). Beyond the largest run the rate stays as it is there: small models speed up as they
-grow, and no chip does so for ever. So the ratio of two variants at a target is the one measured at the top. Cost is
-time by price.
+The rate of a variant is x per second (FLOP/s along C), read from the runs at its best sizes: a line in logs through
+them by medians (Theil 1950, Sen 1968). Beyond the largest run the rate stays as it is there: small models speed up as
+they grow, and no chip does so for ever. So the ratio of two variants at a target is the one measured at the top. Cost
+is time by price.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def count_cost(table: Table, names: tuple[str, ...], prices: Mapping[str, float]
     for name in (*names, "all"):
         part = table.frame if name == "all" else table.of(name)
         part = part.drop_duplicates("run_id") if name == "all" and "run_id" in part else part
-        tuning = [table.described[one]["tuning"].get("flops") for one in names
-                  if one in table.described and table.described[one].get("tuning") and name in (one, "all")]  # fmt: skip
+        sweeps = [table.described.get(one, {}).get("tuning") or {} for one in names if name in (one, "all")]
+        tuning = [sweep.get("flops") for sweep in sweeps]
         seconds = part["seconds"].sum() if "seconds" in part and part["seconds"].notna().all() else None
         row: dict[str, Any] = {"variant": name, "runs": len(part), "flops": float(part["C"].sum()), "dollars": None,
                                "tuning_flops": float(sum(filter(None, tuning))) if any(tuning) else None,

@@ -23,7 +23,7 @@ from jaxscale.fit.squares import Model, aicc, best_lane, solve
 __all__ = ["Form", "fit_forms", "test_forms"]
 
 EXPONENTS = np.geomspace(0.02, 1.5, 12)
-LEAST_SHARE = 1e-3
+LEAST_SHARE, NO_SHARE = 1e-3, 1e-9
 SIGNIFICANCE = 0.05
 
 
@@ -101,6 +101,7 @@ def _fit(points: Points, name: str, floor: bool, p: int) -> Form:
     best = best_lane(found)
     params = {key: float(value[0, 0]) for key, value in model.params_of(found.theta[best : best + 1]).items()}
     E = np.array([params.get(f"E{v if floors > 1 else 0}", 0.0) for v in range(V)])
+    E = np.where(np.exp(points.y.min()) * NO_SHARE > E, 0.0, E)  # a log that ran away
     alpha = np.array([params[f"a{v if slopes > 1 else 0}"] for v in range(V)])
     A = np.array([params[f"T{v}"] for v in range(V)]) * np.exp(alpha * points.log_x.mean())
     ss = float(found.value[best]) * float(weight.mean())

@@ -116,7 +116,7 @@ def find_points(cells: VariantCells, names: tuple[str, ...]) -> Points:
         D = float(np.exp(np.interp(log_N, cells.log_N[chosen], cells.log_D[chosen])))
         rows.append({"variant": names[key[0]], "x": float(np.exp(log_x[i])), "loss": float(np.exp(y[i])),
                      "N": float(np.exp(log_N)), "D": D, "status": status, "sizes": len(chosen),
-                     "runs": int(round(cells.repeats[chosen].sum() + len(chosen)))})  # fmt: skip
+                     "runs": round(cells.repeats[chosen].sum() + len(chosen))})  # fmt: skip
     variance, dof, std, scaled = _find_noise(cells, fits)
     pairing, common = _find_pairing(cells, fits, np.sqrt(variance))
     cov = G @ (np.diag(variance) + pairing * common) @ G.T
@@ -211,7 +211,7 @@ def _find_noise(cells: VariantCells, fits: list[_Fit]) -> tuple[np.ndarray, floa
 
 
 def _find_pairing(cells: VariantCells, fits: list[_Fit], std: np.ndarray) -> tuple[float, np.ndarray]:
-    """Correlation of the noise of paired cells, 0 unless a test finds it, and where it applies (m, m) in their scale."""
+    """Correlation of the noise of paired cells, 0 unless a test finds it; covariances (m, m) that it multiplies."""
     pairs = _list_pairs(cells)
     share = np.zeros((len(cells), len(cells)))
     residual, free = np.zeros(len(cells)), np.zeros(len(cells))

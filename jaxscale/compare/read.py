@@ -151,7 +151,7 @@ def _read_study(folder: Path, where: str | None) -> Table:
     owners = {cell.run_id: getattr(cell, "variants", ()) for cell in plan.cells}
     refused: dict[str, list[str]] = {}
     for one in obs.refused:
-        for name in owners.get(one.get("run_id"), ()):
+        for name in owners.get(str(one.get("run_id")), ()):
             if not str(one["reason"]).startswith(("sweep", "audit", "trunk")):
                 refused.setdefault(name, []).append(f"run {one['run_id']}: {one['reason']}")
     names = list(dict.fromkeys([*names, *frame["variant"].astype(str)]))
@@ -170,8 +170,11 @@ def _ask_runs(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
         known[run_id] = {"validation": text, "seq_len": spec.model.seq_len, "seconds": result.seconds,
                          "flops_per_s": result.flops_per_s, **told}  # fmt: skip
     columns = list(dict.fromkeys(name for one in known.values() for name in one))
-    added = {name: [known[run_id].get(name) for run_id in frame["run_id"]] for name in columns if name not in frame}
-    return frame.assign(**added)
+    frame = frame.copy()
+    for name in columns:
+        if name not in frame:
+            frame[name] = [known[run_id].get(name) for run_id in frame["run_id"]]
+    return frame
 
 
 def _read_described(path: Path) -> dict[str, dict[str, Any]]:
@@ -181,4 +184,3 @@ def _read_described(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA or not isinstance(plain.get("variants"), list):
         raise MisuseError(f"{path}: is no {SCHEMA}; `jaxscale plan` writes it anew")
     return {one["name"]: one for one in plain["variants"]}
-

@@ -1,6 +1,6 @@
 """COMPARE.json as a value: verdict, rows of numbers, a table for people.
 
-rows       one a notion (flops, seconds, dollars), target and variant: x, loss, difference to the leader, multiplier, ...
+rows       one a notion (flops, seconds, dollars), target and variant: x, loss, difference to the leader, multiplier
 pairs      the same for every two variants        decisions   one a notion and target: leader, probability, verdict
 points     best loss of every variant and budget  forms, tests, weights   the nested laws, F tests, weights of the draws
 """
@@ -29,8 +29,8 @@ Records = tuple[dict[str, Any], ...]
 class Comparison:
     """Variants compared; every record is plain data. `winner` is named only where the verdict is settled.
 
-    `verdict`: settled (one variant wins at every target at equal FLOPs with the confidence), open, untuned (not all were
-    tuned alike), incomparable (no numbers). `words` says it in a sentence.
+    `verdict`: settled (one variant wins at every target at equal FLOPs with the confidence), open, untuned (not all
+    were tuned alike), incomparable (no numbers). `words` says it in a sentence.
     """
 
     verdict: Verdict
@@ -107,7 +107,7 @@ class Comparison:
              if not row["leader"] else "", say_probability(row["probability_best"], self.draws))
             for row in self.rows
         ]  # fmt: skip
-        columns = ("at equal", "target", "beyond", "variant", self.axis, f"{self.loss}".replace("_", " "),
+        columns = ("at equal", "target", "beyond", "variant", self.axis, self.loss.replace("_", " "),
                    "difference", f"needs times the {self.axis}", "P(best)")  # fmt: skip
         title = f"{len(self.names)} variants; {self.confidence:.0%} intervals in brackets, {self.draws:,} draws"
         return render_table(title, columns, rows) if rows else ""
@@ -144,12 +144,11 @@ def say_probability(share: float, draws: int) -> str:
     ('> 0.9995', '0.61')
     """
     floor = 1 / (draws + 1)
-    digits = 4 if draws >= 999 else 3
     if share > 1 - floor:
-        return f"> {1 - floor:.{digits}f}"
+        return f"> {1 - floor:.4f}"
     if share < floor:
-        return f"< {floor:.{digits}f}"
-    return f"{share:.2f}" if 0.01 <= share <= 0.99 else f"{share:.3f}"
+        return f"< {floor:.4f}"
+    return f"{share:.2f}" if 0.01 <= share <= 0.99 else f"{share:.4f}"
 
 
 def _signed(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from jaxscale.compare.check import ALLOWED, check_common
 from jaxscale.compare.clock import check_prices, read_rates_of, same_seconds
 from jaxscale.compare.cost import count_cost, count_spent
 from jaxscale.compare.curves import draw_curves
-from jaxscale.compare.draws import Draws, draw_laws
+from jaxscale.compare.draws import FORM_NAMES, Draws, draw_laws
 from jaxscale.compare.forms import fit_forms, test_forms
 from jaxscale.compare.points import Points, find_points
 from jaxscale.compare.read import Table, read_variants
@@ -55,32 +55,52 @@ def compare_variants(
 ) -> Comparison:
     """A law of the best loss along `x` (C, D or N) for every variant, and which of them wins at `targets` (of x).
 
-    `source`: a study folder, a table (CSV, Parquet) or a DataFrame with columns variant, N, D, loss, and C, budget, seed,
-    seconds, bits_per_byte, tuning_trials where known. `targets`: 10 and 100 times the largest run unless given.
+    `source`: a study folder, a table (CSV, Parquet) or a DataFrame with columns variant, N, D, loss, and C, budget,
+    seed, seconds, bits_per_byte, tuning_trials where known. `targets`: 10 and 100 times the largest run unless given.
     `prices`: dollars per hour by variant. `tuned`: your word that all had the same tuning budget by the same rule.
     `allow`: what may differ on purpose (seed, data_sha256, seq_len). Further options are those of `read_observations`.
-    MisuseError: what is asked for is not there; a comparison that cannot be made is a Comparison of verdict incomparable.
+    MisuseError: what is asked for is not there. A comparison that cannot be made has the verdict incomparable.
     """
     _check(x, confidence, draws, seed, allow)
     table = read_variants(source, columns=columns, where=where, variants=variants, **conventions)
     names = tuple(name for name in table.names if len(table.of(name)))
-    base = {"axis": x, "confidence": confidence, "draws": draws, "seed": seed, "source": table.source}
     common = check_common(table, names, allow)
-    cells, points, notes, records = None, None, (*table.notes, *common.notes), _describe(table, {})
-    problem = common.problem
-    if not problem:
-        names, cells, points, records, found = _find_usable(table, names, x, common.loss)
-        notes = (*notes, *found)
-        if points is None:
-            problem = say.too_few(records)
-    tuning = judge_tuning(table, names, tuned)
-    if problem or points is None or cells is None:
-        return Comparison(verdict="incomparable", words=problem, winner=None, leader=None, loss=common.loss,
-                          variants=records, tuning=tuning, notes=notes, **base)  # fmt: skip
-    frame = table.frame[table.frame["variant"].isin(names)]
-    found = _answer(replace(table, frame=frame, names=names), cells, points, tuning, prices or {}, targets, **base)
-    return Comparison(loss=common.loss, variants=records, tuning=tuning, **base | found | {
-        "notes": (*notes, *found["notes"])})  # fmt: skip
+    usable = _Usable(names, None, None, _describe(table, {}), ())
+    if not common.problem:  # in the order of their names: the draws are then those of any order
+        usable = _find_usable(table, tuple(sorted(names)), x, common.loss)
+    notes = (*table.notes, *common.notes, *usable.notes)
+    base = Comparison(
+        verdict="incomparable", words=common.problem or say.too_few(usable.records), winner=None, leader=None, axis=x,
+        confidence=confidence, draws=draws, seed=seed, loss=common.loss, source=table.source, variants=usable.records,
+        tuning=judge_tuning(table, usable.names, tuned), notes=notes,
+    )  # fmt: skip
+    if usable.cells is None or usable.points is None:
+        return base
+    table = replace(table, frame=table.frame[table.frame["variant"].isin(usable.names)], names=usable.names)
+    found = _answer(base, table, usable.cells, usable.points, prices or {}, targets)
+    for name in ("rows", "points", "forms", "cost", "curves"):  # back to the order of the source
+        found[name] = tuple(sorted(found[name], key=lambda row: _place(row, base.names, found["rows"])))
+    return replace(base, **found | {"notes": (*notes, *found["notes"])})
+
+
+def _place(row: Mapping[str, Any], names: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    """Records by target and notion, by form or by x, then by variant in the order of the source."""
+    variant = names.index(row["variant"]) if row["variant"] in names else len(names)
+    if "notion" in row:
+        return row["target"], [one["notion"] for one in rows].index(row["notion"]), variant
+    if "form" in row:
+        return FORM_NAMES.index(row["form"]), variant
+    return variant, row.get("x", 0.0)
+
+
+class _Usable(NamedTuple):
+    """The variants whose best losses can bear a law, with cells and points where two have one; a record of each."""
+
+    names: tuple[str, ...]
+    cells: VariantCells | None
+    points: Points | None
+    records: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
 
 
 def _check(x: str, confidence: float, draws: int, seed: int, allow: Sequence[str]) -> None:
@@ -109,37 +129,35 @@ def _describe(table: Table, reasons: Mapping[str, str]) -> tuple[dict[str, Any],
     return tuple(rows)
 
 
-def _find_usable(
-    table: Table, names: tuple[str, ...], x: str, loss: str
-) -> tuple[tuple[str, ...], VariantCells | None, Points | None, tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """The variants whose best losses can bear a law, with their cells and points."""
+def _find_usable(table: Table, names: tuple[str, ...], x: str, loss: str) -> _Usable:
+    """Variants are left out one after another until all that are left have a law."""
     reasons: dict[str, str] = {}
     while len(names) >= 2:
         cells, notes = gather_variants(table.frame, names, x, loss)
         points = find_points(cells, names)
         bad = {name: why for v, name in enumerate(names) if (why := _why_none(points, v, x))}
         if not bad:
-            return names, cells, points, _describe(table, reasons), notes
+            return _Usable(names, cells, points, _describe(table, reasons), notes)
         reasons |= bad
         names = tuple(name for name in names if name not in bad)
-    return names, None, None, _describe(table, reasons), ()
+    return _Usable(names, None, None, _describe(table, reasons), ())
 
 
 def _why_none(points: Points, v: int, x: str) -> str:
     mine = points.member == v
     if mine.sum() < FEWEST_BUDGETS:
-        return (f"1 budget, a law needs {FEWEST_BUDGETS}, and 4 to be tested; train smaller or larger budgets")
+        return f"1 budget, a law needs {FEWEST_BUDGETS}, and 4 to be tested; train smaller or larger budgets"
     if np.polyfit(points.log_x[mine], points.y[mine], 1)[0] >= 0:
         return f"its loss does not fall with {x}: check its runs"
     return ""
 
 
 def _answer(
-    table: Table, cells: VariantCells, points: Points, tuning: dict[str, Any], prices: Mapping[str, float],
-    targets: Sequence[float], axis: str, confidence: float, draws: int, seed: int, source: Any,
+    base: Comparison, table: Table, cells: VariantCells, points: Points, prices: Mapping[str, float],
+    targets: Sequence[float],
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that is said of variants with laws."""
-    del source
+    axis, confidence, draws, seed, tuning = base.axis, base.confidence, base.draws, base.seed, base.tuning
     largest, asked = _find_targets(table.frame, points, axis, targets)
     forms = fit_forms(points)
     laws = draw_laws(points, draws, seed)
@@ -193,8 +211,8 @@ def _find_targets(
         if not (np.isfinite(target) and target > 0):
             raise MisuseError(f"target {target:g} must be above 0, {AXES[axis]}")
         if target < 0.9 * smallest:
-            raise MisuseError(f"target {target:.3g} {AXES[axis]} lies below the smallest run ({smallest:.3g}); a law says "
-                              f"nothing there")  # fmt: skip
+            raise MisuseError(f"target {target:.3g} {AXES[axis]} lies below the smallest run ({smallest:.3g}); a law "
+                              f"says nothing there")  # fmt: skip
     return largest, list(dict.fromkeys(targets)) or [factor * largest for factor in DEFAULT_TARGETS]
 
 

@@ -63,8 +63,10 @@ def find_addition(
         z = _normal_quantile(probability) * sqrt(float(gap.var()) / max(left, 1e-300))
         row |= {"probability": _normal(z), "over_spent": row["flops"] / spent.total}
         enough, so_far = row["probability"] >= confidence, best is not None and best["probability"] >= confidence
-        if best is None or (enough and (not so_far or row["flops"] < best["flops"])) or (
-            not so_far and not enough and row["probability"] > best["probability"]
+        if (
+            best is None
+            or (enough and (not so_far or row["flops"] < best["flops"]))
+            or (not so_far and not enough and row["probability"] > best["probability"])
         ):
             best = row
     assert best is not None

@@ -30,7 +30,7 @@ def judge_tuning(table: Table, names: tuple[str, ...], stated: bool) -> dict[str
     if "tuning_trials" in table.frame:
         return _judge_column(table, names)
     return {"equal": False, "by": "none", "variants": [], "words":
-            f"nothing says how {' and '.join(names)} were tuned: give a column tuning_trials, or say --tuned if each had "
+            f"nothing says how {', '.join(names)} were tuned: give a column tuning_trials, or say --tuned if each had "
             f"the same tuning budget by the same rule"}  # fmt: skip
 
 

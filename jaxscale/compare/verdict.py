@@ -31,7 +31,7 @@ def too_few(records: Sequence[Mapping[str, Any]]) -> str:
     """Why fewer than two variants have a law."""
     kept = [one["variant"] for one in records if one["status"] == "ok"]
     lost = "; ".join(f"{one['variant']}: {one['reason']}" for one in records if one["status"] != "ok")
-    return (f"{'only ' + kept[0] if kept else 'no variant'} has a law, two are needed ({lost})")
+    return f"{'only ' + kept[0] if kept else 'no variant'} has a law, two are needed ({lost})"
 
 
 def decide(
@@ -63,8 +63,8 @@ def conclude(
     said = "; ".join(_say_target(one, rows, draws) for one in main)
     others = _say_others(decisions, main)
     if not tuning["equal"]:
-        return "untuned", None, leader, (f"no winner is named: {tuning['words']}. What better tuning could change, as the "
-                                         f"runs are: {said}{others}")  # fmt: skip
+        return "untuned", None, leader, (f"no winner is named: {tuning['words']}. The numbers as the runs are, which "
+                                         f"tuning may change: {said}{others}")  # fmt: skip
     if all(one["verdict"] == "settled" and one["leader"] == leader for one in main):
         return "settled", leader, leader, f"{leader} wins: {said}{others}"
     if len({one["leader"] for one in main}) > 1:
@@ -115,8 +115,8 @@ def list_notes(
             known = (f"in its backtests differences were missed by {growth:.2%} of the loss for every decade, so by "
                      f"{growth * decades:.2%} there" if growth is not None else
                      "there are too few budgets to backtest how errors grow")  # fmt: skip
-            notes.append(f"target {format_flops(target)} is {format_factor(target / largest)} the largest run, more than "
-                         f"{FAR:g}x: {known}")  # fmt: skip
+            far = f"{format_factor(target / largest)} the largest run, more than {FAR:g}x"
+            notes.append(f"warning: target {format_flops(target)} is {far}: {known}")
     notes.append(no_rates or ("equal cost is equal time unless --price says otherwise" if free else
                               "rates beyond the largest run are those at it"))  # fmt: skip
     return notes
@@ -126,8 +126,8 @@ def _say_budgets(points: Points) -> list[str]:
     notes = []
     counts = np.bincount(points.member, minlength=len(points.names))
     if counts.max() <= 4:
-        notes.append(f"{counts.min() if counts.min() == counts.max() else f'{counts.min()} to {counts.max()}'} budgets a "
-                     f"variant: floor and exponent can hardly be told apart, and the intervals say so")  # fmt: skip
+        few = f"{counts.min()} to {counts.max()}" if counts.min() < counts.max() else f"{counts.max()}"
+        notes.append(f"{few} budgets a variant: floor and exponent can hardly be told apart, and the intervals say so")
     missing = [points.names[v] for v in range(len(points.names)) if counts[v] < counts.max()]
     if missing:
         notes.append(f"{', '.join(missing)} lack{'s' if len(missing) == 1 else ''} budgets that others have")
