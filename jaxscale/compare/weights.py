@@ -24,8 +24,9 @@ from jaxscale.fit.frontier import DRIFTS, NO_FLOOR, SCATTERS
 __all__ = ["FORM_NAMES", "Form", "Levels", "Weights", "list_levels"]
 
 FORM_NAMES = ("shared", "slopes", "separate")
-FLOORS_APART = 0.03
-"""Assumption: floors of variants lie about a common one by this share of the loss (one deviation)."""
+FLOORS_APART, ANYWHERE = 0.03, 0.05
+"""Assumption: floors of variants lie about a common one by this share of the loss (one deviation): most questions leave
+the floor alone. One in twenty (other data, other objectives) lies anywhere."""
 NOISE_RANGE = (5e-4, 0.05)
 """Assumption: noise of log loss where nothing repeats lies in it, any size as likely on a log scale."""
 LARGEST_SHARE, NODES, ZOOMS, NEGLIGIBLE = 0.98, 48, 8, 1e-7
@@ -153,6 +154,7 @@ class Weights:
     def _lines(self, share: np.ndarray, variance: np.ndarray) -> Lines:
         """Weighted sums of the lines log(L - E) of every variant; share (K, S), variance (K, n)."""
         part = share[..., None] * np.exp(self.points.y.min() - self.points.y)
+        part = np.minimum(part, 1 - 1e-12)  # above another variant's loss: its line is then nobody's
         z = self.points.y + np.log1p(-part)
         z = z - z.mean(-1, keepdims=True)
         w = (1 - part) ** 2 / variance[:, None, :]  # an error of log L grows by L / (L - E)
@@ -167,17 +169,23 @@ class Weights:
         """Common floors and log weights (K, S), own floors summed over."""
         common = (np.arange(NODES) + 0.5) / NODES * LARGEST_SHARE
         found = np.full((len(self.levels.scale), NODES), -2.0 * len(self._own_floors) - np.log(NODES))
-        for share, weight in self._own_floors:
-            both = weight[:, None, :] + _log_near(common[None, :, None], share[:, None, :])
+        for (share, weight), end in zip(self._own_floors, self._own_ends, strict=True):
+            both = weight[:, None, :] + _log_near(common[None, :, None], share[:, None, :], end)
             top = both.max(-1, keepdims=True, initial=-1e300)
             found += np.log(np.exp(both - top).sum(-1)) + top[..., 0]
         return np.tile(common, (len(found), 1)), found
+
+    @property
+    def _own_ends(self) -> list[float]:
+        """The largest floor of each variant, by its own lowest loss, as a share of the lowest of all."""
+        y, member = self.points.y, self.points.member
+        return [LARGEST_SHARE * float(np.exp(y[member == v].min() - y.min())) for v in range(len(self.points.names))]
 
     @cached_property
     def _own_floors(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of every variant: floors (K, S) where its weight lies, and log likelihood times their width (K, S)."""
         count, n = len(self.levels.scale), len(self.points)
-        return [_zoom(partial(self._weigh_own, v), count, n) for v in range(len(self.points.names))]
+        return [_zoom(partial(self._weigh_own, v), count, n, end) for v, end in enumerate(self._own_ends)]
 
     def _weigh_own(self, v: int, share: np.ndarray, k: Any) -> tuple[np.ndarray, np.ndarray]:
         lines, plain = self._lines(share, self.variance[k]), self._lines(share, self._reference)
@@ -189,7 +197,7 @@ class Weights:
         """Floors (draws, V) of the variants, given the common one and the level of each draw."""
         found = np.empty((len(common), len(self.points.names)))
         for v, (share, weight) in enumerate(self._own_floors):
-            log_weight = weight[level] + _log_near(common[:, None], share[level])
+            log_weight = weight[level] + _log_near(common[:, None], share[level], self._own_ends[v])
             drawn = np.cumsum(np.exp(log_weight - log_weight.max(1, keepdims=True)), 1)
             at = (drawn < rng.random((len(common), 1)) * drawn[:, -1:]).sum(1).clip(0, NODES - 1)
             found[:, v] = share[level, at]
@@ -197,13 +205,13 @@ class Weights:
 
 
 def _zoom(
-    weigh: Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray]], count: int, n: int
+    weigh: Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray]], count: int, n: int, end: float = LARGEST_SHARE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Floors (K, S) over the range in which the weight of each level lies, and the log weight times their width.
 
     A peak narrower than the first floors are apart is found from its flanks: chi^2 there counts against its least.
     """
-    low, high = np.zeros(count), np.full(count, LARGEST_SHARE)
+    low, high = np.zeros(count), np.full(count, end)
     share, log_weight, going = np.empty((count, NODES)), np.empty((count, NODES)), np.arange(count)
     for _ in range(ZOOMS):
         width = (high - low) / NODES
@@ -224,12 +232,12 @@ def _zoom(
     return share, log_weight
 
 
-def _log_near(common: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Log density of a variant's floor about the common one, within what floors can be."""
+def _log_near(common: np.ndarray, own: np.ndarray, end: float) -> np.ndarray:
+    """Log density of a variant's floor about the common one, between 0 and the largest that it can have."""
     span = FLOORS_APART * np.sqrt(2)
-    inside = (_erf((LARGEST_SHARE - common) / span) + _erf(common / span)) / 2
-    log_density = -(((own - common) / FLOORS_APART) ** 2) / 2 - np.log(FLOORS_APART * np.sqrt(2 * np.pi))
-    return np.asarray(log_density - np.log(inside))
+    inside = (_erf((end - common) / span) + _erf(common / span)) / 2
+    near = np.exp(-(((own - common) / FLOORS_APART) ** 2) / 2) / (FLOORS_APART * np.sqrt(2 * np.pi) * inside)
+    return np.asarray(np.log((1 - ANYWHERE) * near + ANYWHERE / end))
 
 
 _erf = np.vectorize(erf, otypes=[float])
