@@ -219,3 +219,17 @@ def test_the_verb_prints_writes_draws_and_ends_with_its_code(tmp_path, capsys):
     assert dispatch(["compare", *mapped]) == 1
     assert "no winner is named" in capsys.readouterr().err
     assert dispatch(["compare", *mapped, "--tokens", "1e9"]) == 2
+
+
+def test_the_page_of_a_study_shows_its_variants(tmp_path, noisy):
+    from jaxscale.report import write_report
+    from jaxscale.source import read_observations
+
+    frame, result = noisy
+    obs = read_observations(frame[frame.variant == "adam"])
+    page = write_report(
+        tmp_path, title="optimizers", plan=None, observations=obs, fits=(), provenance={}, comparison=result
+    )
+    text = page.read_text()
+    assert "<h2>Variants</h2>" in text and f"{result.verdict}: adam" in text
+    assert (tmp_path / "figures" / "compare.png").stat().st_size > 10_000

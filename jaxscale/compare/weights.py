@@ -4,8 +4,8 @@
 
 chi^2 is that of the best lines log(L_v - E_v) = h_v - alpha_v log x at the weights W = (1 - E/L)^2 / var: once floors
 are known a form is linear. The determinants let a line fitted cost its degrees of freedom, so that a noise level is
-weighed by what is left, as s^2 = chi^2 / (n - p) would be; W_0 is W at the noise as it was estimated, without misfit, and
-there p alone compares the forms (Akaike). Floors are summed over.
+weighed by what is left, as s^2 = chi^2 / (n - p) would be; W_0 is W at the noise as it was estimated, without misfit,
+and there p alone compares the forms (Akaike). Floors are summed over.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _chi2_quantiles(dof: float, shares: np.ndarray) -> np.ndarray:
     u = np.linspace(np.log(dof) - 40 / np.sqrt(dof), np.log(dof + 12 * np.sqrt(2 * dof) + 40), 20_001)
     log_density = dof / 2 * u - np.exp(u) / 2
     density = np.exp(log_density - log_density.max())
-    return np.asarray(np.exp(np.interp(shares, np.cumsum(density) / density.sum(), u)))
+    return np.asarray(np.exp(np.interp(shares, (np.cumsum(density) - density / 2) / density.sum(), u)))
 
 
 @dataclass(frozen=True)
