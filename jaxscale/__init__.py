@@ -45,6 +45,7 @@ _HOMES = {
     "fit_critical_batch": "critical",
     "study_batches": "batch",
     "compare_sources": "composition",
+    "compare_variants": "compare",
     "fit_transfer": "transfer",
     "study_sources": "bysource",
     "find_mixture": "mixing",
