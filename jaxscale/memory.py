@@ -33,6 +33,8 @@ REMATS: tuple[Remat, ...] = ("none", "dots", "block")
 
 KEPT = {"gelu": 6, "swiglu": 6, "relu2": 4}
 """Values of the MLP's hidden width that "none" keeps for each token."""
+MOMENTS = {"adamw": 2, "sgd": 1, "muon": 2, "lion": 1, "adafactor": 1}
+"""Arrays like the weights that an optimizer keeps; Adafactor's rows and columns are not counted."""
 LOGITS_COPIES = 3.0
 """Float32 copies of the logits at a time: themselves, their softmax and their gradient."""
 PIECE_COPIES = 2.5
@@ -85,7 +87,7 @@ def estimate_memory(
     in_block = weights + work + whole[1] > tables + logits + whole[0]
     return MemoryEstimate(
         weights=weights,
-        optimizer={"adamw": 2, "sgd": 1, "muon": 2}[optimizer] * weights,
+        optimizer=MOMENTS[optimizer] * weights,
         averages=weights if averages else 0,
         gradients=weights + (weights if in_block else tables),
         activations=kept + (work if in_block else 0),
