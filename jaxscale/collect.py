@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "collect_curves", "collect_runs", "read_curves"]
 
 KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
-"""Provenance that must agree over all runs of one fit."""
+"""Provenance that must agree over all runs of one fit; precision over those with one recipe.precision."""
 SPIKE_TAIL = 0.05
 """The last share of the training curve whose mean is compared with the best such stretch."""
 
@@ -48,7 +48,7 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     kept = [status for status, reason in reasons if not reason]
     refused = tuple({"run_id": status.cell.run_id, "reason": reason} for status, reason in reasons if reason)
     if not allow_mixed:
-        _check_kinds([status.result for status in kept if status.result])
+        _check_kinds([(status.cell.spec.precision, status.result) for status in kept if status.result])
     frame = pd.DataFrame([_row(status) for status in kept], columns=list(_COLUMNS))
     text = frame.to_csv(index=False)
     source = {
@@ -127,11 +127,13 @@ def measure_spike(metrics: Path) -> float | None:
     return means[-1] - min(means) if means else None
 
 
-def _check_kinds(results: list[RunResult]) -> None:
+def _check_kinds(results: list[tuple[str, RunResult]]) -> None:
+    """Of (recipe.precision, result): a precision that the recipe asks for is the run's own, as its other settings."""
     for kind in KINDS:
-        counts = Counter(str(result.provenance.get(kind)) for result in results)
-        if len(counts) > 1:
-            seen = ", ".join(f"{value[:24]!r} in {n} runs" for value, n in counts.most_common())
+        counts = Counter((asked if kind == "precision" else "", str(result.provenance.get(kind)))
+                         for asked, result in results)  # fmt: skip
+        if len(counts) > len({asked for asked, _ in counts}):
+            seen = ", ".join(f"{value[:24]!r} in {n} runs" for (_, value), n in counts.most_common())
             raise MisuseError(
                 f"collect: the runs differ in {kind} ({seen}); reset the odd ones with `jaxscale reset DIR RUN`, "
                 f"or pass --allow-mixed to use them together"

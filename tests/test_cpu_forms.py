@@ -105,6 +105,7 @@ VARIANTS = {
     "tied": replace(MODEL, tied=True, embed_std=0.1),
     "completep": replace(MODEL, d_model=48, parameterization="completep", base_n_layers=2),
     "past a block": replace(MODEL, seq_len=cpu.BLOCK + 9),
+    "alibi, geglu": replace(MODEL, mlp="geglu", position="alibi", kv_groups=2, seq_len=cpu.BLOCK + 9),
 }
 
 

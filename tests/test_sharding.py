@@ -85,6 +85,17 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(
     assert_alike(loss_and_gradients(build(mesh, devices, lowering), params), reference)
 
 
+def test_learned_positions_and_biases_on_scores_do_not_depend_on_the_mesh() -> None:
+    """The table's rows are whole on every chip, its columns and the sequences are cut, and heads over tensor."""
+    for position, mesh, attention in (("learned", MeshConfig(fsdp=2, tensor=2, context=2), "xla"),
+                                      ("alibi", MeshConfig(tensor=2, context=2), "chunked")):  # fmt: skip
+        model = replace(MODEL, n_layers=1, position=position, norm="layernorm", mlp="relu")
+        whole = build(MeshConfig(), 1, Lowering(), model)
+        params = jax.tree.map(np.asarray, whole.begin(jnp.uint32(0), {**STDS, "positions": 0.1}).params)
+        split = build(mesh, max(1, mesh.fsdp) * 4, Lowering(attention=attention), model)
+        assert_alike(loss_and_gradients(split, params), loss_and_gradients(whole, params))
+
+
 @pytest.mark.parametrize(
     "lowering",
     [
