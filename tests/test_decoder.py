@@ -22,8 +22,7 @@ VARIANTS = {
     "tied": replace(MODEL, tied=True, embed_std=0.1),
     "completep": replace(MODEL, parameterization="completep"),
     "standard": replace(MODEL, parameterization="standard"),
-    "alibi": replace(MODEL, head_dim=8, kv_groups=2, mlp="geglu", norm="layernorm", position="alibi"),
-    "learned": replace(MODEL, mlp="relu", norm="layernorm", position="learned"),
+    "alibi": replace(MODEL, n_layers=2, head_dim=8, kv_groups=2, mlp="geglu", norm="layernorm", position="alibi"),
 }
 TOKENS = jax.random.randint(jax.random.key(0), (2, 16), 0, 256)
 

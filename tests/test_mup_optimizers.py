@@ -43,7 +43,7 @@ def updates(
 def packed_steps(
     model: ModelConfig, optimizer: str, scales: list[float], b1: tuple[float, ...]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Parameters, gradient and, for each b1 as one lane of a pack, the last update after that gradient times each scale."""
+    """Parameters, gradient, and the last update after that gradient times each scale: a lane of a pack for each b1."""
     params = nnx.split(make_decoder(replace(model, head_std=1.0), 0), nnx.Param)[1]
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)

@@ -119,7 +119,7 @@ def test_precision_is_the_recipes_where_it_says_so() -> None:
 
 def test_a_backend_that_loses_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_int8.cache_clear()
-    monkeypatch.setattr(module, "_multiply_exactly", lambda x, w: (x.astype(jnp.int16) @ w.astype(jnp.int16)))
+    monkeypatch.setattr(module, "_multiply_exactly", lambda x, w: x.astype(jnp.int16) @ w.astype(jnp.int16))
     with pytest.raises(MisuseError, match=r"recipe\.precision: this cpu loses bits"):
         check_int8()
     monkeypatch.undo()

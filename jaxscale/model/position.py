@@ -2,8 +2,8 @@
 
 rope        queries and keys of a head turned by position * theta^(-2i/e) (Su et al. 2021, 2104.09864)
 learned     a table of seq_len rows, added to the tokens' embedding; no longer sequences
-sinusoidal  fixed rows of sin and cos of position * 10000^(-2i/d), added too (Vaswani et al. 2017, section 3.5; all sines
-            first): size 1/sqrt(2) an entry, meant for embeddings whose entries have about that size
+sinusoidal  fixed rows of sin and cos of position * 10000^(-2i/d), added too (Vaswani et al. 2017, section 3.5; here all
+            sines first): size 1/sqrt(2) an entry, meant for embeddings whose entries have about that size
 alibi       a head's scores lowered by m |t - s|, m = 2^(-8 h / heads) for h = 1.. heads (Press et al. 2022, 2108.12409)
 none        by the causal mask alone (Haviv et al. 2022, 2203.16634)
 
@@ -56,8 +56,8 @@ def position_rows(length: int, model: ModelConfig, table_pd: jax.Array | None, s
     if table_pd is None:
         return None
     if length > table_pd.shape[0]:
-        raise MisuseError(f"model.seq_len: {table_pd.shape[0]} positions were learned and these sequences have {length} "
-                          f"tokens; cut them, or train with another model.position or seq_len")  # fmt: skip
+        raise MisuseError(f"model.seq_len: {table_pd.shape[0]} positions were learned and these sequences have "
+                          f"{length} tokens; cut them, or train with another model.position or seq_len")  # fmt: skip
     return table_pd[:length] * scale
 
 

@@ -34,10 +34,10 @@ from jaxscale.train.step import Program
 __all__ = ["CLASSES", "Sizes", "measure_model", "walk"]
 
 CLASSES = {
-    "embed": "embedding", "positions": "positions", "head": "head", "final_norm": "final gain", "blocks.attn_norm": "gain",
-    "blocks.mlp_norm": "gain", "blocks.q_norm": "QK gain", "blocks.k_norm": "QK gain", "blocks.wq": "q",
-    "blocks.wk": "k", "blocks.wv": "v", "blocks.wo": "o", "blocks.w_up": "up", "blocks.w_gate": "gate",
-    "blocks.w_down": "down",
+    "embed": "embedding", "positions": "positions", "head": "head", "final_norm": "final gain",
+    "blocks.attn_norm": "gain", "blocks.mlp_norm": "gain", "blocks.q_norm": "QK gain", "blocks.k_norm": "QK gain",
+    "blocks.wq": "q", "blocks.wk": "k", "blocks.wv": "v", "blocks.wo": "o", "blocks.w_up": "up",
+    "blocks.w_gate": "gate", "blocks.w_down": "down",
 }  # fmt: skip
 """The class under which a parameter is reported."""
 

@@ -132,6 +132,13 @@ def _matrices(params: Any) -> Any:
     return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), params)
 
 
+class _Done:
+    """An update with its new state, a leaf to trees."""
+
+    def __init__(self, both: tuple[Any, Any]) -> None:
+        self.both = both
+
+
 def _each_tensor(one: optax.GradientTransformation, axes: int) -> optax.GradientTransformation:
     """`one` for each vector (1) or matrix (2 axes) by itself, the axes before them being layers or experts."""
 
@@ -141,10 +148,8 @@ def _each_tensor(one: optax.GradientTransformation, axes: int) -> optax.Gradient
         return function
 
     def update(grads: Any, states: Any, params: Any = None) -> tuple[Any, Any]:
-        leaves, tree = jax.tree.flatten(grads)
-        rows = zip(leaves, tree.flatten_up_to(states), tree.flatten_up_to(params), strict=True)
-        done = [spread(one.update, g)(g, state, p) for g, state, p in rows]
-        return tree.unflatten([u for u, _ in done]), tree.unflatten([state for _, state in done])
+        done = jax.tree.map(lambda g, state, p: _Done(spread(one.update, g)(g, state, p)), grads, states, params)
+        return jax.tree.map(lambda d: d.both[0], done), jax.tree.map(lambda d: d.both[1], done)
 
     return optax.GradientTransformation(lambda params: jax.tree.map(lambda p: spread(one.init, p)(p), params), update)
 
