@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "collect_curves", "collect_runs", "read_curves"]
 
 KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
-"""Provenance that must agree over all runs of one fit."""
+"""Provenance that must agree over all runs of one fit; precision over those with one recipe.precision."""
 SPIKE_TAIL = 0.05
 """The last share of the training curve whose mean is compared with the best such stretch."""
 
