@@ -32,7 +32,7 @@ def get_study() -> Study:
             batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
         ),
         grid=Grid(
-            budgets=(1e11, 2.5e11, 6e11),
+            budgets=(5e10, 1.25e11, 3e11),
             widths=(*range(12, 38, 2), *range(40, 76, 4), 80, 88, 96, 112, 128),
             tokens_per_param=20.0,
             spread=4.0,
@@ -43,7 +43,7 @@ def get_study() -> Study:
         ),
         data=DataConfig(files=("corpus/**/*.txt",), tokenizer="bytes", val_tokens=262_144, max_epochs=1.0),
         variants=tuple(
-            Variant(f"aspect {a}", (f"grid.aspect={a}", f"grid.aspect_range={a / 1.3:.3g},{a * 1.3:.3g}"))
+            Variant(f"aspect-{a}", (f"grid.aspect={a}", f"grid.aspect_range={a / 1.3:.3g},{a * 1.3:.3g}"))
             for a in (4, 8, 16, 32)
         ),
         tuning=Tuning(rates=5, tokens=3e5),
