@@ -32,7 +32,7 @@ def get_study() -> Study:
             batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
         ),
         grid=Grid(
-            budgets=(5e10, 1.25e11, 3e11),
+            budgets=(1e11, 2.5e11, 6e11),
             widths=(*range(12, 38, 2), *range(40, 76, 4), 80, 88, 96, 112, 128),
             tokens_per_param=20.0,
             spread=4.0,
