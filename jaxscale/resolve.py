@@ -15,7 +15,7 @@ from dataclasses import replace
 from jaxscale.batchlaw import settle_batch
 from jaxscale.config import ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
-from jaxscale.flops import count_params, flops_6nd, flops_per_token
+from jaxscale.flops import count_params, flops_6nd, flops_per_token, validation_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.rates import RateLaw
 from jaxscale.runs import Cell, Role, RunSpec
@@ -107,7 +107,7 @@ def price_run(study: Study, spec: RunSpec, role: Role, available: float | None) 
     """A run with its epochs of the text, and the seconds of what it makes itself."""
     model = spec.model
     rate = parse_hardware(study.hardware).flops_per_s(model.d_model)
-    evaluation = flops_per_token(model) * study.data.val_tokens / 3
+    evaluation = validation_flops(model, study.data.val_tokens)
     cell = describe_run(spec, role)
     epochs = spec.tokens / available if available else None
     return replace(cell, epochs=epochs, seconds=(cell.paid_flops + evaluation) / rate)

@@ -7,7 +7,7 @@ microbatches' gradients (b tokens each) and of its batches' (B tokens). Over a w
 
 both without bias, whatever the two have in common, and B_simple = tr(Sigma) / |G|^2 is the ratio of their means, not
 the mean of their ratios. Its error is a moving-block bootstrap's over the lines (Kuensch 1989): neighbours are alike.
-Single windows of text, as with a byte that is hardly ever seen, can have a thousand times the usual squared gradient
+Single windows of text, as with a byte that is hardly ever seen, can have squared gradients a thousand times the usual
 and more (docs/batch.md): clipping takes most of their updates away, but in a mean of squares they are all there is.
 Lines whose |G_b|^2 is above 10 times the window's median are left out; `left_out` is their share, B_simple_all what
 comes out with them.

@@ -17,8 +17,10 @@ import jax
 import numpy as np
 
 from jaxscale.config import LaunchConfig
-from jaxscale.data.files import DataInfo
-from jaxscale.flops import count_params, flops_per_token
+from jaxscale.data.attribution import Validation
+from jaxscale.data.files import TokenFiles
+from jaxscale.data.select import describe_reading
+from jaxscale.flops import VALIDATION_DRAWS, count_params, flops_per_token
 from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
 from jaxscale.runs import RunResult, State
 from jaxscale.sweep import hash_file
@@ -72,14 +74,15 @@ class Member:
         self,
         folder: RunFolder,
         result: RunResult | None,
-        info: DataInfo,
+        text: TokenFiles,
         dtype: Any,
         pack: dict[str, Any] | None,
         on_progress: Callable[[Progress], None] | None,
         stopper: Stopper | None = None,
         launch: LaunchConfig | None = None,
     ) -> None:
-        self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
+        self.folder, self.spec, self.text, self.dtype, self.pack = folder, folder.spec, text, dtype, pack
+        self.info = text.info
         self.on_progress, self.stopper, self.launch = on_progress, stopper, launch or LaunchConfig()
         self.hyper: Any = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))  # type: ignore[arg-type]
         self.flops_per_token = flops_per_token(self.spec.model)
@@ -122,7 +125,7 @@ class Member:
 
     def _kinds(self) -> dict[str, str]:
         """What a resumed run must keep or tell, beside its spec."""
-        machine = describe_machine(self.dtype)
+        machine = describe_machine(self.dtype, self.spec.precision)
         told = ("precision", "device_kind", "devices", "threads", "jax", "jaxscale")
         kinds = {kind: str(machine[kind]) for kind in told}
         return kinds | {"data_sha256": self.info.data_sha256}
@@ -206,22 +209,26 @@ class Member:
             "microbatch_tokens": self.microbatch_tokens,
         }
 
-    def end(self, sums: np.ndarray, counts: np.ndarray) -> None:
-        """End a run that made all its steps, given summed validation losses and targets [n, b] of every window.
+    def end(self, sums: np.ndarray, validation: Validation, drawn: float | None = None) -> None:
+        """End a run that made all its steps, given the summed loss of every window [n], or of its masks [n, k].
 
         Its loss is the exact mean over the validation tokens, nats per token; beside it the standard error over
-        windows.
+        windows, and both by source. Under masked diffusion it is an estimate of a bound, and `drawn` the part of its
+        error that comes from the masks: the standard error over windows, each with masks of its own, includes it.
         """
+        counts, losses = validation.counts, validation.split_sums(sums)
+        sums = sums if sums.ndim == 1 else sums[:, 0]
         mean = float(sums.sum() / counts.sum())
         if not math.isfinite(mean):
             self._end(f"validation loss {mean} after step {self.spec.steps}", None, None)
             return
-        deviations = (sums - mean * counts).ravel()
-        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()))
+        deviations = sums - mean * counts
+        bound = {} if drawn is None else {"bound": {"draws": VALIDATION_DRAWS, "std_error_of_masks": float(drawn)}}
+        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()), more=bound, losses=losses)
 
     def _end(
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
-        more: dict[str, Any] | None = None,
+        more: dict[str, Any] | None = None, losses: dict[str, dict[str, float]] | None = None,
     ) -> None:  # fmt: skip
         if hosts.is_first():
             self.folder.mend_curve()
@@ -230,8 +237,10 @@ class Member:
         seconds = self.clock.seconds() - self.inherited_s
         begun = spec.parent_step
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
-        told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
+        told = {"objective": spec.model.objective, "tokenizer": spec.data.tokenizer,
+                "val_tokens": self.info.val_tokens, "val_sha256": self.text.val_sha256,
                 "skipped_checkpoints": self.skipped}  # fmt: skip
+        told |= describe_reading(self.text, tokens)
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
         told |= {"noise_scale": self.unmeasured} if self.unmeasured else {}
@@ -253,10 +262,11 @@ class Member:
             tokens_per_s=rate,
             flops_per_s=rate * self.flops_per_token,
             restarts=self.restarts,
-            provenance=describe_machine(self.dtype) | self.kinds | told,
+            provenance=describe_machine(self.dtype, self.spec.precision) | self.kinds | told,
             begun_step=begun,
             mfu=find_mfu(rate * self.flops_per_token),
             metrics_sha256=hash_file(curve) if curve.exists() else "",
+            losses=losses or {},
         )
         if hosts.is_first():
             self.folder.write_result(self.result)
