@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from jaxscale.data.permutation import shuffle_indices
 from jaxscale.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ def permute_indices(indices: NDArray[np.int64], size: int, seed: int, epoch: int
     >>> permute_indices(np.arange(6), 6, seed=0, epoch=0).tolist()
     [5, 3, 1, 0, 4, 2]
     """
-    from grain.experimental import index_shuffle
-
-    images = map(index_shuffle, indices.tolist(), repeat(size - 1), repeat(_mix_key(seed, epoch)), repeat(ROUNDS))
-    return np.fromiter(images, np.int64, len(indices))
+    return shuffle_indices(indices, size, _mix_key(seed, epoch), ROUNDS)
 
 
 @lru_cache(maxsize=64)
