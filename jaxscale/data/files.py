@@ -26,6 +26,7 @@ from jaxscale.plain import from_plain, read_json, to_plain
 
 __all__ = [
     "DataInfo",
+    "Decontaminated",
     "FileInfo",
     "Meta",
     "SourceCount",
@@ -36,6 +37,19 @@ __all__ = [
 ]
 
 SCHEMA = "jaxscale.tokens/1"
+
+
+@dataclass(frozen=True)
+class Decontaminated:
+    """What was cut out of the training text for the evaluation items in it."""
+
+    items: int
+    """Items that were looked for."""
+    items_found: int
+    items_too_short: int
+    """Items that were not looked for, being too few words."""
+    paragraphs_cut: int
+    bytes_cut: int
 
 
 @dataclass(frozen=True)
@@ -50,17 +64,18 @@ class DataInfo:
     """Training documents."""
     held_out_documents: int
     train_tokens: int
-    train_bytes: int
-    """Bytes of training text after repeated lines were dropped, separators included."""
+    train_bytes: int | None
+    """Bytes of training text after repeated lines were dropped, separators included. None, here and below: not known."""
     val_tokens: int
-    val_bytes: int
+    val_bytes: int | None
     """Bytes of text that the validation tokens stand for, separators included."""
-    val_bytes_per_token: float
+    val_bytes_per_token: float | None
     lines_dropped: int
     """Repeated lines removed from the training text."""
     val_lines_dropped: int
     """Lines removed from the validation text, being in the training text or repeated."""
     data_sha256: str
+    decontaminated: Decontaminated | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +92,11 @@ class SourceCount:
 
     source: str
     documents: int
-    train_bytes: int
+    train_bytes: int | None
     train_tokens: int
     val_tokens: int
+    paragraphs_cut: int = 0
+    bytes_cut: int = 0
 
 
 @dataclass(frozen=True)

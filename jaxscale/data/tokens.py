@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
 from jaxscale.config import DataConfig
+from jaxscale.data.contamination import hash_task_files
 from jaxscale.data.corpus import Corpus, find_corpus
-from jaxscale.data.encode import Progress, write_tokens
+from jaxscale.data.encode import Progress, count_held_bytes, write_tokens
 from jaxscale.data.files import DataInfo, SourceCount, TokenFiles, find_damage
+from jaxscale.data.portions import PORTIONED_BYTES, open_portions, remove_portions
 from jaxscale.data.store import keep_folder
-from jaxscale.data.tokenizer import identify_tokenizer
+from jaxscale.data.tokenizer import BPE_SAMPLE_BYTES, identify_tokenizer, parse_bpe_size
 from jaxscale.errors import MisuseError
+from jaxscale.runs import ADDED_FIELDS
 
 __all__ = ["DataInfo", "SourceCount", "TokenFiles", "build_tokens"]
 
 FORMAT = 1
 """Raised when the same text and config give other tokens than before."""
-IRRELEVANT = ("cache", "max_epochs", "declared_train_tokens", "files", "tokenizer")
+IRRELEVANT = ("cache", "max_epochs", "declared_train_tokens", "files", "tokenizer", "decontaminate")
 """Fields that do not change the tokens, or that enter the key by content instead of by name."""
 LEAST_DOCUMENT_BYTES = 256
 
@@ -38,21 +41,32 @@ def build_tokens(config: DataConfig, progress: Progress | None = None, verify: b
     tokens than `declared_train_tokens`. VerdictError: no disk space.
     """
     _check_config(config)
-    corpus = find_corpus(config)
-    folder = keep_folder(
-        Path(config.cache).expanduser(),
-        _hash_inputs(config, corpus),
-        partial(find_damage, contents=verify),
-        lambda temporary: write_tokens(config, corpus, temporary, progress),
-    )
-    files = TokenFiles.open(folder)
+    corpus, cache = find_corpus(config), Path(config.cache).expanduser()
+    key = _hash_inputs(config, corpus)
+
+    def write(folder: Path) -> None:
+        if corpus.size_bytes < PORTIONED_BYTES:
+            write_tokens(config, corpus, folder, progress)
+            return
+        sample_bytes = BPE_SAMPLE_BYTES if parse_bpe_size(config.tokenizer) else 0
+        with open_portions(config, corpus, cache, key, count_held_bytes(config), sample_bytes) as portions:
+            write_tokens(config, corpus, folder, progress, portions)
+
+    files = TokenFiles.open(keep_folder(cache, key, partial(find_damage, contents=verify), write))
+    remove_portions(cache, key)
     _check_declared(config, files.info)
     return files
 
 
 def _hash_inputs(config: DataConfig, corpus: Corpus) -> str:
-    fields = {name: value for name, value in asdict(config).items() if name not in IRRELEVANT}
-    content = [FORMAT, fields, identify_tokenizer(config.tokenizer), corpus.identity]
+    later = {one.name: one.default for one in fields(config) if one.name in ADDED_FIELDS["data"][1]}
+    told = {name: value for name, value in asdict(config).items()
+            if name not in IRRELEVANT and not (name in later and value == later[name])}  # fmt: skip
+    if config.decontaminate:
+        told["decontaminate"] = hash_task_files(config)
+    else:
+        told.pop("decontaminate_ngram", None)
+    content = [FORMAT, told, identify_tokenizer(config.tokenizer), corpus.identity]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
