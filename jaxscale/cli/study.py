@@ -198,10 +198,16 @@ def data(argv: list[str]) -> int:
                           "example: jaxscale data configs/quickstart.py --data.files 'corpus/**/*.txt'")  # fmt: skip
     console = make_console()
     info = build_data(options.study.data, console)
-    for name, value in info.items():
+    sources, cut = info.pop("sources"), info.pop("decontaminated")
+    for name, value in (info | (cut or {})).items():
         console.print(f"{name:>22}  {value}", soft_wrap=True, markup=False)
+    for one in sources:
+        if one["paragraphs_cut"]:
+            console.print(f"{'cut out of':>22}  {one['source']}: {one['paragraphs_cut']:,} paragraphs, "
+                          f"{one['bytes_cut']:,} bytes", soft_wrap=True, markup=False)  # fmt: skip
     if options.out is not None:
-        write_json(options.out, json.dumps({"schema": "jaxscale.data/1", "rows": [info]}, indent=1))
+        write_json(options.out, json.dumps({"schema": "jaxscale.data/1", "rows": [info | {"decontaminated": cut}],
+                                            "sources": sources}, indent=1))  # fmt: skip
     return 0
 
 
@@ -233,7 +239,7 @@ def build_data(config: DataConfig, console: Console) -> dict[str, Any]:
     with data_progress(console) as bars:
         task = bars.add_task("reading the text", total=1.0)
         files = build_tokens(config, lambda done, total: bars.update(task, completed=done / max(total, 1)))
-    return {name: value for name, value in vars(files.info).items() if name != "sources"}
+    return {**to_plain(files.info), "sources": [to_plain(source) for source in files.sources]}
 
 
 def _make_plan(study: Study, console: Console) -> Plan:

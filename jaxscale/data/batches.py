@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from jaxscale.data.permutation import shuffle_indices
+from jaxscale.data.segments import Segments
 from jaxscale.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def _mix_key(seed: int, epoch: int) -> int:
 class BatchSource:
     """The batches of one run, as seen by one of `process_count` processes.
 
-    `tokens` is a flat array of ids, usually `TokenFiles.train`. MisuseError: fewer tokens than one window,
-    a batch that does not divide over the processes, a negative seed.
+    `tokens` is a flat array of ids, or ready ones in several files, as in `TokenFiles.train`. MisuseError: fewer
+    tokens than one window, a batch that does not divide over the processes, a negative seed.
     """
 
-    tokens: NDArray[np.unsignedinteger]
+    tokens: NDArray[np.unsignedinteger] | Segments
     seq_len: int
     batch_seqs: int
     seed: int
@@ -94,7 +95,11 @@ class BatchSource:
 
     def read_steps(self, start: int, count: int) -> NDArray[np.int32]:
         """Ids [count, rows, seq_len + 1] of the steps start .. start + count - 1."""
-        return self._windows[self.find_windows(start, count)].astype(np.int32)
+        windows = self.find_windows(start, count)
+        if isinstance(self.tokens, Segments):
+            ids = self.tokens.read_windows(windows.ravel() * self.seq_len, self.seq_len + 1)
+            return ids.reshape(*windows.shape, -1)
+        return self._windows[windows].astype(np.int32)
 
     def batch(self, step: int) -> NDArray[np.int32]:
         """Ids [rows, seq_len + 1] of one step: inputs are [:, :-1], targets [:, 1:]."""
@@ -103,6 +108,7 @@ class BatchSource:
     @cached_property
     def _windows(self) -> NDArray[np.unsignedinteger]:
         """All windows [n_windows, seq_len + 1] as a view into the tokens; neighbours share one token."""
+        assert not isinstance(self.tokens, Segments)
         size = self.tokens.itemsize
         shape, strides = (self.n_windows, self.seq_len + 1), (self.seq_len * size, size)
         return as_strided(self.tokens, shape, strides, writeable=False)

@@ -29,7 +29,7 @@ from jaxscale.config import DataConfig
 from jaxscale.data.documents import COMPRESSED, decompress
 from jaxscale.errors import MisuseError
 
-__all__ = ["Cleaned", "Cleaner", "find_cleaner", "find_task_files", "hash_task_files"]
+__all__ = ["SHORTEST", "Cleaned", "Cleaner", "find_cleaner", "find_task_files", "hash_task_files"]
 
 SHORTEST = 5
 LONG_CHARS = 4096

@@ -66,8 +66,11 @@ class Crew:
             self._hand(index, waiting, at_work)
         while at_work:
             index, words = self._heard.get()
-            if words is None or "failed" in words:
-                self._raise(index, words)
+            if words is None:
+                raise VerdictError(f"a process that builds token files ended with {self._processes[index].wait()}; "
+                                   f"the same command goes on with what is done")  # fmt: skip
+            if "failed" in words:
+                _raise(words)
             if "done" in words:
                 done[index] = words["done"]
             else:
@@ -95,11 +98,9 @@ class Crew:
             self._heard.put((index, json.loads(line)))
         self._heard.put((index, None))
 
-    def _raise(self, index: int, words: dict[str, Any] | None) -> None:
-        if words is None:
-            code = self._processes[index].wait()
-            raise VerdictError(f"a process that builds token files ended with {code}; the same command goes on with "
-                               f"what is done")  # fmt: skip
-        if words.get("errno"):
-            raise OSError(words["errno"], words["failed"])
-        raise (MisuseError if words["kind"] == "MisuseError" else VerdictError)(words["failed"])
+
+def _raise(words: dict[str, Any]) -> None:
+    """What a task raised in its process."""
+    if words.get("errno"):
+        raise OSError(words["errno"], words["failed"])
+    raise (MisuseError if words["kind"] == "MisuseError" else VerdictError)(words["failed"])

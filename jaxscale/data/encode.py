@@ -213,7 +213,7 @@ def _write_val(
     writer: TokenWriter,
     tally: Tally,
 ) -> None:
-    """The first `val_tokens` of the held-out pieces, or whole pieces of `val_bytes`; MisuseError when they give fewer."""
+    """The first `val_tokens` of the held-out pieces, or whole pieces of `val_bytes`; MisuseError: they give fewer."""
     for piece in held:
         documents, dropped = _drop_lines([piece], seen)
         tally.val_lines_dropped += dropped

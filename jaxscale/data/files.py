@@ -4,6 +4,8 @@
     tokenizer.json       unless tokens are bytes
     meta.json            counts, sizes and SHA-256 of the above
 
+Of ready tokens (`ready`) there is only meta.json, which says in which files and where the ids lie.
+
 `data_sha256` is the hash of both token files' hashes and their type: equal text and equal tokens.
 """
 
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxscale.data.segments import Segment, Segments
 from jaxscale.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from jaxscale.errors import MisuseError
 from jaxscale.plain import from_plain, read_json, to_plain
@@ -60,12 +63,12 @@ class DataInfo:
     """Which text, in words."""
     tokenizer: str
     vocab_size: int
-    documents: int
-    """Training documents."""
-    held_out_documents: int
+    documents: int | None
+    """Training documents. None, here and below: not known (of ready tokens)."""
+    held_out_documents: int | None
     train_tokens: int
     train_bytes: int | None
-    """Bytes of training text after repeated lines were dropped, separators included. None, here and below: not known."""
+    """Bytes of training text after repeated lines were dropped, separators included."""
     val_tokens: int
     val_bytes: int | None
     """Bytes of text that the validation tokens stand for, separators included."""
@@ -91,7 +94,7 @@ class SourceCount:
     """What one source (a file, or the standard library) gave."""
 
     source: str
-    documents: int
+    documents: int | None
     train_bytes: int | None
     train_tokens: int
     val_tokens: int
@@ -109,6 +112,9 @@ class Meta:
     sources: tuple[SourceCount, ...]
     config: dict[str, Any]
     schema: str = SCHEMA
+    train_segments: tuple[Segment, ...] = ()
+    val_segments: tuple[Segment, ...] = ()
+    """Where ready tokens lie; () where train.bin and val.bin are there."""
 
     def to_json(self) -> str:
         """As JSON, schema jaxscale.tokens/1."""
@@ -123,6 +129,8 @@ class TokenFiles:
     info: DataInfo
     dtype: str
     sources: tuple[SourceCount, ...]
+    train_segments: tuple[Segment, ...] = ()
+    val_segments: tuple[Segment, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> TokenFiles:
@@ -131,21 +139,28 @@ class TokenFiles:
         if problem := find_damage(folder):
             raise MisuseError(f"{problem}; delete {folder} to have it built again")
         meta = _read_meta(folder)
-        return cls(folder, meta.info, meta.dtype, meta.sources)
+        return cls(folder, meta.info, meta.dtype, meta.sources, meta.train_segments, meta.val_segments)
 
     @property
-    def train(self) -> NDArray[np.unsignedinteger]:
+    def train(self) -> NDArray[np.unsignedinteger] | Segments:
         """Training ids [train_tokens], mapped read-only."""
+        if self.train_segments:
+            return Segments(self.train_segments)
         return np.memmap(self.folder / "train.bin", self.dtype, "r")
 
     @property
     def val(self) -> NDArray[np.unsignedinteger]:
         """Validation ids [val_tokens], mapped read-only."""
+        if self.val_segments:
+            return Segments(self.val_segments).read(0, self.info.val_tokens)
         return np.memmap(self.folder / "val.bin", self.dtype, "r")
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids."""
+        """The tokenizer that made the ids; MisuseError where that is not known."""
         path = self.folder / TOKENIZER_FILE
+        if self.val_segments and not path.exists():
+            raise MisuseError(f"data.tokenizer {self.info.tokenizer}: says how many ids there are and not what they "
+                              f"stand for; name the tokenizer.json to have text evaluated")  # fmt: skip
         return load_tokenizer(path if path.exists() else None)
 
 
@@ -189,7 +204,8 @@ def find_damage(folder: Path, contents: bool = False) -> str | None:
             return f"{path}: {size_bytes} bytes, {expected.size_bytes} were written"
         if contents and hash_file(path) != expected.sha256:
             return f"{path}: content does not match its SHA-256"
-    return None
+    damages = (segment.find_damage() for segment in (*meta.train_segments, *meta.val_segments))
+    return next((damage for damage in damages if damage), None)
 
 
 def hash_file(path: Path) -> str:

@@ -36,8 +36,8 @@ def shuffle_indices(indices: NDArray[np.int64], size: int, key: int, rounds: int
     if size < FEW:
         from grain.experimental import index_shuffle
 
-        images = map(index_shuffle, indices.tolist(), repeat(size - 1), repeat(key), repeat(rounds))
-        return np.fromiter(images, np.int64, len(indices))
+        each = map(index_shuffle, indices.tolist(), repeat(size - 1), repeat(key), repeat(rounds))
+        return np.fromiter(each, np.int64, len(indices))
     numbers, places = np.divmod(indices, BLOCK)
     images = np.empty(len(indices), np.int64)
     for number in np.unique(numbers).tolist():

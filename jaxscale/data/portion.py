@@ -16,13 +16,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxscale.config import DataConfig
 from jaxscale.data.contamination import Cleaner, find_cleaner
@@ -36,7 +35,7 @@ from jaxscale.data.tokenizer import SEPARATOR, TOKENIZER_FILE, Tokenizer, load_t
 from jaxscale.errors import JaxscaleError
 from jaxscale.plain import from_plain, to_plain, write_json
 
-__all__ = ["Job", "Read", "Stretch", "list_samples", "load_samples", "make_portion", "read_facts"]
+__all__ = ["Job", "Read", "Stretch", "load_sample", "make_portion", "read_facts"]
 
 READ_ROW = np.dtype([("source", "<u4"), ("bytes", "<u8"), ("lines", "<u4")])
 """A training document as it was read: number of its source in the portion, size, and how many long lines it has."""
@@ -72,7 +71,7 @@ class Job:
     def corpus(self, number: int) -> Corpus:
         """The files of one portion."""
         inputs = self.inputs[slice(*self.groups[number])]
-        return Corpus(tuple(Input(Path(path), *rest) for path, *rest in inputs), "", self.lenient)
+        return Corpus(tuple(Input(Path(path), name, size, age) for path, name, size, age in inputs), "", self.lenient)
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,9 @@ class Worker:
         np.save(out / "documents.npy", np.array(rows, READ_ROW))
         _save_sample(out / "held", held)
         _save_sample(out / "sample", sample)
-        return {"sources": list(sources), "held_out_documents": tally.held_out_documents, "text_bytes": sum(r[1] for r in rows),
-                "paragraphs_cut": tally.paragraphs_cut, "bytes_cut": tally.bytes_cut,
-                "items_found": sorted(tally.items_found)}  # fmt: skip
+        return {"sources": list(sources), "text_bytes": sum(row[1] for row in rows),
+                "held_out_documents": tally.held_out_documents, "paragraphs_cut": tally.paragraphs_cut,
+                "bytes_cut": tally.bytes_cut, "items_found": sorted(tally.items_found)}  # fmt: skip
 
     def encode(self, task: Stretch, report: Callable[[int], None]) -> None:
         """Texts to ids."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,13 @@ from jaxscale.data.portion import Job, Read, Stretch, load_sample, make_portion,
 from jaxscale.data.split import HashSample
 from jaxscale.data.tally import Tally
 from jaxscale.data.tokenizer import TOKENIZER_FILE
+from jaxscale.errors import MisuseError
 
 __all__ = ["PORTIONED_BYTES", "Portions", "open_portions", "remove_portions"]
 
-PORTIONED_BYTES = 16 << 20
-"""Corpora of so many bytes on disk are built in portions; below, starting processes costs more than it gains."""
+PORTIONED_BYTES = (16 << 20, 64 << 20)
+"""Corpora of so many bytes on disk are built in portions, with a BPE and as bytes, which take little time to encode:
+below, processes cost more than they gain (docs/tokens.md)."""
 LEAST_PORTION_BYTES, MOST_PORTION_BYTES = 1 << 20, 64 << 20
 STRETCH_BYTES = 4 << 20
 MARK_LINES = 1 << 20
@@ -51,7 +54,10 @@ Report = Callable[[int], None]
 def open_portions(
     config: DataConfig, corpus: Corpus, cache: Path, key: str, held_bytes: int, sample_bytes: int
 ) -> Iterator[Portions]:
-    """The portions of the token files `key`: those of an earlier build that was killed, or none yet."""
+    """The portions of the token files `key`: those of an earlier build that was killed, or none yet.
+
+    They stay where a build is killed or interrupted, and go where it cannot succeed.
+    """
     _remove_stale(cache)
     with _hold(cache / f".{key}.portions") as folder:
         inputs = tuple((str(one.path), one.source, one.size_bytes, one.modified_ns) for one in corpus.inputs)
@@ -60,8 +66,12 @@ def open_portions(
         for torn in folder.glob("*.new-*"):
             shutil.rmtree(torn, ignore_errors=True)
         count = min(len(os.sched_getaffinity(0)), corpus.size_bytes // LEAST_PORTION_BYTES + 1)
-        with Crew(folder, count) as crew:
-            yield Portions(folder, job, corpus.size_bytes, crew)
+        try:
+            with Crew(folder, count) as crew:
+                yield Portions(folder, job, corpus.size_bytes, crew)
+        except (MisuseError, OSError):  # bad text, a full disk: nobody goes on with these
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 @contextmanager
@@ -183,6 +193,6 @@ class Portions:
         numbers = (np.cumsum(sizes) - sizes) // STRETCH_BYTES
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(sizes)]
         named = (self.folder / "tokenizer").exists()
-        for first, stop in zip(edges[:-1], edges[1:], strict=True):
+        for first, stop in pairwise(edges):
             if stop > first:
                 yield Stretch(one.number, first, stop, dtype, named), int(sizes[first:stop].sum())

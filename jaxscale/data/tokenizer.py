@@ -158,6 +158,17 @@ class JsonTokenizer:
             for item, start in zip(encoded, starts, strict=True)
         ]
 
+    def count_id_bytes(self, ids: NDArray[np.unsignedinteger]) -> int | None:
+        """Bytes of text that `ids` stand for, two for a separator; None where tokens are not made of bytes."""
+        if self.fast is None:
+            return None
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._inner.get_vocab(with_added_tokens=True).items():
+            sizes[number] = len(token.encode())
+        sizes[self.fast.ids] = [len(content) for content in self.fast.contents]
+        sizes[self.separator_id] = len(SEPARATOR)
+        return int(sizes[ids].sum())
+
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens stay visible."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=False)
@@ -173,7 +184,7 @@ class JsonTokenizer:
 
 
 def count_threads() -> int:
-    """Threads that encode: one a core, or one where the tokenizers library is told the same (TOKENIZERS_PARALLELISM)."""
+    """Threads that encode: one a core, or one where the tokenizers library is told so (TOKENIZERS_PARALLELISM)."""
     alone = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0", "off", "no")
     return 1 if alone else len(os.sched_getaffinity(0))
 
@@ -195,7 +206,7 @@ def parse_bpe_size(name: str) -> int | None:
 
 def identify_tokenizer(name: str) -> str:
     """What decides the ids: the name itself, or a tokenizer.json's hash. MisuseError: no such file."""
-    if name == "bytes" or parse_bpe_size(name):
+    if name == "bytes" or name.startswith("ids:") or parse_bpe_size(name):
         return name
     try:
         return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()
