@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -43,16 +44,20 @@ class Crew:
             )
             for _ in range(count)
         ]  # fmt: skip
-        for index in range(count):
-            Thread(target=self._listen, args=(index,), daemon=True).start()
+        self._listeners = [Thread(target=self._listen, args=(index,), daemon=True) for index in range(count)]
+        for listener in self._listeners:
+            listener.start()
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for process in self._processes:
+        for process, listener in zip(self._processes, self._listeners, strict=True):
             process.kill()  # what it was at is of no use: a portion is whole or not there
             process.wait()
+            listener.join()
+            with suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr]
 
     def run(self, tasks: Sequence[Task], report: Callable[[int], None] | None = None) -> None:
         """Do all tasks; `report` hears how much is done of the sum of their sizes.
@@ -94,8 +99,10 @@ class Crew:
     def _listen(self, index: int) -> None:
         stdout = self._processes[index].stdout
         assert stdout is not None
-        for line in stdout:
-            self._heard.put((index, json.loads(line)))
+        with stdout:
+            for line in stdout:
+                if line.endswith("\n"):  # a kill may tear the last one
+                    self._heard.put((index, json.loads(line)))
         self._heard.put((index, None))
 
 
