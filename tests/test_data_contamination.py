@@ -38,7 +38,9 @@ def test_what_is_cut_is_what_sets_of_word_tuples_say(n: int) -> None:
     rng = random.Random(n)
 
     def make(low: int, high: int) -> str:
-        return "".join(rng.choice(VOCABULARY) + rng.choice([" ", ", ", "\n", "; "]) for _ in range(rng.randrange(low, high)))
+        return "".join(
+            rng.choice(VOCABULARY) + rng.choice([" ", ", ", "\n", "; "]) for _ in range(rng.randrange(low, high))
+        )
 
     cut = kept = 0
     for _ in range(150):

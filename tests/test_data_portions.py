@@ -23,7 +23,23 @@ from jaxscale.data.portions import open_portions
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError, VerdictError
 
-WORDS = "the law of small models holds for large ones when data and size grow together".split()
+WORDS = [
+    "the",
+    "law",
+    "of",
+    "small",
+    "models",
+    "holds",
+    "for",
+    "large",
+    "ones",
+    "when",
+    "data",
+    "and",
+    "size",
+    "grow",
+    "together",
+]
 SMALL = {"LEAST_PORTION_BYTES": 20_000, "MOST_PORTION_BYTES": 60_000, "STRETCH_BYTES": 15_000}
 
 

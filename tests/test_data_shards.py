@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def config(tmp_path: Path) -> DataConfig:
 
 def write_shards(folder: Path, write: Callable[[Path, np.ndarray], Path]) -> list[Path]:
     folder.mkdir(exist_ok=True)
-    return [write(folder / f"part_{i:03}", IDS[a:b]) for i, (a, b) in enumerate(zip(CUTS[:-1], CUTS[1:], strict=True))]
+    return [write(folder / f"part_{i:03}", IDS[a:b]) for i, (a, b) in enumerate(pairwise(CUTS))]
 
 
 @pytest.mark.parametrize("kind", WRITERS)
