@@ -14,7 +14,7 @@ from jaxscale.data.fastbpe import byte_alphabet, find_fast_encoder
 from jaxscale.data.tokenizer import JsonTokenizer, load_tokenizer, train_bpe
 
 HARD = [
-    "It's we'll they'RE I'd've 'tis don''t 's", "a  b   c\t\td \n\n e\r\n\r\n\u2028f\u00a0g\u3000h ", " \n \n", "\n\n x",
+    "It's we'll they'RE I'd've 'tis don''t 's", "a  b   c\t\td \n\n e\r\n\r\n\u2028f\u00a0g\u3000h ", " \n \n", "\n\nx",
     "über Ωmega naïve ﬁne ǅ ß İstanbul ſ", "漢字かな交じり文 한국어", "العربية हिन्दी ไทย", "x² ½ Ⅻ ١٢٣ 𝟘𝟙 ৪",
     "\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f1e9\U0001f1ea \u261d\U0001f3fd ©®™",
     "e\u0301 a\u0308\u0327 \u200b\u200d\ufeff", "\x00\x01\x7f\x85\x1c\x1d", "\U0010ffff\ue000\ufffd\uffff",
