@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import make_study
 
 from jaxscale.config import DataConfig
 from jaxscale.data import shards
@@ -17,6 +18,8 @@ from jaxscale.data.segments import Segments
 from jaxscale.data.tokenizer import train_bpe
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError
+from jaxscale.plan import plan_isoflop
+from jaxscale.train.loop import train_run
 
 IDS = np.random.default_rng(0).integers(0, 5000, 12_345)
 CUTS = (0, 5000, 5013, 9000, 12_345)
@@ -183,3 +186,26 @@ def test_ids_above_16_bits_are_read_as_32(config: DataConfig, tmp_path: Path) ->
     files = build_tokens(replace(config, tokenizer="ids:70000"))
     assert files.train.read(0, 40).tolist() == [69_000] * 20 + [69_001] * 20
     assert json.loads((files.folder / "meta.json").read_text())["dtype"] == "<u4"
+
+
+def test_a_run_on_shards_is_to_the_bit_the_run_on_their_text(tmp_path: Path) -> None:
+    """The ids of token files, cut into shards: the same losses; no bits per byte where bytes are not known."""
+    study = make_study(tmp_path)
+    study = replace(study, recipe=replace(study.recipe, lr=0.02), data=replace(study.data, val_tokens=512))
+    made = build_tokens(study.data)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_raw(folder / "a", np.asarray(made.train[:3001]))
+    write_npy(folder / "b", np.asarray(made.train[3001:]))
+    write_llmc(tmp_path / "val", np.asarray(made.val))
+    ready = replace(study.data, files=(str(folder),), val_files=(str(tmp_path / "val.bin"),), tokenizer="ids:256")
+    results = []
+    for name, data in (("text", study.data), ("shards", ready)):
+        planned = plan_isoflop(replace(study, data=data), train_tokens=made.info.train_tokens)
+        spec = replace(planned.cells[0].spec, steps=30)
+        results.append(train_run(spec, tmp_path / "runs" / name, mesh=study.mesh))
+    text, shards = results
+    assert text.state == shards.state == "done"
+    assert (shards.loss, shards.train_loss) == (text.loss, text.train_loss)
+    assert text.bits_per_byte is not None
+    assert shards.bits_per_byte is None
