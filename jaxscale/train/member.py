@@ -215,6 +215,8 @@ class Member:
         per_token = self.info.val_bytes_per_token
         told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
                 "skipped_checkpoints": self.skipped}  # fmt: skip
+        if self.info.val_text_sha256:
+            told["val_text_sha256"] = self.info.val_text_sha256
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
         curve = self.folder.path / "metrics.jsonl"
