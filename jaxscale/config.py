@@ -227,7 +227,7 @@ class DataConfig:
 
     files: tuple[str, ...] = ()
     """Glob patterns of your text (.txt .md .py .jsonl .parquet, also .xz .gz .zst); empty: the Python
-    standard library's sources, which every machine has."""
+    standard library's sources, which every machine has. Or of ready token files (.npy .bin; docs/tokens.md)."""
     text_field: str = "text"
     """Field of .jsonl and column of .parquet that holds the text."""
     mixture: tuple[tuple[str, float], ...] = ()

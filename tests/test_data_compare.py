@@ -71,6 +71,7 @@ def test_with_val_bytes_every_tokenizer_is_validated_on_the_same_bytes(config: D
     assert 15_000 <= len(texts[0]) < 15_000 + 4096 + 2
     for one in files:
         assert one.info.val_bytes == len(texts[0])
+        assert one.info.val_text_sha256 == hashlib.sha256(texts[0]).hexdigest()
         assert one.info.val_bytes_per_token == len(texts[0]) / len(one.val)
     with pytest.raises(MisuseError, match=r"data.val_bytes 900000: the held-out text has only \d+ bytes"):
         build_tokens(replace(config, val_bytes=900_000))

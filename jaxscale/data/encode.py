@@ -35,6 +35,7 @@ from jaxscale.data.store import sync_file
 from jaxscale.data.tally import Tally
 from jaxscale.data.tokenizer import (
     BPE_SAMPLE_BYTES,
+    SEPARATOR,
     TOKENIZER_FILE,
     Tokenizer,
     load_tokenizer,
@@ -251,6 +252,7 @@ def _write_val(
             if config.val_bytes is None:
                 ids = ids[: config.val_tokens - sum(tally.val_tokens.values())]
             writer.write(ids)
+            tally.val_text.update(document.text + SEPARATOR)
             tally.count_val(document.source, len(ids), tokenizer.count_bytes(document.text, len(ids)))
         if _lacks_val(config, tally) <= 0:
             return
@@ -305,6 +307,7 @@ def _summarize(
         lines_dropped=tally.lines_dropped,
         val_lines_dropped=tally.val_lines_dropped,
         data_sha256=data_sha256,
+        val_text_sha256=tally.val_text.hexdigest() if config.val_bytes else "",
         decontaminated=_summarize_cuts(cleaner, tally) if cleaner else None,
     )
 

@@ -84,6 +84,8 @@ class DataInfo:
     val_lines_dropped: int
     """Lines removed from the validation text, being in the training text or repeated."""
     data_sha256: str
+    val_text_sha256: str = ""
+    """With data.val_bytes, of the validation text, separators included: equal for every tokenizer."""
     decontaminated: Decontaminated | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Tally:
     paragraphs_cut: Counter[str] = field(default_factory=Counter)
     bytes_cut: Counter[str] = field(default_factory=Counter)
     items_found: set[int] = field(default_factory=set)
+    val_text: hashlib._Hash = field(default_factory=hashlib.sha256)
+    """Of the held-out pieces that were written whole, a separator after each."""
 
     def count_train(self, document: Document, tokens: int) -> None:
         """A training document that was written as `tokens` ids, its separator included."""

@@ -244,6 +244,8 @@ class Member:
                 "val_tokens": self.info.val_tokens, "val_sha256": self.text.val_sha256,
                 "skipped_checkpoints": self.skipped}  # fmt: skip
         told |= describe_reading(self.text, tokens)
+        if self.info.val_text_sha256:
+            told["val_text_sha256"] = self.info.val_text_sha256
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
         told |= {"noise_scale": self.unmeasured} if self.unmeasured else {}
