@@ -232,7 +232,7 @@ class DataConfig:
 
     files: tuple[str, ...] = ()
     """Glob patterns of your text (.txt .md .py .jsonl .parquet, also .xz .gz .zst); empty: the Python
-    standard library's sources, which every machine has."""
+    standard library's sources, which every machine has. Or of ready token files (.npy .bin; docs/tokens.md)."""
     text_field: str = "text"
     """Field of .jsonl and column of .parquet that holds the text."""
     mixture: tuple[tuple[str, float], ...] = ()
@@ -262,6 +262,9 @@ class DataConfig:
     """Share of the documents held out for validation, chosen by a hash of their content."""
     val_tokens: int = 131_072
     """Validation tokens used, the same for every run; the exact mean over them is the loss."""
+    val_bytes: int | None = None
+    """Validation text in bytes, in place of val_tokens: whole pieces of held-out text until they are so many, the same
+    text for every tokenizer, so that bits per byte compare on equal text. None: val_tokens decides."""
     drop_repeated_lines: bool = True
     """Remove lines of 40 characters or more after their first appearance, validation included."""
     document_bytes: int = 65_536

@@ -20,7 +20,7 @@ POSITIVE = """
     recipe.lr recipe.batch_coefficient recipe.batch_min_tokens recipe.batch_max_tokens recipe.microbatch_seqs
     recipe.batch_critical model.experts_per_token
     data.val_tokens data.max_epochs data.declared_train_tokens data.unique_tokens data.decontaminate_ngram
-    data.bytes_per_token tuning.step tuning.tokens tuning.seeds tuning.width
+    data.bytes_per_token data.val_bytes tuning.step tuning.tokens tuning.seeds tuning.width
     grid.budgets grid.holdout grid.widths grid.aspect grid.tokens_per_param grid.seeds grid.min_steps
     grid.holdout_sizes forecast_flops launch.max_chip_hours launch.max_attempts launch.lease_s
 """

@@ -107,7 +107,8 @@ def price_run(study: Study, spec: RunSpec, role: Role, available: float | None) 
     """A run with its epochs of the text, and the seconds of what it makes itself."""
     model = spec.model
     rate = parse_hardware(study.hardware).flops_per_s(model.d_model)
-    evaluation = validation_flops(model, study.data.val_tokens)
+    val_tokens = study.data.val_bytes or study.data.val_tokens  # a token is a byte or more
+    evaluation = validation_flops(model, val_tokens)
     cell = describe_run(spec, role)
     epochs = spec.tokens / available if available else None
     return replace(cell, epochs=epochs, seconds=(cell.paid_flops + evaluation) / rate)

@@ -137,7 +137,7 @@ ADDED_FIELDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "model": (ModelConfig, ("base_head_dim", "base_mlp_ratio", "init_scale", "architecture", "objective", "n_experts",
                             "experts_per_token", "norm", "position")),
     "data": (DataConfig, ("mixture", "val_files", "unique_tokens", "quality_from", "quality_keep", "decontaminate",
-                          "decontaminate_ngram", "bytes_per_token")),
+                          "decontaminate_ngram", "bytes_per_token", "val_bytes")),
     "": (RunSpec, ("keeps", "parent", "parent_step", "average_steps", "router_balance", "precision")),
 }  # fmt: skip
 """Fields that came after runs had been made without them: at its default each is no part of a run's identity."""

@@ -38,6 +38,7 @@ class Text:
     val_sha256: str = ""
     """Of the validation tokens."""
     val_bytes: int = 0
+    """0: also where it is not known."""
 
 
 NO_TEXT = Text()
@@ -137,9 +138,10 @@ def _check_validation(texts: Mapping[str, Text]) -> None:
             continue
         other, first = seen.setdefault(text.tokenizer, (name, text))
         if first.val_sha256 != text.val_sha256:
+            sizes = [f"{format_count(one.val_bytes)} bytes, " if one.val_bytes else "" for one in (first, text)]
             raise MisuseError(
-                f"variants: {other} and {name} would be validated on different text ({format_count(first.val_bytes)} "
-                f"and {format_count(text.val_bytes)} bytes, {first.val_sha256[:12]} and {text.val_sha256[:12]}), so "
-                f"that their losses say nothing of each other; name one text for all by data.val_files, and leave "
-                f"data.val_tokens and data.val_fraction alone"
+                f"variants: {other} and {name} would be validated on different text "
+                f"({sizes[0]}{first.val_sha256[:12]}, and {sizes[1]}{text.val_sha256[:12]}), so that their losses say "
+                f"nothing of each other; name one text for all by data.val_files, and leave data.val_tokens, "
+                f"data.val_bytes and data.val_fraction alone"
             )

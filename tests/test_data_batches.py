@@ -7,6 +7,7 @@ from pathlib import Path
 import grain
 import numpy as np
 import pytest
+from grain.experimental import index_shuffle
 
 from jaxscale.data.batches import (
     BatchSource,
@@ -15,6 +16,7 @@ from jaxscale.data.batches import (
     permute_indices,
     validation_windows,
 )
+from jaxscale.data.permutation import shuffle_indices
 from jaxscale.errors import MisuseError
 
 TOKENS = np.arange(10_001, dtype=np.uint16)  # the value is the position
@@ -45,6 +47,15 @@ def test_the_permutation_leaves_no_trace_of_the_order() -> None:
 def test_the_permutation_is_pinned_across_versions_of_grain() -> None:
     pinned = [300, 495, 264, 90, 906, 480, 393, 903]
     assert permute_indices(np.arange(8), 1000, seed=7, epoch=2).tolist() == pinned
+
+
+@pytest.mark.parametrize("size", [4095, 4096, 5000, 65_536, 65_537, 65_538, 262_145, 10**7, 2**31 - 1, 2**40 + 1])
+def test_images_are_those_of_grain(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for key in [0, 2**32 - 1, *rng.integers(0, 2**32, 2).tolist()]:
+        indices = np.r_[0, size - 1, rng.integers(0, size, 30)]
+        grains = [index_shuffle(index, size - 1, key, 4) for index in indices.tolist()]
+        assert shuffle_indices(indices, size, key, 4).tolist() == grains
 
 
 def test_every_window_is_read_once_an_epoch_also_across_the_seam() -> None:

@@ -120,7 +120,7 @@ def test_pieces_read_as_one_text_whatever_they_are_cut_into() -> None:
 
 def test_files_of_before_are_found_by_the_same_key_and_read_the_same(config: DataConfig) -> None:
     later = ("mixture", "val_files", "unique_tokens", "quality_from", "quality_keep", "decontaminate",
-             "decontaminate_ngram", "bytes_per_token")  # fmt: skip
+             "decontaminate_ngram", "bytes_per_token", "val_bytes")  # fmt: skip
     assert set(later) <= set(ADDED_FIELDS["data"][1])
     files = build_tokens(config)
     kept = {n: v for n, v in asdict(config).items() if n not in

@@ -223,7 +223,8 @@ def data(argv: list[str]) -> int:
     rows, sources = [], []
     for config, told in (texts or {options.study.data: {}}).items():
         rows.append(build_data(config, console) | told)
-        for name, value in rows[-1].items():
+        shown = dict(rows[-1])
+        for name, value in (shown | (shown.pop("decontaminated") or {})).items():
             console.print(f"{name:>22}  {value}", soft_wrap=True, markup=False)
         sources += [source | told for source in _print_sources(config, console)]
     if options.out is not None:
@@ -233,7 +234,7 @@ def data(argv: list[str]) -> int:
 
 
 def _print_sources(config: DataConfig, console: Console) -> list[dict[str, Any]]:
-    """What each source gives and what of it is read; a long list is cut for people, not for programs."""
+    """What each source gives, what of it is read and what was cut out of it; a long list is cut for people only."""
     from jaxscale.data.select import count_read
     from jaxscale.data.tokens import build_tokens
     from jaxscale.tables import render_table
@@ -244,6 +245,10 @@ def _print_sources(config: DataConfig, console: Console) -> list[dict[str, Any]]
     table = render_table(f"{len(rows)} sources", [name.replace("_", " ") for name in header], told)
     more = f"\n... and {len(rows) - SHOWN_SOURCES} more" if len(rows) > SHOWN_SOURCES else ""
     console.print(f"{table}{more}", soft_wrap=True, markup=False)
+    for row in rows:
+        if row["paragraphs_cut"]:
+            console.print(f"{'cut out of':>22}  {row['source']}: {row['paragraphs_cut']:,} paragraphs, "
+                          f"{row['bytes_cut']:,} bytes", soft_wrap=True, markup=False)  # fmt: skip
     return rows
 
 
@@ -271,7 +276,8 @@ def _make_folder(folder: Path) -> None:
 
 def build_data(config: DataConfig, console: Console) -> dict[str, Any]:
     """The text in numbers, built where it was not."""
-    return {name: value for name, value in vars(build_files(config, console).info).items() if name != "sources"}
+    plain: dict[str, Any] = to_plain(build_files(config, console).info)
+    return plain
 
 
 def build_files(config: DataConfig, console: Console) -> TokenFiles:

@@ -91,7 +91,7 @@ def _read_texts(studies: Mapping[str, Study], console: Console) -> dict[str, Tex
         written = read_json(files.folder / "meta.json")["files"]
         tokenizer = written.get("tokenizer.json", {}).get("sha256", files.info.tokenizer)
         known[own.data] = Text(files.info.train_tokens, files.info.data_sha256, tokenizer,
-                               written["val.bin"]["sha256"], files.info.val_bytes)  # fmt: skip
+                               files.val_sha256, files.info.val_bytes or 0)  # fmt: skip
         _check_vocabulary(name, own, files.info.vocab_size)
     return {name: known[own.data] for name, own in studies.items()}
 

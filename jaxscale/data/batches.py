@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from jaxscale.data.permutation import shuffle_indices
+from jaxscale.data.segments import Segments
 from jaxscale.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -36,10 +37,7 @@ def permute_indices(indices: NDArray[np.int64], size: int, seed: int, epoch: int
     >>> permute_indices(np.arange(6), 6, seed=0, epoch=0).tolist()
     [5, 3, 1, 0, 4, 2]
     """
-    from grain.experimental import index_shuffle
-
-    images = map(index_shuffle, indices.tolist(), repeat(size - 1), repeat(_mix_key(seed, epoch)), repeat(ROUNDS))
-    return np.fromiter(images, np.int64, len(indices))
+    return shuffle_indices(indices, size, _mix_key(seed, epoch), ROUNDS)
 
 
 @lru_cache(maxsize=64)
@@ -52,11 +50,11 @@ def _mix_key(seed: int, epoch: int) -> int:
 class BatchSource:
     """The batches of one run, as seen by one of `process_count` processes.
 
-    `tokens` is a flat array of ids, usually `TokenFiles.train`. MisuseError: fewer tokens than one window,
-    a batch that does not divide over the processes, a negative seed.
+    `tokens` is a flat array of ids, or ready ones in several files, as in `TokenFiles.train`. MisuseError: fewer
+    tokens than one window, a batch that does not divide over the processes, a negative seed.
     """
 
-    tokens: NDArray[np.unsignedinteger]
+    tokens: NDArray[np.unsignedinteger] | Segments
     seq_len: int
     batch_seqs: int
     seed: int
@@ -97,7 +95,11 @@ class BatchSource:
 
     def read_steps(self, start: int, count: int) -> NDArray[np.int32]:
         """Ids [count, rows, seq_len + 1] of the steps start .. start + count - 1."""
-        return self._windows[self.find_windows(start, count)].astype(np.int32)
+        windows = self.find_windows(start, count)
+        if isinstance(self.tokens, Segments):
+            ids = self.tokens.read_windows(windows.ravel() * self.seq_len, self.seq_len + 1)
+            return ids.reshape(*windows.shape, -1)
+        return self._windows[windows].astype(np.int32)
 
     def batch(self, step: int) -> NDArray[np.int32]:
         """Ids [rows, seq_len + 1] of one step: inputs are [:, :-1], targets [:, 1:]."""
@@ -106,6 +108,7 @@ class BatchSource:
     @cached_property
     def _windows(self) -> NDArray[np.unsignedinteger]:
         """All windows [n_windows, seq_len + 1] as a view into the tokens; neighbours share one token."""
+        assert not isinstance(self.tokens, Segments)
         size = self.tokens.itemsize
         shape, strides = (self.n_windows, self.seq_len + 1), (self.seq_len * size, size)
         return as_strided(self.tokens, shape, strides, writeable=False)

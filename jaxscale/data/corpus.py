@@ -71,17 +71,17 @@ class Corpus:
                 report(done_bytes)
 
 
-def find_corpus(config: DataConfig, field: str = "files") -> Corpus:
+def find_corpus(config: DataConfig, field: str = "files", check: Callable[[Path], object] = find_format) -> Corpus:
     """The files that a field of the config names; for an empty `files` the standard library's sources.
 
-    MisuseError: a pattern without a match, an empty folder, a file type that cannot be read.
+    MisuseError: a pattern without a match, an empty folder, a file type that cannot be read (`check` says so).
     """
     patterns = getattr(config, field)
     if field == "files" and not patterns:
         return _find_library()
     paths: dict[str, Path] = {}
     for path in sorted(path for pattern in patterns for path in _match_pattern(pattern, field)):
-        find_format(path)
+        check(path)
         paths.setdefault(os.path.realpath(path), path)
     inputs = tuple(_stat_input(path, path.as_posix()) for path in paths.values())
     described = f"{', '.join(patterns)}: {_count_files(inputs)}"
@@ -97,8 +97,9 @@ def _match_pattern(pattern: str, field: str) -> list[Path]:
         missing = f"pattern {pattern!r} matches no file"
     found = [Path(name) for name in glob.glob(expanded, recursive=True) if os.path.isfile(name)]
     if not found:
-        other = "data.files empty for the Python standard library's sources" if field == "files" else "it out"
-        raise MisuseError(f"data.{field}: {missing} (looked from {os.getcwd()}); correct the path, or leave {other}")
+        library = "leave data.files empty for the Python standard library's sources"
+        other = library if field == "files" else "leave it out"
+        raise MisuseError(f"data.{field}: {missing} (looked from {os.getcwd()}); correct the path, or {other}")
     return found
 
 

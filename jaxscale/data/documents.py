@@ -25,7 +25,7 @@ from jaxscale.errors import MisuseError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COMPRESSED", "Document", "cut_text", "decompress", "find_format", "read_documents"]
+__all__ = ["COMPRESSED", "READY", "Document", "cut_text", "decompress", "find_format", "read_documents"]
 
 Format = Literal["text", "json", "parquet"]
 COMPRESSED = (".xz", ".gz", ".zst")
@@ -34,6 +34,8 @@ PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".xml", "
 CODE = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".js",
         ".ts", ".css", ".sh", ".rb", ".pl", ".php", ".r", ".jl", ".lua", ".hs", ".ml", ".sql", ".f90",
         ".toml", ".yaml", ".yml", ".ini", ".cfg"}  # fmt: skip
+READY = (".npy", ".bin")
+"""Files of tokens, not of text (`shards`)."""
 BLOCK_BYTES = 1 << 20
 
 
@@ -62,6 +64,9 @@ def find_format(path: Path) -> tuple[Format, str]:
         return "parquet", packed
     if suffix in PROSE | CODE:
         return "text", packed
+    if suffix in READY and not packed:
+        raise MisuseError(f"{path}: holds ready tokens; say by data.tokenizer what they are: ids:SIZE, or the path of "
+                          f"their tokenizer.json")  # fmt: skip
     raise MisuseError(f"{path}: files of type {suffix!r} are not read as text; name .txt, .md, .py, other "
                       f"source code, .jsonl or .parquet files (each also .xz, .gz, .zst) in data.files, or "
                       f"narrow the pattern")  # fmt: skip

@@ -3,25 +3,39 @@
 Training documents are written as they come. Held-out pieces wait in a bounded sample until all training lines
 have been seen; then the lines that occur in training are dropped from them, in either order of appearance.
 A BPE needs a pass before that one, to collect the text it is trained on. Memory is bounded by the sample, the
-line hashes (about 16 bytes a line) and one batch of documents.
+line hashes (about 16 bytes a line) and one batch of documents. A large corpus is read and encoded by several processes
+(`portions`), to the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from jaxscale.config import DataConfig
+from jaxscale.data.contamination import Cleaner, find_cleaner
 from jaxscale.data.corpus import Corpus
 from jaxscale.data.documents import Document
-from jaxscale.data.files import DataInfo, FileInfo, Meta, TokenWriter, hash_data, hash_file
+from jaxscale.data.files import (
+    DataInfo,
+    Decontaminated,
+    FileInfo,
+    Meta,
+    TokenWriter,
+    choose_dtype,
+    hash_data,
+    hash_file,
+)
 from jaxscale.data.lines import LineSet, drop_seen_lines
+from jaxscale.data.portions import Portions
 from jaxscale.data.split import HashSample, cut_pieces, is_held_out
 from jaxscale.data.store import sync_file
 from jaxscale.data.tally import Tally
 from jaxscale.data.tokenizer import (
     BPE_SAMPLE_BYTES,
+    SEPARATOR,
     TOKENIZER_FILE,
     Tokenizer,
     load_tokenizer,
@@ -30,7 +44,7 @@ from jaxscale.data.tokenizer import (
 )
 from jaxscale.errors import MisuseError
 
-__all__ = ["Progress", "write_tokens"]
+__all__ = ["Progress", "count_held_bytes", "write_tokens"]
 
 Progress = Callable[[int, int], None]
 """Hears (bytes done, bytes in all), in bytes on disk; a corpus that is read twice counts twice."""
@@ -42,21 +56,34 @@ lose the lines that occur in training."""
 
 
 def write_tokens(
-    config: DataConfig, corpus: Corpus, folder: Path, progress: Progress | None = None, validation: Corpus | None = None
+    config: DataConfig,
+    corpus: Corpus,
+    folder: Path,
+    progress: Progress | None = None,
+    validation: Corpus | None = None,
+    portions: Portions | None = None,
 ) -> None:
     """Write train.bin, val.bin, documents.npy, tokenizer.json (not for bytes) and, last, meta.json into `folder`.
 
     `validation`: the corpus of data.val_files, to be validated on in place of what is held out.
+    `portions`: the parts of a corpus that several processes work on; what a killed build left in them is used.
     """
-    passes = 2 if parse_bpe_size(config.tokenizer) else 1
+    passes = 2 if portions or parse_bpe_size(config.tokenizer) else 1
     report = _scale_progress(corpus, passes, progress)
-    tokenizer = _make_tokenizer(config, corpus, folder, report)
-    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    tally, seen = Tally(), _start_lines(config)
-    held = HashSample(config.val_tokens * HELD_BYTES_PER_TOKEN)
-    training = _split_corpus(config, corpus, None if validation else held, tally, report(passes - 1))
+    cleaner = find_cleaner(config)
+    if portions:
+        portions.read(report(0))
+    sample = partial(_sample_training, config, corpus, cleaner, portions, report(0))
+    tokenizer = _make_tokenizer(config, sample, folder, portions)
+    dtype = choose_dtype(tokenizer.vocab_size)
+    tally, seen, held = Tally(), _start_lines(config), HashSample(count_held_bytes(config))
     with TokenWriter(folder / "train.bin", dtype) as writer:
-        _write_train(training, seen, tokenizer, writer, tally)
+        if portions:
+            portions.write_train(writer, dtype, seen, held, tally, report(1))
+        else:
+            sample_held = None if validation else held
+            training = _split_corpus(config, corpus, cleaner, sample_held, tally, report(passes - 1))
+            _write_train(training, seen, tokenizer, writer, tally)
         train = writer.finish()
     if validation:
         _hold_corpus(config, corpus, validation, held, tally)
@@ -68,7 +95,7 @@ def write_tokens(
     for path in (tally.log.save(folder), folder / TOKENIZER_FILE):
         if path.exists():
             files[path.name] = FileInfo(path.stat().st_size, hash_file(path))
-    info = _summarize(config, corpus, tokenizer, tally, hash_data(train, val, dtype))
+    info = _summarize(config, corpus, tokenizer, tally, hash_data(train, val, dtype), cleaner)
     meta = Meta(info, dtype, files, tally.list_sources(), asdict(config), val_spans=tally.list_val_spans())
     (folder / "meta.json").write_text(meta.to_json())
     sync_file(folder / "meta.json")
@@ -88,34 +115,57 @@ def _scale_progress(
     return report
 
 
+def count_held_bytes(config: DataConfig) -> int:
+    """Held-out text that is kept in memory to take the validation text from."""
+    return (config.val_bytes or config.val_tokens) * HELD_BYTES_PER_TOKEN
+
+
 def _make_tokenizer(
-    config: DataConfig, corpus: Corpus, folder: Path, report: Callable[[int], Callable[[int], None] | None]
+    config: DataConfig, sample: Callable[[], list[bytes]], folder: Path, portions: Portions | None
 ) -> Tokenizer:
     """Leaves its tokenizer.json in `folder`, unless tokens are bytes."""
     if config.tokenizer == "bytes":
         return load_tokenizer(None)
+
+    def make(path: Path) -> None:
+        if size := parse_bpe_size(config.tokenizer):
+            train_bpe(sample(), size, path)
+        else:
+            path.write_bytes(Path(config.tokenizer).expanduser().read_bytes())
+
     path = folder / TOKENIZER_FILE
-    if size := parse_bpe_size(config.tokenizer):
-        train_bpe(_sample_training(config, corpus, report(0)), size, path)
+    if portions:
+        portions.keep_tokenizer(path, make)
     else:
-        path.write_bytes(Path(config.tokenizer).expanduser().read_bytes())
+        make(path)
     sync_file(path)
     return load_tokenizer(path)
 
 
-def _sample_training(config: DataConfig, corpus: Corpus, report: Callable[[int], None] | None) -> list[bytes]:
+def _sample_training(
+    config: DataConfig,
+    corpus: Corpus,
+    cleaner: Cleaner | None,
+    portions: Portions | None,
+    report: Callable[[int], None] | None,
+) -> list[bytes]:
     """Training text for a BPE: documents with the smallest hashes, without their repeated lines."""
-    sample, seen = HashSample(BPE_SAMPLE_BYTES), _start_lines(config)
-    for document in corpus.read(config, report):
-        if not is_held_out(document.text, config.val_fraction):
-            sample.add(document)
-    documents, _ = _drop_lines(list(sample), seen)
-    return [document.text for document in documents]
+    if portions:
+        documents = list(portions.sample())
+    else:
+        sample, counted = HashSample(BPE_SAMPLE_BYTES), Tally()
+        for document in corpus.read(config, report):
+            if not is_held_out(document.text, config.val_fraction):
+                sample.add(counted.clean(document, cleaner) if cleaner else document)
+        documents = list(sample)
+    kept, _ = _drop_lines(documents, _start_lines(config))
+    return [document.text for document in kept]
 
 
 def _split_corpus(
     config: DataConfig,
     corpus: Corpus,
+    cleaner: Cleaner | None,
     held: HashSample | None,
     tally: Tally,
     report: Callable[[int], None] | None,
@@ -126,7 +176,7 @@ def _split_corpus(
             if held is not None:
                 _hold(config, document, held, tally)
         else:
-            yield document
+            yield tally.clean(document, cleaner) if cleaner else document
 
 
 def _hold_corpus(config: DataConfig, corpus: Corpus, validation: Corpus, held: HashSample, tally: Tally) -> None:
@@ -193,25 +243,35 @@ def _write_val(
     writer: TokenWriter,
     tally: Tally,
 ) -> None:
-    """The first `val_tokens` of the held-out pieces; MisuseError when they give fewer."""
-    missing = config.val_tokens
+    """The first `val_tokens` of the held-out pieces, or whole pieces of `val_bytes`; MisuseError: they give fewer."""
     for piece in held:
         documents, dropped = _drop_lines([piece], seen)
         tally.val_lines_dropped += dropped
         for document in documents:
-            ids = tokenizer.encode([document.text])[0][:missing]
+            ids = tokenizer.encode([document.text])[0]
+            if config.val_bytes is None:
+                ids = ids[: config.val_tokens - sum(tally.val_tokens.values())]
             writer.write(ids)
+            tally.val_text.update(document.text + SEPARATOR)
             tally.count_val(document.source, len(ids), tokenizer.count_bytes(document.text, len(ids)))
-            missing -= len(ids)
-        if not missing:
+        if _lacks_val(config, tally) <= 0:
             return
-    found = config.val_tokens - missing
+    field, unit = ("val_tokens", "tokens") if config.val_bytes is None else ("val_bytes", "bytes")
+    wanted = getattr(config, field)
+    found = wanted - _lacks_val(config, tally)
     if config.val_files:
-        raise MisuseError(f"data.val_tokens {config.val_tokens}: data.val_files have only {found} tokens that are not "
-                          f"in the training text; ask for at most {found} or name more files")  # fmt: skip
-    raise MisuseError(f"data.val_tokens {config.val_tokens}: the held-out text has only {found} tokens "
+        raise MisuseError(f"data.{field} {wanted}: data.val_files have only {found} {unit} that are not in the "
+                          f"training text; ask for at most {found} or name more files")  # fmt: skip
+    raise MisuseError(f"data.{field} {wanted}: the held-out text has only {found} {unit} "
                       f"({tally.held_out_documents} documents at data.val_fraction {config.val_fraction:g}); "
                       f"ask for at most {found}, raise data.val_fraction or give more text")  # fmt: skip
+
+
+def _lacks_val(config: DataConfig, tally: Tally) -> int:
+    """Validation tokens, or bytes, that are still wanted."""
+    if config.val_bytes is None:
+        return config.val_tokens - sum(tally.val_tokens.values())
+    return config.val_bytes - tally.val_bytes
 
 
 def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
@@ -229,7 +289,9 @@ def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
                       f"(now {config.document_bytes}) so that long files give more documents")  # fmt: skip
 
 
-def _summarize(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str) -> DataInfo:
+def _summarize(
+    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: Tally, data_sha256: str, cleaner: Cleaner | None
+) -> DataInfo:
     val_tokens = sum(tally.val_tokens.values())
     return DataInfo(
         source=corpus.description,
@@ -245,4 +307,16 @@ def _summarize(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, tally: 
         lines_dropped=tally.lines_dropped,
         val_lines_dropped=tally.val_lines_dropped,
         data_sha256=data_sha256,
+        val_text_sha256=tally.val_text.hexdigest() if config.val_bytes else "",
+        decontaminated=_summarize_cuts(cleaner, tally) if cleaner else None,
+    )
+
+
+def _summarize_cuts(cleaner: Cleaner, tally: Tally) -> Decontaminated:
+    return Decontaminated(
+        items=cleaner.items,
+        items_found=len(tally.items_found),
+        items_too_short=cleaner.too_short,
+        paragraphs_cut=sum(tally.paragraphs_cut.values()),
+        bytes_cut=sum(tally.bytes_cut.values()),
     )

@@ -5,6 +5,8 @@
     documents.npy        length and hash of every training document (index.py)
     meta.json            counts, sizes and SHA-256 of the above
 
+Of ready tokens (`ready`) there is only meta.json, which says in which files and where the ids lie.
+
 `data_sha256` is the hash of both token files' hashes and their type: equal text and equal tokens.
 """
 
@@ -23,22 +25,38 @@ from numpy.typing import NDArray
 
 from jaxscale.data.index import DOCUMENTS_FILE
 from jaxscale.data.pieces import Part
+from jaxscale.data.segments import Segment, Segments
 from jaxscale.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from jaxscale.errors import MisuseError
 from jaxscale.plain import from_plain, read_json, to_plain
 
 __all__ = [
     "DataInfo",
+    "Decontaminated",
     "FileInfo",
     "Meta",
     "SourceCount",
     "TokenFiles",
+    "choose_dtype",
     "find_damage",
     "hash_data",
     "hash_file",
 ]
 
 SCHEMA = "jaxscale.tokens/1"
+
+
+@dataclass(frozen=True)
+class Decontaminated:
+    """What was cut out of the training text for the evaluation items in it."""
+
+    items: int
+    """Items that were looked for."""
+    items_found: int
+    items_too_short: int
+    """Items that were not looked for, being too few words."""
+    paragraphs_cut: int
+    bytes_cut: int
 
 
 @dataclass(frozen=True)
@@ -49,23 +67,26 @@ class DataInfo:
     """Which text, in words."""
     tokenizer: str
     vocab_size: int
-    documents: int
-    """Training documents."""
-    held_out_documents: int
+    documents: int | None
+    """Training documents. None, here and below: not known (of ready tokens)."""
+    held_out_documents: int | None
     train_tokens: int
     """Training tokens that a run can read before it reads any again: of the part that data.unique_tokens and
     data.quality_keep leave; with data.mixture, until the first source is used up."""
-    train_bytes: int
+    train_bytes: int | None
     """Bytes of training text after repeated lines were dropped, separators included."""
     val_tokens: int
-    val_bytes: int
+    val_bytes: int | None
     """Bytes of text that the validation tokens stand for, separators included."""
-    val_bytes_per_token: float
+    val_bytes_per_token: float | None
     lines_dropped: int
     """Repeated lines removed from the training text."""
     val_lines_dropped: int
     """Lines removed from the validation text, being in the training text or repeated."""
     data_sha256: str
+    val_text_sha256: str = ""
+    """With data.val_bytes, of the validation text, separators included: equal for every tokenizer."""
+    decontaminated: Decontaminated | None = None
 
 
 @dataclass(frozen=True)
@@ -81,10 +102,12 @@ class SourceCount:
     """What one source (a file, or the standard library) gave."""
 
     source: str
-    documents: int
-    train_bytes: int
+    documents: int | None
+    train_bytes: int | None
     train_tokens: int
     val_tokens: int
+    paragraphs_cut: int = 0
+    bytes_cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +122,11 @@ class Meta:
     schema: str = SCHEMA
     val_spans: tuple[tuple[int, int], ...] = ()
     """(number of the source in `sources`, tokens) of the validation text from its beginning; () in files of before."""
+    train_segments: tuple[Segment, ...] = ()
+    val_segments: tuple[Segment, ...] = ()
+    """Where ready tokens lie; () where train.bin and val.bin are there."""
+    val_sha256: str = ""
+    """Of ready validation ids, as a val.bin of them would have it; "" where there is one."""
 
     def to_json(self) -> str:
         """As JSON, schema jaxscale.tokens/1."""
@@ -115,9 +143,11 @@ class TokenFiles:
     sources: tuple[SourceCount, ...]
     val_spans: tuple[tuple[int, int], ...] = ()
     val_sha256: str = ""
-    """Of val.bin: equal for texts that are validated alike."""
+    """Of val.bin, or of what it would be: equal for texts that are validated alike."""
     parts: tuple[Part, ...] = ()
     """What a run reads, where that is not all of `train` as it lies (select.py)."""
+    train_segments: tuple[Segment, ...] = ()
+    val_segments: tuple[Segment, ...] = ()
 
     @classmethod
     def open(cls, folder: Path) -> TokenFiles:
@@ -126,21 +156,30 @@ class TokenFiles:
         if problem := find_damage(folder):
             raise MisuseError(f"{problem}; delete {folder} to have it built again")
         meta = _read_meta(folder)
-        return cls(folder, meta.info, meta.dtype, meta.sources, meta.val_spans, meta.files["val.bin"].sha256)
+        val_sha256 = meta.files["val.bin"].sha256 if "val.bin" in meta.files else meta.val_sha256
+        return cls(folder, meta.info, meta.dtype, meta.sources, meta.val_spans, val_sha256,
+                   train_segments=meta.train_segments, val_segments=meta.val_segments)  # fmt: skip
 
     @property
-    def train(self) -> NDArray[np.unsignedinteger]:
+    def train(self) -> NDArray[np.unsignedinteger] | Segments:
         """Training ids [train_tokens], mapped read-only."""
+        if self.train_segments:
+            return Segments(self.train_segments)
         return np.memmap(self.folder / "train.bin", self.dtype, "r")
 
     @property
     def val(self) -> NDArray[np.unsignedinteger]:
         """Validation ids [val_tokens], mapped read-only."""
+        if self.val_segments:
+            return Segments(self.val_segments).read(0, self.info.val_tokens)
         return np.memmap(self.folder / "val.bin", self.dtype, "r")
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids."""
+        """The tokenizer that made the ids; MisuseError where that is not known."""
         path = self.folder / TOKENIZER_FILE
+        if self.val_segments and not path.exists():
+            raise MisuseError(f"data.tokenizer {self.info.tokenizer}: says how many ids there are and not what they "
+                              f"stand for; name the tokenizer.json to have text evaluated")  # fmt: skip
         return load_tokenizer(path if path.exists() else None)
 
 
@@ -189,7 +228,17 @@ def find_damage(folder: Path, contents: bool = False, indexed: bool = False) -> 
             return f"{path}: {size_bytes} bytes, {expected.size_bytes} were written"
         if contents and hash_file(path) != expected.sha256:
             return f"{path}: content does not match its SHA-256"
-    return None
+    damages = (segment.find_damage() for segment in (*meta.train_segments, *meta.val_segments))
+    return next((damage for damage in damages if damage), None)
+
+
+def choose_dtype(vocab_size: int) -> str:
+    """The type of the ids in train.bin and val.bin.
+
+    >>> choose_dtype(65_536), choose_dtype(65_537)
+    ('<u2', '<u4')
+    """
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
 def hash_file(path: Path) -> str:

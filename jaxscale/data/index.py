@@ -36,6 +36,11 @@ class DocumentLog:
         self.tokens.append(tokens)
         self.hashes.append(hash_text(text, b"subset"))
 
+    def extend(self, tokens: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> None:
+        """Documents [n] that a process of its own wrote, by `add`'s rule."""
+        self.tokens.frombytes(tokens.tobytes())
+        self.hashes.frombytes(hashes.tobytes())
+
     def save(self, folder: Path) -> Path:
         """Write the file and flush it."""
         rows = np.empty(len(self), ROW)

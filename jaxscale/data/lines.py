@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONG_LINE_CHARS", "LineSet", "drop_seen_lines"]
+__all__ = ["LONG_LINE_CHARS", "LineSet", "drop_marked_lines", "drop_seen_lines", "hash_long_lines"]
 
 LONG_LINE_CHARS = 40
 
@@ -77,7 +77,7 @@ def drop_seen_lines(texts: Sequence[bytes], seen: LineSet) -> tuple[list[bytes],
     places = [(t, i) for t, lines in enumerate(split) for i, line in enumerate(lines) if _is_long(line)]
     if not places:
         return list(texts), 0
-    digests = b"".join(hashlib.blake2b(split[t][i], digest_size=8).digest() for t, i in places)
+    digests = b"".join(_digest(split[t][i]) for t, i in places)
     repeated = [places[k] for k in np.flatnonzero(~seen.add(np.frombuffer(digests, "<u8")))]
     gone: defaultdict[int, set[int]] = defaultdict(set)
     for t, i in repeated:
@@ -86,6 +86,25 @@ def drop_seen_lines(texts: Sequence[bytes], seen: LineSet) -> tuple[list[bytes],
     for t, dropped in gone.items():
         cleaned[t] = b"\n".join(line for i, line in enumerate(split[t]) if i not in dropped)
     return cleaned, len(repeated)
+
+
+def hash_long_lines(text: bytes) -> bytes:
+    """The hashes, 8 bytes each, of the long lines of a text in order."""
+    return b"".join(_digest(line) for line in text.split(b"\n") if _is_long(line))
+
+
+def drop_marked_lines(text: bytes, marks: NDArray[np.bool_]) -> bytes:
+    """The text without those of its long lines [n] that `marks` [n] names."""
+    if not marks.any():
+        return text
+    lines = text.split(b"\n")
+    places = [i for i, line in enumerate(lines) if _is_long(line)]
+    gone = {places[k] for k in np.flatnonzero(marks)}
+    return b"\n".join(line for i, line in enumerate(lines) if i not in gone)
+
+
+def _digest(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=8).digest()
 
 
 def _is_long(line: bytes) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxscale.data.segments import Segments
+
 __all__ = ["Part", "Pieces", "cut_pieces_to", "join_pieces"]
 
 
@@ -21,7 +23,7 @@ class Pieces:
     (8, [[40, 41, 42, 10], [42, 10, 11, 12]])
     """
 
-    tokens: NDArray[Any]
+    tokens: NDArray[Any] | Segments
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 

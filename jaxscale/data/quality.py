@@ -26,6 +26,7 @@ from jaxscale.config import DataConfig
 from jaxscale.data.corpus import find_corpus
 from jaxscale.data.files import TokenFiles
 from jaxscale.data.index import read_documents
+from jaxscale.data.segments import Segments
 from jaxscale.data.tokenizer import ByteTokenizer
 from jaxscale.errors import MisuseError
 
@@ -126,6 +127,7 @@ def _mean(ratio: NDArray[np.float64], buckets: NDArray[np.uint16]) -> float:
 def _decode(files: TokenFiles, lengths: NDArray[np.int64], chosen: NDArray[np.int64]) -> Iterator[bytes]:
     """The text of the chosen documents, from their tokens."""
     tokenizer, train = files.load_tokenizer(), files.train
+    assert not isinstance(train, Segments)  # ready tokens are refused: they list no documents (ready.py)
     starts, separator = np.cumsum(lengths) - lengths, len(tokenizer.separator)
     for number in chosen:
         ids = train[starts[number] : starts[number] + lengths[number] - separator]

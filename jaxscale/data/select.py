@@ -28,6 +28,7 @@ from jaxscale.data.index import read_documents
 from jaxscale.data.mixture import resolve_shares
 from jaxscale.data.pieces import Part, Pieces, cut_pieces_to, join_pieces
 from jaxscale.data.quality import choose_best, score_documents
+from jaxscale.data.segments import Segments
 from jaxscale.errors import MisuseError
 
 __all__ = ["count_read", "describe_reading", "name_parts", "needs_index", "select_text"]
@@ -66,18 +67,24 @@ def select_text(files: TokenFiles, config: DataConfig) -> TokenFiles:
 
 @dataclass(frozen=True, eq=False)
 class _Documents:
-    """The training documents in the order of the file: tokens, hashes, and each one's source [documents]."""
+    """The training documents in the order of the file: tokens, hashes, and each one's source [documents].
 
-    tokens: NDArray[np.unsignedinteger]
+    A file of ready tokens counts as one document, without a hash: only data.mixture chooses among those.
+    """
+
+    tokens: NDArray[np.unsignedinteger] | Segments
     lengths: NDArray[np.int64]
     hashes: NDArray[np.uint64]
     source: NDArray[np.int64]
 
     @classmethod
     def of(cls, files: TokenFiles) -> _Documents:
-        lengths, hashes = read_documents(files.folder)
         order = _order_in_file(files)
-        source = np.repeat(order, [files.sources[number].documents for number in order])
+        if files.train_segments:
+            counts = np.array([files.sources[number].train_tokens for number in order], np.int64)
+            return cls(files.train, counts, np.zeros(len(order), np.uint64), np.array(order))
+        lengths, hashes = read_documents(files.folder)
+        source = np.repeat(np.array(order), [files.sources[number].documents or 0 for number in order])
         return cls(files.train, lengths, hashes, source)
 
     @cached_property
@@ -92,7 +99,7 @@ def _order_in_file(files: TokenFiles) -> list[int]:
 
 def _group(files: TokenFiles, config: DataConfig) -> list[tuple[str, float, tuple[int, ...]]]:
     """(name, weight, numbers of its sources) of each part."""
-    trained = [number for number, row in enumerate(files.sources) if row.documents]
+    trained = [number for number, row in enumerate(files.sources) if row.train_tokens]
     if not config.mixture:
         return [("the training text", 1.0, tuple(trained))]
     groups = group_sources(config.mixture, [files.sources[number].source for number in trained])
@@ -104,7 +111,7 @@ def _group(files: TokenFiles, config: DataConfig) -> list[tuple[str, float, tupl
 def name_parts(files: TokenFiles, config: DataConfig) -> dict[str, str]:
     """Names of the patterns of the mixture and of the sources of training and validation that no pattern has."""
     sources = [row.source for row in files.sources]
-    trained = [row.source for row in files.sources if row.documents]
+    trained = [row.source for row in files.sources if row.train_tokens]
     grouped = {trained[i] for group in group_sources(config.mixture, trained) for i in group} if config.mixture else ()
     return name_sources([*(pattern for pattern, _ in config.mixture), *(s for s in sources if s not in grouped)])
 
@@ -147,7 +154,7 @@ def _describe(files: TokenFiles, config: DataConfig, parts: tuple[Part, ...]) ->
 
 
 def count_read(files: TokenFiles) -> list[dict[str, Any]]:
-    """A row a source: documents, training and validation tokens, and those that a run may read."""
+    """A row a source: documents, training and validation tokens, those that a run may read, and what was cut out."""
     rows, end = {}, 0
     for number in _order_in_file(files):
         one, start, end = files.sources[number], end, end + files.sources[number].train_tokens
@@ -157,8 +164,10 @@ def count_read(files: TokenFiles) -> list[dict[str, Any]]:
             low, high = np.maximum(part.text.starts, start), np.minimum(part.text.starts + part.text.lengths, end)
             read = int(np.maximum(high - low, 0).sum())
             share = part.share * read / len(part.text)
-        rows[number] = {"source": one.source, "documents": one.documents, "train_tokens": one.train_tokens,
-                        "read_tokens": read, "share": share, "val_tokens": one.val_tokens}  # fmt: skip
+        rows[number] = {"source": one.source, "documents": one.documents, "train_bytes": one.train_bytes,
+                        "train_tokens": one.train_tokens, "read_tokens": read, "share": share,
+                        "val_tokens": one.val_tokens, "paragraphs_cut": one.paragraphs_cut,
+                        "bytes_cut": one.bytes_cut}  # fmt: skip
     return [rows[number] for number in range(len(files.sources))]
 
 

@@ -35,11 +35,11 @@ def is_held_out(text: bytes, val_fraction: float) -> bool:
 
 
 def cut_pieces(document: Document, config: DataConfig) -> Iterator[Document]:
-    """A held-out document in pieces of at least 4 KiB, at most a 32nd of the wanted validation tokens.
+    """A held-out document in pieces of at least 4 KiB, at most a 32nd of the wanted validation tokens (or bytes).
 
     Large validation sets therefore keep whole documents: pieces never need to be shorter than that.
     """
-    size_bytes = max(LEAST_PIECE_BYTES, config.val_tokens // LEAST_PIECES)
+    size_bytes = max(LEAST_PIECE_BYTES, (config.val_bytes or config.val_tokens) // LEAST_PIECES)
     for text in cut_text([document.text], size_bytes):
         if text := text.strip(b"\n"):
             yield Document(document.source, text)

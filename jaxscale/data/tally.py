@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxscale.data.contamination import Cleaner
 from jaxscale.data.documents import Document
 from jaxscale.data.files import SourceCount
 from jaxscale.data.index import DocumentLog
@@ -28,6 +35,11 @@ class Tally:
     val_tokens: Counter[str] = field(default_factory=Counter)
     log: DocumentLog = field(default_factory=DocumentLog)
     val_spans: list[tuple[str, int]] = field(default_factory=list)
+    paragraphs_cut: Counter[str] = field(default_factory=Counter)
+    bytes_cut: Counter[str] = field(default_factory=Counter)
+    items_found: set[int] = field(default_factory=set)
+    val_text: hashlib._Hash = field(default_factory=hashlib.sha256)
+    """Of the held-out pieces that were written whole, a separator after each."""
 
     def count_train(self, document: Document, tokens: int) -> None:
         """A training document that was written as `tokens` ids, its separator included."""
@@ -42,9 +54,34 @@ class Tally:
         self.val_bytes += size_bytes
         self.val_spans.append((source, tokens))
 
+    def clean(self, document: Document, cleaner: Cleaner) -> Document:
+        """A training document without the evaluation items in it; what was cut is counted."""
+        cleaned = cleaner.clean(document.text)
+        if cleaned.paragraphs:
+            self.paragraphs_cut[document.source] += cleaned.paragraphs
+            self.bytes_cut[document.source] += cleaned.size_bytes
+            self.items_found |= cleaned.items
+        return Document(document.source, cleaned.text)
+
+    def count_read(self, facts: Mapping[str, Any]) -> None:
+        """What a portion of the corpus counted while it was read (`portion`)."""
+        self.held_out_documents += facts["held_out_documents"]
+        self.paragraphs_cut.update(facts["paragraphs_cut"])
+        self.bytes_cut.update(facts["bytes_cut"])
+        self.items_found.update(facts["items_found"])
+
+    def count_rows(self, sources: Sequence[str], rows: NDArray[Any]) -> None:
+        """Training documents [n] that a portion wrote, in order; `rows` name their sources by number."""
+        self.log.extend(rows["tokens"], rows["hash"])
+        for number in np.unique(rows["source"]).tolist():
+            mine = rows[rows["source"] == number]
+            self.documents[sources[number]] += len(mine)
+            self.train_bytes[sources[number]] += int(mine["bytes"].sum())
+            self.train_tokens[sources[number]] += int(mine["tokens"].sum())
+
     def list_sources(self) -> tuple[SourceCount, ...]:
         """One row a source that gave anything, by name."""
-        names = sorted(self.documents.keys() | self.val_tokens.keys())
+        names = sorted(self.documents.keys() | self.val_tokens.keys() | self.paragraphs_cut.keys())
         return tuple(
             SourceCount(
                 source=name,
@@ -52,6 +89,8 @@ class Tally:
                 train_bytes=self.train_bytes[name],
                 train_tokens=self.train_tokens[name],
                 val_tokens=self.val_tokens[name],
+                paragraphs_cut=self.paragraphs_cut[name],
+                bytes_cut=self.bytes_cut[name],
             )
             for name in names
         )

@@ -7,13 +7,17 @@ end-of-text token for the others. Bits per byte are therefore comparable between
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxscale.data.fastbpe import FastEncoder, find_fast_encoder
 from jaxscale.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ BPE_SAMPLE_BYTES = 16 << 20
 """A BPE is trained on this much training text, chosen by hash across all documents."""
 LEAST_BPE_SIZE = 257
 TOKENIZER_FILE = "tokenizer.json"
+THREADED_BYTES = 1 << 18
+"""From so much text on, documents are encoded by several threads."""
 
 
 class Tokenizer(Hashable, Protocol):
@@ -97,7 +103,10 @@ class ByteTokenizer:
 
 
 class JsonTokenizer:
-    """A tokenizer of the `tokenizers` library; `separator_id` is its end-of-text token."""
+    """A tokenizer of the `tokenizers` library; `separator_id` is its end-of-text token.
+
+    Text is encoded by tiktoken on the same merges where that gives the same ids (`fastbpe`).
+    """
 
     def __init__(self, inner: tokenizers.Tokenizer, name: str) -> None:
         """MisuseError when it has no token that could separate documents."""
@@ -114,8 +123,27 @@ class JsonTokenizer:
     def encode(self, texts: Sequence[bytes]) -> list[NDArray[np.uint32]]:
         """Ids of each document, the separator last; documents are encoded in parallel."""
         strings = [text.decode() for text in texts]
-        encoded = self._inner.encode_batch_fast(strings, add_special_tokens=False)
-        return [np.array([*item.ids, self.separator_id], np.uint32) for item in encoded]
+        found = self._encode_fast(strings)
+        slow = [i for i, ids in enumerate(found) if ids is None]
+        encoded = self._inner.encode_batch_fast([strings[i] for i in slow], add_special_tokens=False)
+        for i, item in zip(slow, encoded, strict=True):
+            found[i] = np.array(item.ids, np.uint32)
+        return [np.append(ids, np.uint32(self.separator_id)) for ids in found if ids is not None]
+
+    def _encode_fast(self, strings: list[str]) -> list[NDArray[np.uint32] | None]:
+        """By tiktoken, None for what it must not encode."""
+        if self.fast is None:
+            return [None] * len(strings)
+        threads = count_threads() if sum(map(len, strings)) >= THREADED_BYTES else 1
+        if threads == 1:
+            return [self.fast.encode(string) for string in strings]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.fast.encode, strings))
+
+    @cached_property
+    def fast(self) -> FastEncoder | None:
+        """tiktoken on the same merges; None where it could give other ids."""
+        return find_fast_encoder(self._inner)
 
     @property
     def separator(self) -> tuple[int, ...]:
@@ -130,6 +158,17 @@ class JsonTokenizer:
             for item, start in zip(encoded, starts, strict=True)
         ]
 
+    def count_id_bytes(self, ids: NDArray[np.unsignedinteger]) -> int | None:
+        """Bytes of text that `ids` stand for, two for a separator; None where tokens are not made of bytes."""
+        if self.fast is None:
+            return None
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._inner.get_vocab(with_added_tokens=True).items():
+            sizes[number] = len(token.encode())
+        sizes[self.fast.ids] = [len(content) for content in self.fast.contents]
+        sizes[self.separator_id] = len(SEPARATOR)
+        return int(sizes[ids].sum())
+
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens stay visible."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=False)
@@ -142,6 +181,12 @@ class JsonTokenizer:
         if tokens > len(offsets):
             return len(text) + len(SEPARATOR)
         return len(string[: offsets[tokens - 1][1]].encode())
+
+
+def count_threads() -> int:
+    """Threads that encode: one a core, or one where the tokenizers library is told so (TOKENIZERS_PARALLELISM)."""
+    alone = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0", "off", "no")
+    return 1 if alone else len(os.sched_getaffinity(0))
 
 
 def parse_bpe_size(name: str) -> int | None:
@@ -161,7 +206,7 @@ def parse_bpe_size(name: str) -> int | None:
 
 def identify_tokenizer(name: str) -> str:
     """What decides the ids: the name itself, or a tokenizer.json's hash. MisuseError: no such file."""
-    if name == "bytes" or parse_bpe_size(name):
+    if name == "bytes" or name.startswith("ids:") or parse_bpe_size(name):
         return name
     try:
         return hashlib.sha256(Path(name).expanduser().read_bytes()).hexdigest()

@@ -14,13 +14,18 @@ from functools import partial
 from pathlib import Path
 
 from jaxscale.config import DataConfig
+from jaxscale.data.contamination import SHORTEST, hash_task_files
 from jaxscale.data.corpus import Corpus, find_corpus
-from jaxscale.data.encode import Progress, write_tokens
+from jaxscale.data.documents import find_format
+from jaxscale.data.encode import Progress, count_held_bytes, write_tokens
 from jaxscale.data.files import DataInfo, SourceCount, TokenFiles, find_damage
 from jaxscale.data.groups import check_mixture
+from jaxscale.data.portions import PORTIONED_BYTES, open_portions, remove_portions
+from jaxscale.data.ready import check_fields, write_ready
 from jaxscale.data.select import needs_index, select_text
+from jaxscale.data.shards import check_suffix, names_shards
 from jaxscale.data.store import keep_folder
-from jaxscale.data.tokenizer import identify_tokenizer
+from jaxscale.data.tokenizer import BPE_SAMPLE_BYTES, identify_tokenizer, parse_bpe_size
 from jaxscale.errors import MisuseError
 from jaxscale.runs import ADDED_FIELDS
 
@@ -28,7 +33,7 @@ __all__ = ["DataInfo", "SourceCount", "TokenFiles", "build_tokens"]
 
 FORMAT = 1
 """Raised when the same text and config give other tokens than before."""
-IRRELEVANT = ("cache", "max_epochs", "declared_train_tokens", "files", "tokenizer", "val_files",
+IRRELEVANT = ("cache", "max_epochs", "declared_train_tokens", "files", "tokenizer", "val_files", "decontaminate",
               "mixture", "unique_tokens", "quality_from", "quality_keep")  # fmt: skip
 """Fields that do not change the tokens, or that enter the key by content instead of by name; those of the last line
 choose among the tokens."""
@@ -44,14 +49,28 @@ def build_tokens(config: DataConfig, progress: Progress | None = None, verify: b
     tokens than `declared_train_tokens`. VerdictError: no disk space.
     """
     _check_config(config)
-    corpus = find_corpus(config)
-    validation = find_corpus(config, "val_files") if config.val_files else None
-    folder = keep_folder(
-        Path(config.cache).expanduser(),
-        _hash_inputs(config, corpus, validation),
-        partial(find_damage, contents=verify, indexed=needs_index(config)),
-        lambda temporary: write_tokens(config, corpus, temporary, progress, validation),
-    )
+    ready, cache = names_shards(config), Path(config.cache).expanduser()
+    check_fields(config, ready)
+    check = check_suffix if ready else find_format
+    corpus = find_corpus(config, check=check)
+    validation = find_corpus(config, "val_files", check) if config.val_files else None
+    key = _hash_inputs(config, corpus, validation)
+
+    def write(folder: Path) -> None:
+        if ready:
+            write_ready(config, corpus, validation, folder, progress)
+            return
+        if corpus.size_bytes < PORTIONED_BYTES[config.tokenizer == "bytes"]:
+            write_tokens(config, corpus, folder, progress, validation)
+            return
+        held_bytes = 0 if validation else count_held_bytes(config)
+        sample_bytes = BPE_SAMPLE_BYTES if parse_bpe_size(config.tokenizer) else 0
+        with open_portions(config, corpus, cache, key, held_bytes, sample_bytes) as portions:
+            write_tokens(config, corpus, folder, progress, validation, portions)
+
+    damage = partial(find_damage, contents=verify, indexed=needs_index(config) and not ready)
+    folder = keep_folder(cache, key, damage, write)
+    remove_portions(cache, key)
     files = select_text(TokenFiles.open(folder), config)
     _check_declared(config, files.info)
     return files
@@ -61,6 +80,10 @@ def _hash_inputs(config: DataConfig, corpus: Corpus, validation: Corpus | None =
     later = {one.name: one.default for one in fields(config) if one.name in ADDED_FIELDS["data"][1]}
     told = {name: value for name, value in asdict(config).items()
             if name not in IRRELEVANT and not (name in later and value == later[name])}  # fmt: skip
+    if config.decontaminate:
+        told["decontaminate"] = hash_task_files(config)
+    else:
+        told.pop("decontaminate_ngram", None)
     content = [FORMAT, told, identify_tokenizer(config.tokenizer), corpus.identity]
     content += [validation.identity] if validation else []
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -71,6 +94,11 @@ def _check_config(config: DataConfig) -> None:
         raise MisuseError(f"data.val_fraction {config.val_fraction:g}: a share between 0 and 1, as in 0.05")
     if config.val_tokens < 2:
         raise MisuseError(f"data.val_tokens {config.val_tokens}: at least 2, as in 131072")
+    if config.val_bytes is not None and config.val_bytes < 1:
+        raise MisuseError(f"data.val_bytes {config.val_bytes}: at least 1, as in 400000")
+    if config.decontaminate and config.decontaminate_ngram < SHORTEST:
+        raise MisuseError(f"data.decontaminate_ngram {config.decontaminate_ngram}: at least {SHORTEST}; fewer words in "
+                          f"a row are said everywhere")  # fmt: skip
     if config.document_bytes < LEAST_DOCUMENT_BYTES:
         raise MisuseError(f"data.document_bytes {config.document_bytes}: at least {LEAST_DOCUMENT_BYTES}, "
                           f"as in 65536")  # fmt: skip

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxscale.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from jaxscale.data.files import TokenFiles
+from jaxscale.data.tokenizer import Tokenizer
 from jaxscale.evals.task import DELIMITER, Item, Task, make_prompts
 
 __all__ = ["Encoded", "Window", "cut_windows", "encode_ids", "encode_pairs", "encode_task", "open_tokenizer"]
@@ -94,8 +95,7 @@ def cut_windows(ids: NDArray[np.int32], first: int, seq_len: int) -> Iterator[Wi
 @lru_cache(maxsize=16)
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder of token files, the same object at each call, so that a task is encoded once."""
-    path = folder / TOKENIZER_FILE
-    return load_tokenizer(path if path.exists() else None)
+    return TokenFiles.open(folder).load_tokenizer()
 
 
 @lru_cache(maxsize=64)

@@ -237,10 +237,13 @@ class Member:
         seconds = self.clock.seconds() - self.inherited_s
         begun = spec.parent_step
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
+        per_token = self.info.val_bytes_per_token
         told = {"objective": spec.model.objective, "tokenizer": spec.data.tokenizer,
                 "val_tokens": self.info.val_tokens, "val_sha256": self.text.val_sha256,
                 "skipped_checkpoints": self.skipped}  # fmt: skip
         told |= describe_reading(self.text, tokens)
+        if self.info.val_text_sha256:
+            told["val_text_sha256"] = self.info.val_text_sha256
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
         told |= {"noise_scale": self.unmeasured} if self.unmeasured else {}
@@ -251,7 +254,7 @@ class Member:
             reason=failure,
             loss=loss,
             loss_std_error=std_error,
-            bits_per_byte=loss / math.log(2) / self.info.val_bytes_per_token if loss is not None else None,
+            bits_per_byte=loss / math.log(2) / per_token if loss is not None and per_token else None,
             train_loss=self.loss if math.isfinite(self.loss) else None,
             n_params=counts["total"],
             n_params_non_embedding=counts["non_embedding"],
