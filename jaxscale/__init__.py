@@ -49,6 +49,7 @@ _HOMES = {
     "fit_transfer": "transfer",
     "study_sources": "bysource",
     "find_mixture": "mixing",
+    "find_filter": "mixing",
     "calculate_budget": "budget",
     "compare_models": "budget",
     "constrain_optimum": "constrain",

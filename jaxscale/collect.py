@@ -52,6 +52,7 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     kept = [status for status, reason in reasons if not reason]
     refused = tuple(_refusal(status.cell, reason) for status, reason in reasons if reason)
     if not allow_mixed:
+<<<<<<< HEAD
         _check_kinds(kept)
     varied = any(cell.variants for cell in cells)
     rows = [row | _by_source(status.result)
@@ -59,6 +60,12 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     known = [*_COLUMNS, *(_VARIANT_COLUMNS if varied else ())]
     sources = sorted({name for row in rows for name in row} - set(known), key=_order_column)
     frame = pd.DataFrame(rows, columns=[*known, *sources])
+=======
+        _check_kinds([status.result for status in kept if status.result])
+    rows = [_row(status) | _by_source(status) for status in kept]
+    sources = sorted({name for row in rows for name in row} - set(_COLUMNS), key=_order_column)
+    frame = pd.DataFrame(rows, columns=[*_COLUMNS, *sources])
+>>>>>>> h9-datamix
     if shares := [name for name in sources if name.startswith("share:")]:
         frame[shares] = frame[shares].fillna(0.0)
     text = frame.to_csv(index=False)
@@ -115,11 +122,12 @@ def _row(status: CellStatus) -> dict[str, Any]:
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _by_source(result: RunResult | None) -> dict[str, float]:
-    """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME; of a mixture share:NAME and
-    epochs:NAME."""
+def _by_source(status: CellStatus) -> dict[str, float]:
+    """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME, val_tokens:NAME; of a mixture
+    share:NAME and epochs:NAME; of a filtered text quality_keep."""
+    result, data = status.result, status.cell.spec.data
     assert result is not None
-    row: dict[str, float] = {}
+    row: dict[str, float] = {"quality_keep": data.quality_keep} if data.quality_from else {}
     for name, told in result.losses.items() if len(result.losses) > 1 else ():
         row |= {f"loss:{name}": told["loss"], f"loss_std_error:{name}": told["std_error"]}
         row |= {f"val_tokens:{name}": told["tokens"]}
@@ -129,7 +137,7 @@ def _by_source(result: RunResult | None) -> dict[str, float]:
 
 
 def _order_column(name: str) -> tuple[int, str]:
-    kinds = ("share", "epochs", "loss", "loss_std_error", "val_tokens")
+    kinds = ("quality_keep", "share", "epochs", "loss", "loss_std_error", "val_tokens")
     kind, _, source = name.partition(":")
     return kinds.index(kind), source
 
