@@ -125,7 +125,7 @@ def _say(row: dict[str, Any], confidence: float) -> str:
     cost = f"{format_flops(row['flops'])} FLOPs, {row['over_spent']:.2g} times what was spent"
     if row["probability"] >= confidence:
         return f"{what} ({cost}), if the difference stays as it is"
-    return (f"nothing that was tried settles it: {what} ({cost}) brings the probability to {row['probability']:.2f}, "
+    return (f"nothing that was tried settles it: {what} ({cost}) brings the probability to {row['probability']:.3f}, "
             f"if the difference stays as it is")  # fmt: skip
 
 
