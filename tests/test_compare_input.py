@@ -102,6 +102,14 @@ def test_a_diverged_variant_is_listed_and_has_no_law(frame):
     assert len(result.variants[1]["refused"]) == 5 and "sgd lacks budgets" in " ".join(result.notes)
 
 
+def test_one_budget_bears_no_law(frame):
+    result = quick(frame[frame.C < 2 * FIRST].assign(tuning_trials=5))
+    assert (
+        result.verdict == "incomparable" and "adam: 1 budget" in result.words and "verdict: incomparable" in str(result)
+    )
+    assert result.tuning["equal"] and json.loads(result.to_json())["rows"] == []
+
+
 def test_each_impossible_request_is_one_sentence(frame):
     with pytest.raises(MisuseError, match="did you mean 'sgd'"):
         quick(frame, variants=["sdg"])

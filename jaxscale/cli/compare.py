@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jaxscale.cli.analysis import TableOptions, _finish, _number, _pairs, _parse
 from jaxscale.errors import MisuseError
 
-__all__ = ["compare"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["compare", "compare_folder"]
 
 EXAMPLE = """jaxscale compare runs/adam_sgd --flops 1e14 1e15 --figure adam_sgd --out compare.json
   jaxscale compare table.csv --columns variant=optimizer loss=val_loss --tuned"""
@@ -77,6 +81,31 @@ def compare(argv: list[str]) -> int:
         return 0
     print(f"jaxscale compare: {result.verdict}: {result.words}", file=sys.stderr)
     return 1
+
+
+def compare_folder(folder: Path, console: Console, flops: Sequence[float]) -> int:
+    """The comparison of a study's variants, in compare.json and on its page; 0 once it stands, whatever its verdict.
+
+    For `run`, which is done when its runs are and says what they say; the verb itself has the verdict as its code.
+    """
+    from jaxscale.collect import collect_runs
+    from jaxscale.compare import compare_variants
+    from jaxscale.plain import write_json
+    from jaxscale.report import write_report
+    from jaxscale.sweep import read_plan, read_status
+
+    planned = read_plan(folder)
+    result = compare_variants(folder, targets=flops)
+    write_json(folder / "compare.json", result.to_json())
+    console.print(f"\n{result}", soft_wrap=True, markup=False)
+    results = [status.result for status in read_status(folder, planned.cells) if status.result]
+    page = write_report(
+        folder, title=planned.study, plan=planned, observations=collect_runs(folder), fits=(), comparison=result,
+        results=results, provenance=dict(results[0].provenance) if results else {},
+        commands=[f"jaxscale compare {folder}"],
+    )  # fmt: skip
+    console.print(f"report: {page}", soft_wrap=True)
+    return 0
 
 
 def _targets(args: CompareArguments) -> tuple[float, ...]:

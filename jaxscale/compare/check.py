@@ -50,6 +50,9 @@ def check_common(table: Table, names: tuple[str, ...], allow: Sequence[str]) -> 
                           f"tokenizers do not compare")  # fmt: skip
         loss = "bits_per_byte"
         notes = [f"{words}: compared in bits per byte"]
+        if "validation" in table.frame:
+            notes.append("as many validation tokens of another tokenizer are not the same stretch of text, unless they "
+                         "are all that was held out")  # fmt: skip
     for name in ("data_sha256", "seq_len"):
         if name in allow or _declared(table, name):
             continue

@@ -39,7 +39,8 @@ ALPHAS = (1e-3, 5.0)
 class Draws:
     """Laws (draws, variants) L = E + exp(height - alpha (log x - middle)); `form` (draws,) an index of FORM_NAMES.
 
-    `weights`: of each form that the points can bear; `no_floor` the weight on E = 0.
+    `weights`: of each form that the points can bear; `no_floor` the weight on E = 0. `noise` (draws, n): the noise that
+    each draw gave the best losses; `scatter` the mean variance of a law's misfit at the largest budgets.
     """
 
     E: np.ndarray
@@ -49,6 +50,8 @@ class Draws:
     middle: float
     weights: dict[str, float]
     no_floor: float
+    noise: np.ndarray
+    scatter: float
 
     def __len__(self) -> int:
         return len(self.E)
@@ -76,10 +79,13 @@ def draw_laws(points: Points, rounds: int, seed: int) -> Draws:
     mass = {name: np.exp(form.log_weight - top) for name, form in forms.items()}
     total = sum(float(one.sum()) for one in mass.values())
     form, level, share = _pick(study, forms, mass, rounds, rng)
-    E, height, alpha = _refit(study, level, share, form == FORM_NAMES.index("shared"), rng)
+    root = np.linalg.cholesky(points.cov)
+    noise = np.sqrt(study.levels.scale[level])[:, None] * (rng.standard_normal((rounds, len(points))) @ root.T)
+    E, height, alpha = _refit(study, level, share, form == FORM_NAMES.index("shared"), noise, rng)
     no_floor = sum(float(mass[name][one.share == 0].sum()) for name, one in forms.items()) / total
     weights = {name: float(one.sum()) / total for name, one in mass.items()}
-    return Draws(E, height, alpha, form, study.middle, weights, no_floor)
+    scatter = float(study.levels.misfit[level].min(1).mean())
+    return Draws(E, height, alpha, form, study.middle, weights, no_floor, noise, scatter)
 
 
 def _pick(
@@ -101,16 +107,19 @@ def _pick(
 
 
 def _refit(
-    weights: Weights, level: np.ndarray, share: np.ndarray, shared: np.ndarray, rng: np.random.Generator
+    weights: Weights,
+    level: np.ndarray,
+    share: np.ndarray,
+    shared: np.ndarray,
+    noise: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """E, height and alpha (draws, V): lines through losses with errors drawn anew."""
     points, variance = weights.points, weights.variance[level]
-    root = np.linalg.cholesky(points.cov)
-    error = np.sqrt(weights.levels.scale[level])[:, None] * (rng.standard_normal((len(level), len(points))) @ root.T)
     common = rng.standard_normal((len(level), points.budget.max() + 1))[:, points.budget]
-    own = rng.standard_normal(error.shape)
+    own = rng.standard_normal(noise.shape)
     misfit = np.sqrt(MISFIT_IN_COMMON) * common + np.sqrt(1 - MISFIT_IN_COMMON) * own
-    error = error + np.sqrt(weights.levels.misfit[level]) * misfit
+    error = noise + np.sqrt(weights.levels.misfit[level]) * misfit
     part = share[:, points.member] * np.exp(points.y.min() - points.y)
     z, w = points.y + np.log1p(-part) + error / (1 - part), (1 - part) ** 2 / variance
     mine = (points.member[:, None] == np.arange(len(points.names))).astype(float)

@@ -147,15 +147,12 @@ def _read_study(folder: Path, where: str | None) -> Table:
     frame = _ask_runs(obs.frame[chosen].reset_index(drop=True), folder)
     described = _read_described(folder / "variants.json")
     plan = read_plan(folder)
-    names = [variant["name"] for variant in plan.config.get("variants", ())]
-    owners = {cell.run_id: getattr(cell, "variants", ()) for cell in plan.cells}
     refused: dict[str, list[str]] = {}
     for one in obs.refused:
-        for name in owners.get(str(one.get("run_id")), ()):
-            if not str(one["reason"]).startswith(("sweep", "audit", "trunk")):
+        for name in one.get("variants", ()):
+            if not str(one["reason"]).startswith("trunk"):
                 refused.setdefault(name, []).append(f"run {one['run_id']}: {one['reason']}")
-    names = list(dict.fromkeys([*names, *frame["variant"].astype(str)]))
-    return Table(frame, tuple(names), refused, dict(obs.source), described, dict(plan.config.get("tuning", {})))
+    return Table(frame, plan.variants, refused, dict(obs.source), described, dict(plan.config.get("tuning", {})))
 
 
 def _ask_runs(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:

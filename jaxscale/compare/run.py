@@ -72,7 +72,7 @@ def compare_variants(
     base = Comparison(
         verdict="incomparable", words=common.problem or say.too_few(usable.records), winner=None, leader=None, axis=x,
         confidence=confidence, draws=draws, seed=seed, loss=common.loss, source=table.source, variants=usable.records,
-        tuning=judge_tuning(table, usable.names, tuned), notes=notes,
+        tuning=judge_tuning(table, usable.names if len(usable.names) > 1 else table.names, tuned), notes=notes,
     )  # fmt: skip
     if usable.cells is None or usable.points is None:
         return base

@@ -2,15 +2,16 @@
 
     Var(d | new)  =  Var(d) - c' (S + R)^-1 c         c = Cov(d, y_new), S = Cov(y_new) over the draws, R their noise
 
-d is the difference in loss at the target and y_new the log losses that new runs would give: linear Bayes (Raiffa and
-Schlaifer 1961), which is g' (J' W J)^-1 g of a linear model with the uncertainty of form, floor and misfit counted in.
+d is the difference in loss at the target and y_new what new runs would tell: linear Bayes (Raiffa and Schlaifer 1961),
+which is g' (J' W J)^-1 g of a linear model, with the uncertainty of form, floor and misfit counted in. More seeds tell
+the noise of the best losses that there are, and nothing of how a law misses them; a new budget tells the law there.
 If the difference stays what it is, a probability of Phi(z) becomes Phi(z sqrt(Var(d) / Var(d | new))).
 Tried: k more seeds of every cell, and one more budget at 3 or 10 times the largest run with s sizes of r seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import erf, sqrt
 from typing import Any
@@ -57,9 +58,8 @@ def find_addition(
     loss = draws.loss(log_x)
     gap = _trim(loss[:, pair[1]] - loss[:, pair[0]])
     best: dict[str, Any] | None = None
-    for row, new_x, members, noise in _list_additions(points, float(log_x.max()), spent):
-        new = _trim(np.log(np.stack([draws.loss(x)[:, v] for x, v in zip(new_x, members, strict=True)], 1)))
-        left = expected_variance(gap, new, noise)
+    for row, new, noise in _list_additions(draws, points, float(log_x.max()), spent):
+        left = expected_variance(gap, _trim(new), noise)
         z = _normal_quantile(probability) * sqrt(float(gap.var()) / max(left, 1e-300))
         row |= {"probability": _normal(z), "over_spent": row["flops"] / spent.total}
         enough, so_far = row["probability"] >= confidence, best is not None and best["probability"] >= confidence
@@ -81,26 +81,27 @@ def expected_variance(value: np.ndarray, new: np.ndarray, noise: np.ndarray) -> 
 
 
 def _list_additions(
-    points: Points, target: float, spent: Spent
-) -> Iterator[tuple[dict[str, Any], Sequence[float], Sequence[int], np.ndarray]]:
-    """Every addition: its record, where it measures (log x and variant), and the noise of that."""
+    draws: Draws, points: Points, target: float, spent: Spent
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    """Every addition: its record, draws of what it measures (draws, m), and the variance of measuring it (m,)."""
     variance = _noise_of(points)
     runs = np.array([row["runs"] / row["sizes"] for row in points.rows])
     for k in SEEDS:
         row = {"what": "seeds", "seeds": k, "x": None, "sizes": None, "flops": k * spent.one_seed}
-        yield row, points.log_x.tolist(), points.member.tolist(), variance * runs / k
+        yield row, draws.noise, variance * runs / k
     sizes = np.array([row["sizes"] for row in points.rows])
     one = float(np.median(variance * runs * sizes))  # of a single run of one size
     top, V = float(points.log_x.max()), len(points.names)
     known = SIZES if sizes.max() > 1 else (1,)
     for factor in FACTORS:
         x = top + float(np.log(factor))
+        new = np.log(draws.loss(x))
         for s in known:
             for r in REPEATS:
                 flops = V * s * r * spent.flops(float(np.exp(x)))
                 row = {"what": "budget", "seeds": r, "x": float(np.exp(x)), "sizes": s, "flops": flops}
                 if x <= target + 1e-9:
-                    yield row, [x] * V, list(range(V)), np.full(V, one / s / r)
+                    yield row, new, np.full(V, one / s / r + draws.scatter)
 
 
 def _noise_of(points: Points) -> np.ndarray:
@@ -124,7 +125,7 @@ def _say(row: dict[str, Any], confidence: float) -> str:
     cost = f"{format_flops(row['flops'])} FLOPs, {row['over_spent']:.2g} times what was spent"
     if row["probability"] >= confidence:
         return f"{what} ({cost}), if the difference stays as it is"
-    return (f"nothing that was tried settles it: {what} ({cost}) brings the probability to {row['probability']:.2f}, "
+    return (f"nothing that was tried settles it: {what} ({cost}) brings the probability to {row['probability']:.3f}, "
             f"if the difference stays as it is")  # fmt: skip
 
 

@@ -30,7 +30,7 @@ the floor alone. One in twenty (other data, other objectives) lies anywhere."""
 NOISE_RANGE = (5e-4, 0.05)
 """Assumption: noise of log loss where nothing repeats lies in it, any size as likely on a log scale."""
 LARGEST_SHARE, NODES, ZOOMS, NEGLIGIBLE = 0.98, 48, 8, 1e-7
-QUANTILES = (np.arange(12) + 0.5) / 12
+QUANTILES = (np.arange(8) + 0.5) / 8
 
 
 class Levels(NamedTuple):

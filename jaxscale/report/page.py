@@ -86,7 +86,7 @@ def write_report(
     """
     evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves, declared)
     with debug_mode(False):  # each figure is validated once, when it is finished, and not part by part
-        sections = _draw_sections(evidence)
+        sections = [] if comparison else _draw_sections(evidence)  # those show the runs of one variant
         tasks = downstream_figure(downstream) if downstream else None
         sections += [("Task accuracy", [tasks])] if tasks else []
         variants, compared = compare_section(comparison) if comparison else (None, None)
