@@ -196,7 +196,7 @@ class Program:
         def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, Any]:
             total, loss_sum, params_start = carry
             params, start, *step = params_start
-            draw = self.draw(state.mask_seed, *step, i, accumulate, windows_nbt.shape[1]) if step else ()
+            draw = self.draw(state.mask_seed, step[0], i, accumulate, windows_nbt.shape[1]) if step else ()
             (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss, *draw)
             return jax.tree.map(jnp.add, total, grads), loss_sum + loss, params_start
 
