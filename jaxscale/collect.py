@@ -35,7 +35,11 @@ SPIKE_TAIL = 0.05
 def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observations:
     """Evidence of a study folder: N (total parameters), D, C (exact FLOPs), loss (nats per token), and more.
 
-    Rows keep the plan's order; `role` tells grid from holdout. A folder without plan.json, as `train_run` alone
+    U are the unique tokens that a run read. Where the text has several sources there are columns loss:NAME (and its
+    standard error and tokens), where they were mixed share:NAME of the training tokens and epochs:NAME.
+    Rows keep the plan's order; `role` tells grid from holdout. Of a study with variants there is a row for each run
+    and `variant` that it serves, with the speed, rate and batch of the run. N counts the parameters that a token
+    passes through, `N_total` all; they differ with experts only. A folder without plan.json, as `train_run` alone
     leaves it, is read by its run folders, all of role grid. Raises MisuseError when finished runs differ
     in one of `KINDS` and `allow_mixed` is false, naming what differs.
     """
@@ -46,10 +50,17 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     statuses = read_status(folder, cells)
     reasons = [(status, _refuse(status, folder, spike)) for status in statuses]
     kept = [status for status, reason in reasons if not reason]
-    refused = tuple({"run_id": status.cell.run_id, "reason": reason} for status, reason in reasons if reason)
+    refused = tuple(_refusal(status.cell, reason) for status, reason in reasons if reason)
     if not allow_mixed:
-        _check_kinds([(status.cell.spec.precision, status.result) for status in kept if status.result])
-    frame = pd.DataFrame([_row(status) for status in kept], columns=list(_COLUMNS))
+        _check_kinds(kept)
+    varied = any(cell.variants for cell in cells)
+    rows = [row | _by_source(status.result)
+            for status in kept for row in (_variant_rows(status) if varied else [_row(status)])]  # fmt: skip
+    known = [*_COLUMNS, *(_VARIANT_COLUMNS if varied else ())]
+    sources = sorted({name for row in rows for name in row} - set(known), key=_order_column)
+    frame = pd.DataFrame(rows, columns=[*known, *sources])
+    if shares := [name for name in sources if name.startswith("share:")]:
+        frame[shares] = frame[shares].fillna(0.0)
     text = frame.to_csv(index=False)
     source = {
         "path": str(folder),
@@ -58,8 +69,15 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
         "rows_used": len(frame),
         "rows_refused": list(refused),
     }
+    if varied:  # a run may serve several: rows are of (run, variant)
+        source["rows_total"] = sum(len(status.cell.variants) for status in statuses)
     tuning = read_tuning(folder)
     return Observations(frame, refused, source | ({"tuning": tuning} if tuning else {}), rule="exact")
+
+
+def _refusal(cell: Cell, reason: str) -> dict[str, Any]:
+    whose = {"variants": list(cell.variants)} if cell.variants else {}
+    return {"run_id": cell.run_id, "reason": reason, **whose}
 
 
 _COLUMNS = (
@@ -68,10 +86,25 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+_VARIANT_COLUMNS = ("variant", "N_total", "tokens_per_s", "flops_per_s", "lr", "batch_tokens")
+"""What comparing needs beside."""
+
+
+def _variant_rows(status: CellStatus) -> list[dict[str, Any]]:
+    """A finished run once for every variant that it serves."""
+    cell, result, row = status.cell, status.result, _row(status)
+    assert result is not None
+    values = (float(result.n_params), result.tokens_per_s, result.flops_per_s, cell.spec.lr,
+              cell.spec.batch_seqs * cell.spec.model.seq_len)  # fmt: skip
+    return [row | dict(zip(_VARIANT_COLUMNS, (name, *values), strict=True)) for name in cell.variants]
+
+
 def _row(status: CellStatus) -> dict[str, Any]:
     cell, result = status.cell, status.result
     assert result is not None
-    unique = cell.spec.tokens if cell.epochs is None or cell.epochs <= 1 else round(cell.spec.tokens / cell.epochs)
+    unique = result.provenance.get("unique_tokens")
+    if unique is None:  # a run of before it was noted
+        unique = cell.spec.tokens if cell.epochs is None or cell.epochs <= 1 else round(cell.spec.tokens / cell.epochs)
     values = (
         cell.run_id, cell.role, cell.spec.budget_flops, float(result.n_params),
         float(result.n_params_non_embedding), float(result.tokens), result.flops, result.loss,
@@ -80,6 +113,25 @@ def _row(status: CellStatus) -> dict[str, Any]:
         cell.spec.parent or cell.run_id, cell.spec.family,
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _by_source(result: RunResult | None) -> dict[str, float]:
+    """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME; of a mixture share:NAME and
+    epochs:NAME."""
+    assert result is not None
+    row: dict[str, float] = {}
+    for name, told in result.losses.items() if len(result.losses) > 1 else ():
+        row |= {f"loss:{name}": told["loss"], f"loss_std_error:{name}": told["std_error"]}
+        row |= {f"val_tokens:{name}": told["tokens"]}
+    for name, told in result.provenance.get("mixture", {}).items():
+        row |= {f"share:{name}": told["share"], f"epochs:{name}": told["epochs"]}
+    return row
+
+
+def _order_column(name: str) -> tuple[int, str]:
+    kinds = ("share", "epochs", "loss", "loss_std_error", "val_tokens")
+    kind, _, source = name.partition(":")
+    return kinds.index(kind), source
 
 
 def _find_cells(folder: Path) -> tuple[Sequence[Cell], float | None]:
@@ -127,17 +179,29 @@ def measure_spike(metrics: Path) -> float | None:
     return means[-1] - min(means) if means else None
 
 
-def _check_kinds(results: list[tuple[str, RunResult]]) -> None:
-    """Of (recipe.precision, result): a precision that the recipe asks for is the run's own, as its other settings."""
+def _check_kinds(statuses: Sequence[CellStatus]) -> None:
+    """MisuseError where runs differ in a kind that no variant's declared change lets differ."""
     for kind in KINDS:
-        counts = Counter((asked if kind == "precision" else "", str(result.provenance.get(kind)))
-                         for asked, result in results)  # fmt: skip
-        if len(counts) > len({asked for asked, _ in counts}):
-            seen = ", ".join(f"{value[:24]!r} in {n} runs" for (_, value), n in counts.most_common())
+        groups: dict[Any, Counter[str]] = {}
+        for status in statuses:
+            if status.result is not None:
+                told = str(status.result.provenance.get(kind))
+                groups.setdefault(_declared(status.cell, kind), Counter())[told] += 1
+        for counts in groups.values():
+            if len(counts) < 2:
+                continue
+            seen = ", ".join(f"{value[:24]!r} in {n} runs" for value, n in counts.most_common())
             raise MisuseError(
                 f"collect: the runs differ in {kind} ({seen}); reset the odd ones with `jaxscale reset DIR RUN`, "
                 f"or pass --allow-mixed to use them together"
             )
+
+
+def _declared(cell: Cell, kind: str) -> Any:
+    """What must agree for runs to agree in `kind`: variants may differ in text and precision by their specs alone."""
+    if not cell.variants:
+        return None
+    return {"data_sha256": cell.spec.data, "tokenizer": cell.spec.data, "precision": cell.spec.precision}.get(kind)
 
 
 def read_curves(study_dir: str | Path, plan: Plan) -> pd.DataFrame:

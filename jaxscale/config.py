@@ -294,6 +294,9 @@ class Grid:
     """Sizes from N/spread to N*spread around the expected optimum N are planned."""
     sizes_per_budget: int = 7
     """At most this many sizes a budget, taken closest to even in log N; at least five must exist."""
+    bracket: bool = True
+    """Refuse a budget whose sizes do not bracket the expected optimum. False: any widths at any budget, for a study
+    that asks something else than the best size (as of the batch: configs/studies/batch.py)."""
     seeds: tuple[int, ...] = (1,)
     """Seeds for each budget, smallest first; the last number holds for the rest."""
     holdout: tuple[float, ...] = ()

@@ -1,6 +1,7 @@
 """Critical batch size from measurements: the trade-off of steps against tokens, and how B_crit grows.
 
     fit_tradeoff        S(B) = S_min (1 + B_crit / B)          from a sweep of the batch to one target loss
+    redraw_tradeoffs    the same for many redrawn sweeps at once
     fit_critical_batch  B_crit = A x^a, x the loss or D        a = -1 / alpha_B where x is the loss
 
 Both are least squares of logs; intervals of the trade-off from a residual bootstrap, of the power law from t.
@@ -28,7 +29,7 @@ from jaxscale.tables import render_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BatchFit", "fit_critical_batch", "fit_tradeoff"]
+__all__ = ["BatchFit", "fit_critical_batch", "fit_tradeoff", "redraw_tradeoffs"]
 
 HUGE = 1e4
 """An interval that spans more than this factor is no bound."""
@@ -84,8 +85,7 @@ def fit_tradeoff(batch: Any, steps: Any, *, bootstrap: int = 1000, confidence: f
     if B.max() == B.min():
         raise MisuseError(f"batch is {B[0]:g} in every run; a sweep needs two sizes or more")
     y = np.log(S)
-    model = Model(("S_min", "B_crit"), frozenset({"S_min", "B_crit"}),
-                  lambda p: np.log(p["S_min"]) + np.log(1 + p["B_crit"] / B))  # fmt: skip
+    model = _tradeoff_model(B)
     guesses = np.geomspace(B.min() / 30, B.max() * 30, 12)
     level = np.exp((y - np.log(1 + guesses[:, None] / B)).mean(1))
     theta = model.theta_of({"S_min": level, "B_crit": guesses})
@@ -100,6 +100,24 @@ def fit_tradeoff(batch: Any, steps: Any, *, bootstrap: int = 1000, confidence: f
     values = {"S_min": S_min, "E_min": S_min * B_crit, "B_crit": B_crit}
     estimates = {name: Estimate(value, percentile_interval(rounds[name], confidence)) for name, value in values.items()}
     return BatchFit(law, estimates, std, confidence, tuple(_judge_sweep(B, estimates)))
+
+
+def redraw_tradeoffs(batch: np.ndarray, steps: np.ndarray, law: Tradeoff) -> tuple[np.ndarray, np.ndarray]:
+    """S_min and B_crit (rounds,) of redrawn steps (rounds, n) at batches (n,), each from the fitted `law` on.
+
+    NaN steps leave a batch out of its round; a round with fewer than three has NaN.
+    """
+    known = np.isfinite(steps)
+    model, enough = _tradeoff_model(batch), known.sum(1) >= 3
+    theta = np.tile(model.theta_of({"S_min": np.array([law.S_min]), "B_crit": np.array([law.B_crit])}), (len(steps), 1))
+    found = solve(model, theta, np.log(np.where(known, steps, 1.0)), known.astype(float))
+    S_min, B_crit = (np.where(enough, value[:, 0], np.nan) for value in model.params_of(found.theta).values())
+    return S_min, B_crit
+
+
+def _tradeoff_model(B: np.ndarray) -> Model:
+    return Model(("S_min", "B_crit"), frozenset({"S_min", "B_crit"}),
+                 lambda p: np.log(p["S_min"]) + np.log(1 + p["B_crit"] / B))  # fmt: skip
 
 
 def fit_critical_batch(

@@ -10,6 +10,9 @@ N_matmul counts weights that enter a matrix product: attention, MLP and head (a 
 too), not the embedding lookup or the norm gains. The causal form is half the full one (the diagonal's
 extra T/2 keys a sequence are not counted, as in MaxText). Softmax, norms and the optimizer are left out:
 they are below 1% at d >= 512, more at toy widths.
+
+Masked diffusion (model.objective) has no causal mask, so its exact count is C_full; a hidden token and one that is
+seen go through the same products, head included, and count alike.
 """
 
 from __future__ import annotations
@@ -19,15 +22,20 @@ from jaxscale.params import param_shapes, param_size
 
 __all__ = [
     "PF_DAY_FLOPS",
+    "VALIDATION_DRAWS",
     "count_matmul_params",
     "count_params",
     "flops_6nd",
     "flops_per_token",
     "training_flops",
+    "validation_flops",
 ]
 
 PF_DAY_FLOPS = 1e15 * 86_400
 """One petaFLOP/s-day, the unit of Kaplan et al. 2020."""
+
+VALIDATION_DRAWS = 8
+"""Masks under which masked diffusion sees every validation window (`model.diffusion` says how they are drawn)."""
 
 
 def count_params(model: ModelConfig) -> dict[str, int]:
@@ -43,7 +51,7 @@ def count_params(model: ModelConfig) -> dict[str, int]:
     return {
         "total": total,
         "non_embedding": total - table - head - positions,
-        "with_head": total - positions - (0 if model.tied else table),
+        "with_head": total - positions - (table - model.vocab_size * model.d_model if model.tied else table),
     }
 
 
@@ -55,18 +63,25 @@ def count_matmul_params(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig, *, causal: bool = True) -> int:
-    """Training FLOPs for one token: 6 N_matmul + (6 causal, 12 full) L T (n_heads d_head).
+    """Training FLOPs for one token: 6 N_matmul + (6 causal, 12 full) L T (n_heads d_head); diffusion is never causal.
 
     >>> flops_per_token(ModelConfig(d_model=32, n_layers=2, vocab_size=256, seq_len=64))
     221184
     """
     attention = model.n_layers * model.seq_len * model.n_heads * model.d_head
-    return 6 * count_matmul_params(model) + (6 if causal else 12) * attention
+    halved = causal and model.objective == "autoregressive"
+    return 6 * count_matmul_params(model) + (6 if halved else 12) * attention
 
 
 def training_flops(model: ModelConfig, tokens: float) -> float:
     """Exact training FLOPs for `tokens` tokens, causal attention."""
     return float(flops_per_token(model) * tokens)
+
+
+def validation_flops(model: ModelConfig, tokens: float) -> float:
+    """FLOPs of one validation on `tokens` tokens: one forward pass; VALIDATION_DRAWS under masked diffusion."""
+    passes = VALIDATION_DRAWS if model.objective == "masked_diffusion" else 1
+    return flops_per_token(model) * tokens / 3 * passes
 
 
 def flops_6nd(params: float, tokens: float) -> float:

@@ -32,11 +32,13 @@ from jaxscale.errors import JaxscaleError, MisuseError, VerdictError
 from jaxscale.plain import from_plain, seal_json, unseal_json
 from jaxscale.storage import PosixStorage
 
-__all__ = ["LEASE_S", "Claims", "Found", "HeldElsewhere", "Holding", "Lease", "LeaseLost", "find_holding", "hold_all",
-           "is_gone", "read_holdings", "spent_chip_hours"]  # fmt: skip
+__all__ = ["LEASE_S", "SWEEPS", "Claims", "Found", "HeldElsewhere", "Holding", "Lease", "LeaseLost", "find_holding",
+           "hold_all", "is_gone", "read_holdings", "spent_chip_hours"]  # fmt: skip
 
 LEASE_S = 60.0
 """Seconds without a sign of life after which a run may be taken over."""
+SWEEPS = "tuning/runs"
+"""Where the learning-rate sweeps of a study's variants train, a study folder below the study's own: one purse pays."""
 BEATS = 6
 """Signs of life within that time."""
 
@@ -141,8 +143,9 @@ def read_holdings(study_dir: Path) -> Iterator[Holding]:
 
 
 def spent_chip_hours(study_dir: Path) -> float:
-    """Chip-hours that a study's runs have held devices for, killed and repeated attempts included."""
-    return sum(holding.seconds * holding.chips for holding in read_holdings(study_dir)) / 3600
+    """Chip-hours that a study's runs, its sweeps' too, have held devices for, killed and repeated attempts included."""
+    held = [*read_holdings(study_dir), *read_holdings(Path(study_dir) / SWEEPS)]
+    return sum(holding.seconds * holding.chips for holding in held) / 3600
 
 
 def is_gone(study_dir: Path, holding: Holding) -> bool:

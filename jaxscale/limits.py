@@ -94,15 +94,46 @@ def _check_together(study: Study) -> None:
         raise MisuseError(f"recipe.decay_fraction: {recipe.decay_fraction:g} and recipe.warmup_fraction "
                           f"{recipe.warmup_fraction:g} are more than the whole run; lower one")  # fmt: skip
     _check_branches(study)
+    _check_data(study)
+    _check_objective(study)
     for name in ("lr_horizon_exponent", "lr_batch_exponent"):
         if getattr(recipe, name) is not None and not recipe.lr_from:
             raise MisuseError(f"recipe.{name}: is read only with a sweep; give its file by --recipe.lr-from")
+    if recipe.batch_critical != 1 and not recipe.batch_from:
+        raise MisuseError("recipe.batch_critical: is read only with a measured critical batch; give its file by "
+                          "--recipe.batch-from")  # fmt: skip
     if study.seed + max(grid.seeds) > MAX_SEED:
         raise MisuseError(f"seed: {study.seed} is beyond 32 bits; use one below {MAX_SEED - max(grid.seeds)}")
     for name, budgets in (("grid.budgets", grid.budgets), ("grid.holdout", grid.holdout)):
         twice = [budget for budget in budgets if budgets.count(budget) > 1]
         if twice:
             raise MisuseError(f"{name}: {twice[0]:g} is there twice; name it once and repeat it with grid.seeds")
+
+
+def _check_data(study: Study) -> None:
+    data = study.data
+    for pattern, weight in data.mixture:
+        if not (math.isfinite(weight) and weight > 0):
+            raise MisuseError(f"data.mixture: weight {weight:g} of {pattern!r} is not a positive number; a source that "
+                              f"is not to be trained on is left out")  # fmt: skip
+    if data.quality_keep != 1 and not data.quality_from:
+        raise MisuseError(f"data.quality_keep: {data.quality_keep:g} is read only with data.quality_from, the text "
+                          f"that documents are to be like; give both")  # fmt: skip
+
+
+def _check_objective(study: Study) -> None:
+    model = study.model
+    if model.objective != "masked_diffusion":
+        return
+    if model.architecture != "transformer":
+        raise MisuseError(f"model.objective: masked_diffusion fills in what stands on both sides, and an "
+                          f"{model.architecture} reads from one; use --model.architecture transformer")  # fmt: skip
+    if model.position in ("none", "alibi"):
+        raise MisuseError(f"model.position: {model.position} tells places by what comes before, and masked_diffusion "
+                          f"sees both sides at once; use rope, learned or sinusoidal")  # fmt: skip
+    if study.recipe.evals:
+        raise MisuseError("recipe.evals: tasks are scored by the likelihood of the next tokens, of which "
+                          "model.objective masked_diffusion has a bound only; leave recipe.evals empty")  # fmt: skip
 
 
 def _check_branches(study: Study) -> None:

@@ -10,7 +10,7 @@ from math import prod
 
 from jaxscale.config import ModelConfig
 
-__all__ = ["Axes", "param_shapes", "param_size"]
+__all__ = ["Axes", "count_mask_rows", "param_shapes", "param_size"]
 
 Axes = tuple[tuple[str, int], ...]
 """Logical axes of one parameter, outermost first: ((name, size), ...)."""
@@ -33,11 +33,19 @@ def param_shapes(model: ModelConfig) -> dict[str, Axes]:
     if model.qk_norm:
         block |= {"q_norm": (head_dim,), "k_norm": (head_dim,)}
     block |= {"w_up": (d, ff)} | ({"w_gate": (d, ff)} if model.gated else {}) | {"w_down": (ff, d)}
-    shapes: dict[str, Axes] = {"embed": (vocab, d)}
+    shapes: dict[str, Axes] = {"embed": (("vocab", model.vocab_size + count_mask_rows(model)), d)}
     shapes |= {"positions": (("places", model.seq_len), d)} if model.position == "learned" else {}
     shapes |= {f"blocks.{name}": (("layers", model.n_layers), *axes) for name, axes in block.items()}
     shapes |= {"final_norm": (d,)}
     return shapes if model.tied else shapes | {"head": (d, vocab)}
+
+
+def count_mask_rows(model: ModelConfig) -> int:
+    """Rows of the embedding table beyond the vocabulary: under masked diffusion one, the last, for a hidden token.
+
+    It is read and never predicted, so that the head, tied or not, has the vocabulary's columns alone.
+    """
+    return 1 if model.objective == "masked_diffusion" else 0
 
 
 def param_size(axes: Axes) -> int:

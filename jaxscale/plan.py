@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jaxscale.batchlaw import BatchLaw, settle_batch, tell_batch
 from jaxscale.config import Grid, ModelConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params, flops_per_token
@@ -35,6 +36,7 @@ from jaxscale.trunks import branch_off, mean_horizon
 __all__ = [
     "BUDGET_TOLERANCE",
     "MIN_SIZES",
+    "count_available",
     "grow_plan",
     "nearest_size",
     "offer_cells",
@@ -61,14 +63,16 @@ class _Candidate:
 def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256: str = "") -> Plan:
     """The IsoFLOP grid of a study.
 
-    `train_tokens` is the size of the training text, which decides how often it would be repeated; None (the
+    `train_tokens` is the size of the training text (of what the data config chooses of it: `DataInfo.train_tokens`),
+    which decides how often it would be repeated; None (the
     text is not on this machine) falls back to data.declared_train_tokens, and without it nothing is checked.
     `data_sha256` is that text's identity, where known. Raises MisuseError for a budget that the ladder cannot
     bracket and for a sweep (recipe.lr_from) that does not speak for this study, naming the way out.
     """
     _check_study(study)
-    available = train_tokens or study.data.declared_train_tokens
-    rates = _read_rates(study, data_sha256)
+    available = count_available(study, train_tokens)
+    rates, asked = _read_rates(study, data_sha256), study
+    study, batches = settle_batch(study, data_sha256)
     dropped: list[Dropped] = []
     chosen = {budget: _choose_sizes(study, budget, available, dropped) for budget in sorted(study.grid.budgets)}
     if study.grid.schedule == "wsd-branches":
@@ -85,11 +89,39 @@ def plan_isoflop(study: Study, *, train_tokens: float | None = None, data_sha256
         study=study.name,
         dropped=tuple(dropped),
         assumptions=_assumptions(study, available, hardware.describe())
-        + (tell_rates(rates, [cell.spec for cell in cells if cell.role != "trunk"]) if rates else ()),
-        config=to_plain(study),
+        + _tell_laws(asked, [cell.spec for cell in cells if cell.role != "trunk"], rates, batches),
+        config=to_plain(asked),
         hardware=study.hardware,
         data_sha256=data_sha256,
     )
+
+
+def _tell_laws(
+    study: Study, specs: Sequence[RunSpec], rates: RateLaw | None, batches: BatchLaw | None
+) -> tuple[str, ...]:
+    """What there is to say of measured rates and batches, and of a noise scale that cannot be measured."""
+    told = tell_batch(batches, study, specs) if batches else ()
+    told += tell_rates(rates, specs) if rates else ()
+    if study.recipe.measure_noise and (unmeasured := _find_unmeasured(study, specs)):
+        told += (f"noise scale: {unmeasured}, where it cannot be measured; set mesh.microbatch_seqs to half the "
+                 f"smallest batch or less",)  # fmt: skip
+    return told
+
+
+def _find_unmeasured(study: Study, specs: Sequence[RunSpec]) -> str:
+    """Which cells may have no two batch sizes in a step; empty where all have."""
+    given = study.mesh.microbatch_seqs
+    if not given and parse_hardware(study.hardware).name != "cpu":
+        return "a microbatch is what fits the accelerator, which may be the whole batch"
+    single = sum((given or spec.microbatch_seqs) == spec.batch_seqs for spec in specs)
+    return f"{single} of {len(specs)} cells have one microbatch a step" if single else ""
+
+
+def count_available(study: Study, train_tokens: float | None) -> float | None:
+    """Training tokens before any is read again: of the text, else as declared, data.unique_tokens at most."""
+    available = train_tokens or study.data.declared_train_tokens
+    unique = study.data.unique_tokens
+    return min(available, unique) if available and unique else available or unique
 
 
 def _read_rates(study: Study, data_sha256: str) -> RateLaw | None:
@@ -140,10 +172,13 @@ def _refuse_branch(study: Study, c: _Candidate, mean: float, rates: RateLaw | No
 
 def _check_study(study: Study) -> None:
     grid = study.grid
+    if study.variants:
+        raise MisuseError(f"variants: {len(study.variants)} of them are no single grid; plan each, or all by "
+                          f"jaxscale.variants.plan_variants (`jaxscale plan` does)")  # fmt: skip
     check_limits(study)
     if grid.spread <= 1:
         raise MisuseError(f"grid.spread: {grid.spread:g} leaves no sizes around the optimum; use 2 or more")
-    if grid.sizes_per_budget < MIN_SIZES:
+    if grid.bracket and grid.sizes_per_budget < MIN_SIZES:
         raise MisuseError(f"grid.sizes_per_budget: {grid.sizes_per_budget} sizes do not make a parabola; "
                           f"use {MIN_SIZES} or more")  # fmt: skip
     odd = [width for width in grid.widths if width % 2]
@@ -209,8 +244,10 @@ def _choose_sizes(study: Study, budget: float, available: float | None, dropped:
 
 
 def _check_bracket(study: Study, budget: float, usable: list[_Candidate], dropped: list[Dropped]) -> None:
-    """MisuseError where these sizes make no parabola, with the reasons and the way out."""
+    """MisuseError where these sizes make no parabola, with the reasons and the way out; any do without grid.bracket."""
     below, above = sum(c.x < 0 for c in usable), sum(c.x > 0 for c in usable)
+    if not study.grid.bracket and usable:
+        return
     if len(usable) < MIN_SIZES or min(below, above) < MIN_ARM:
         raise MisuseError(_cannot_bracket(study, budget, usable, below, above, dropped))
 
@@ -248,7 +285,8 @@ def _refuse(study: Study, c: _Candidate, available: float | None) -> str:
         return f"{math.exp(abs(c.x)):.1f}x {side} the expected optimum (spread {grid.spread:g})"
     epochs = c.tokens / available if available else 0.0
     if epochs > limit * (1 + BUDGET_TOLERANCE):
-        return f"{epochs:.2f} epochs of the text, more than data.max_epochs = {limit:g}"
+        text = "the source of data.mixture that is used up first" if study.data.mixture else "the text"
+        return f"{epochs:.2f} epochs of {text}, more than data.max_epochs = {limit:g}"
     return _refuse_steps(study, c, count_batch_seqs(study.recipe, c.model, c.tokens))
 
 
@@ -308,6 +346,7 @@ def _resolve(
 
 def nearest_size(study: Study, budget: float, n_params: float) -> Cell:
     """The run of the study's ladder nearest in log N to `n_params`, with the tokens that `budget` FLOPs buy it."""
+    study, _ = settle_batch(study)
     near = min(_candidates(study, budget), key=lambda c: abs(math.log(c.n_params / n_params)))
     return describe_run(_resolve(study, near, study.seed))
 
@@ -318,8 +357,9 @@ def offer_cells(study: Study, budget: float, *, train_tokens: float | None = Non
     if study.grid.schedule != "runs":
         raise MisuseError(f"grid.schedule: {study.grid.schedule} has branches of one trunk a size, to which no single "
                           f"runs can be added yet; plan the next budgets as a study of their own")  # fmt: skip
-    available = train_tokens or study.data.declared_train_tokens
+    available = count_available(study, train_tokens)
     rates = _read_rates(study, data_sha256)
+    study, _ = settle_batch(study, data_sha256)
     return [_cell(study, c, "grid", available, 0, rates) for c in _usable(study, budget, available, [])]
 
 
@@ -336,6 +376,8 @@ def _assumptions(study: Study, available: float | None, hardware: str) -> tuple[
     grid, recipe = study.grid, study.recipe
     drift = f" * (C/{min(grid.budgets):g})^{grid.tokens_per_param_exponent:g}" * bool(grid.tokens_per_param_exponent)
     text = f"{format_count(available)} training tokens" if available else "unknown training tokens: epochs unchecked"
+    if available and study.data.mixture:
+        text += " until the first source of data.mixture is used up"
     branched = (
         "one trunk a size and seed: batch, rate, decay and warmup are those of the geometric mean of the size's "
         "horizons, not of each cell's own",

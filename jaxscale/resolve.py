@@ -3,17 +3,19 @@
     batch = coefficient * D^exponent tokens in whole microbatches;   steps = D / batch
     lambda = weight_decay / (lr * steps) under the horizon rule, weight_decay under the constant one
 
-D are the run's own tokens, or for a branch the horizon its trunk is set for. The rate is recipe.lr, or with
-recipe.lr_from a sweep's optimum moved to D and the batch (jaxscale/rates).
+With recipe.batch_from the rule is a measured critical batch's (jaxscale/batchlaw). D are the run's own tokens, or for a
+branch the horizon its trunk is set for. The rate is recipe.lr, or with recipe.lr_from a sweep's optimum moved to D and
+the batch (jaxscale/rates).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from jaxscale.batchlaw import settle_batch
 from jaxscale.config import ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
-from jaxscale.flops import count_params, flops_6nd, flops_per_token
+from jaxscale.flops import count_params, flops_6nd, flops_per_token, validation_flops
 from jaxscale.hardware import parse_hardware
 from jaxscale.rates import RateLaw
 from jaxscale.runs import Cell, Role, RunSpec
@@ -23,6 +25,7 @@ __all__ = ["count_batch_seqs", "describe_run", "plan_run", "price_run", "resolve
 
 def plan_run(study: Study, model: ModelConfig, tokens: float, seed: int, role: Role, available: float | None) -> Cell:
     """One run of a model of one's own on about `tokens` tokens, by the study's rules; its budget is what it costs."""
+    study, _ = settle_batch(study)
     return price_run(study, resolve_run(study, model, tokens * flops_per_token(model), tokens, seed), role, available)
 
 
@@ -76,7 +79,9 @@ def resolve_run(
 
 
 def count_batch_seqs(recipe: Recipe, model: ModelConfig, tokens: float) -> int:
-    """Sequences a step: the batch rule, rounded to whole microbatches."""
+    """Sequences a step: the batch rule, rounded to whole microbatches. A recipe with batch_from is to be settled first
+    (`batchlaw.settle_batch`)."""
+    assert not recipe.batch_from, "recipe.batch_from is not settled"
     wanted = recipe.batch_coefficient * tokens**recipe.batch_exponent
     bounded = min(max(wanted, recipe.batch_min_tokens), recipe.batch_max_tokens)
     microbatches = max(1, round(bounded / (model.seq_len * recipe.microbatch_seqs)))
@@ -102,7 +107,7 @@ def price_run(study: Study, spec: RunSpec, role: Role, available: float | None) 
     """A run with its epochs of the text, and the seconds of what it makes itself."""
     model = spec.model
     rate = parse_hardware(study.hardware).flops_per_s(model.d_model)
-    evaluation = flops_per_token(model) * study.data.val_tokens / 3
+    evaluation = validation_flops(model, study.data.val_tokens)
     cell = describe_run(spec, role)
     epochs = spec.tokens / available if available else None
     return replace(cell, epochs=epochs, seconds=(cell.paid_flops + evaluation) / rate)

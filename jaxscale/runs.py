@@ -155,6 +155,8 @@ class Cell:
     flops_6nd: float
     epochs: float | None
     seconds: float
+    variants: tuple[str, ...] = ()
+    """Names of the study's variants that this run serves, several where they do not differ in it; () without any."""
 
     @property
     def run_id(self) -> str:
@@ -177,6 +179,8 @@ class Dropped:
     n_params: int
     tokens: float
     reason: str
+    variants: tuple[str, ...] = ()
+    """Names of the variants whose grid lacks it; () without any."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,12 @@ class Plan:
     total_flops: float
     total_seconds: float
     data_sha256: str = ""
-    """Identity of the training text it was made for; empty where the text was not on the machine."""
+    """Identity of the training text it was made for; empty where the text was not on the machine. Of variants with
+    texts of their own the hash of these."""
+    data_by_variant: dict[str, str] = field(default_factory=dict)
+    """Identity of each variant's training text, where they differ."""
+    untuned: tuple[str, ...] = ()
+    """Variants whose learning-rate sweep has not ended: their cells' rates are provisional and nothing is trained."""
     schema: str = "jaxscale.plan/1"
 
     @classmethod
@@ -210,6 +219,29 @@ class Plan:
     def __len__(self) -> int:
         return len(self.cells)
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the study's variants; () without any."""
+        return tuple(variant["name"] for variant in self.config.get("variants", ()))
+
+    def check_single(self, verb: str) -> None:
+        """MisuseError where the study has variants, whose runs are no one grid's, for a verb that knows no other."""
+        if self.variants:
+            raise MisuseError(f"{verb}: study {self.study!r} has the variants {', '.join(self.variants)}, and their "
+                              f"runs are not one grid's; `jaxscale compare` reads them, `jaxscale fit DIR --where "
+                              f"\"variant == '{self.variants[0]}'\"` fits one")  # fmt: skip
+
+    def check_tuned(self) -> None:
+        """MisuseError where cells would be trained at rates that are not their variant's own yet."""
+        if self.untuned:
+            raise MisuseError(f"study {self.study!r}: the learning rates of {', '.join(self.untuned)} come from sweeps "
+                              f"that have not ended; `jaxscale run STUDY.py` trains these first, or `jaxscale train "
+                              f"DIR/tuning/runs --all` and then `jaxscale plan STUDY.py`")  # fmt: skip
+
+    def text_of(self, cell: Cell) -> str:
+        """SHA-256 of the training text that a cell was planned for; empty where that is not known."""
+        return self.data_by_variant.get(cell.variants[0], "") if self.data_by_variant else self.data_sha256
+
     def find_cell(self, run_id: str) -> Cell:
         """The cell with this id, or its unique beginning; MisuseError names what is wrong otherwise."""
         found = [c for c in self.cells if c.run_id.startswith(run_id)]
@@ -224,6 +256,10 @@ class Plan:
         plain = to_plain(self)
         for cell, row in zip(self.cells, plain["cells"], strict=True):
             row["run_id"] = cell.run_id
+        for owner in (plain, *plain["cells"], *plain["dropped"]):  # a plan without variants reads as it always has
+            for name in ("variants", "data_by_variant", "untuned"):
+                if name in owner and not owner[name]:
+                    del owner[name]
         return json.dumps({"schema": plain.pop("schema"), **plain}, indent=1)
 
     @classmethod
@@ -279,6 +315,9 @@ class RunResult:
     """Model FLOPs utilization: `flops_per_s` over the bf16 peak of all chips; None on CPU and unknown chips."""
     metrics_sha256: str = ""
     """Of the finished metrics.jsonl; empty in results of before it was noted."""
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Validation loss by source: {source: {"loss", "tokens", "std_error"}}, nats per token; its mean weighted by tokens
+    is `loss`. Empty where the token files do not tell their sources, or have too many."""
 
     @property
     def paid_flops(self) -> float:

@@ -2,9 +2,9 @@
 
 A source is a study folder (its observations.csv), a CSV (also .gz, .xz, .zst), Parquet, or a DataFrame.
 Canonical columns: N (parameters), D (tokens), C (training FLOPs), loss (nats per token); optional budget,
-U, run_id (or `run`), seed, weight, group, parent, role, family (how the learning rate came down). A given C always
-wins; 6 N D is computed only where the column is absent. The filter `where` is applied first, on the file's own names,
-then rows are refused.
+U, run_id (or `run`), seed, weight, group, parent, role, family (how the learning rate came down), variant. A given C
+always wins; 6 N D is computed only where the column is absent. The filter `where` is applied first, on the file's own
+names, then rows are refused.
 
 Conventions are switched here, so that every method sees the same numbers: `count` says which column N is,
 `flops_rule` "6ND" recomputes C from it (budgets stay the groups they were), `loss_unit` "bits" turns bits per
@@ -34,6 +34,7 @@ __all__ = [
     "CANONICAL",
     "COUNTS",
     "as_observations",
+    "check_one_variant",
     "keep_near",
     "label_budgets",
     "read_observations",
@@ -43,7 +44,7 @@ __all__ = [
 
 REQUIRED = ("N", "D", "loss")
 CANONICAL = ("N", "D", "C", "loss", "budget", "U", "run_id", "seed", "weight", "group", "parent", "role",
-             "N_non_embedding", "N_total", "loss_std_error", "train_loss", "family")  # fmt: skip
+             "N_non_embedding", "N_total", "loss_std_error", "train_loss", "family", "variant")  # fmt: skip
 LOSSES = ("loss", "loss_std_error", "train_loss")
 COUNTS = ("N", "N_non_embedding", "N_total")
 """Columns that can be the N of a law."""
@@ -183,6 +184,20 @@ def label_budgets(C: np.ndarray) -> np.ndarray:
 def as_observations(source: Observations | pd.DataFrame | str | Path) -> Observations:
     """What every fit accepts, as Observations."""
     return source if isinstance(source, Observations) else read_observations(source)
+
+
+def check_one_variant(frame: pd.DataFrame) -> None:
+    """MisuseError where rows of several variants would enter one law.
+
+    >>> import pandas as pd
+    >>> check_one_variant(pd.DataFrame({"variant": ["adam", "adam"]}))
+    """
+    names = list(dict.fromkeys(frame["variant"].dropna())) if "variant" in frame else []
+    if len(names) > 1:
+        listed = ", ".join(map(str, names[:4])) + ", ..." * (len(names) > 4)
+        raise MisuseError(f"variant: the rows are of {len(names)} variants ({listed}), and no one law is theirs; pick "
+                          f"one with --where \"variant == '{names[0]}'\", or compare them with "
+                          f"`jaxscale compare SOURCE`")  # fmt: skip
 
 
 def read_raw(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, Path | None]:

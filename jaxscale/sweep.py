@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Hashable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -232,8 +232,8 @@ def next_job(waiting: Sequence[Job], compiled: Set[Hashable]) -> Job:
 
 def shape(cell: Cell) -> Hashable:
     """What a compiled program depends on within a study."""
-    model = cell.spec.model
-    return model.d_model, model.n_layers, model.parameterization
+    spec, same = cell.spec, dict.fromkeys(OWN_SCALES, 1.0)
+    return replace(spec.model, **same), spec.optimizer, spec.schedule, spec.precision  # type: ignore[arg-type]
 
 
 def find_parent(study_dir: Path, spec: RunSpec) -> tuple[Literal["kept", "coming", "lost", "ended"], str]:

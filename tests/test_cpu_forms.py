@@ -78,7 +78,9 @@ def test_attention_by_blocks(length: int, heads: int, kv_heads: int, width: int)
 
 def test_attention_by_blocks_with_biases_that_grow_with_distance() -> None:
     slopes, q, k, v = (0.5, 0.125), draw(0, 1, 150, 2, 8), draw(1, 1, 150, 1, 8), draw(2, 1, 150, 1, 8)
-    blocked, plain = (lambda q, k, v, form=form: attend_heads(q, k, v, 0.3, form, slopes) for form in (FORMS, PLAIN))
+    blocked, plain = (
+        lambda q, k, v, form=form: attend_heads(q, k, v, 0.3, form, slopes=slopes) for form in (FORMS, PLAIN)
+    )
     compare(blocked, plain, q, k, v)
 
 

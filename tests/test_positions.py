@@ -75,7 +75,7 @@ def test_every_kernel_that_takes_biases_subtracts_slope_times_distance() -> None
         scores = 0.3 * jnp.einsum("bthe,bshe->bhts", q, k) - jnp.array(slopes)[:, None, None] * distance
         return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(jnp.where(distance >= 0, scores, -jnp.inf)), v)
 
-    kernels = [lambda *x, a=attention: attend_heads(*x, 0.3, Lowering(attention=a), slopes)
+    kernels = [lambda *x, a=attention: attend_heads(*x, 0.3, Lowering(attention=a), slopes=slopes)
                for attention in ("xla", "chunked", "blocked")]  # fmt: skip
 
     @jax.jit

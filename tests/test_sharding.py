@@ -98,12 +98,14 @@ def test_learned_positions_do_not_depend_on_the_mesh() -> None:
 def test_biases_on_scores_do_not_depend_on_the_mesh() -> None:
     slopes, rng = (0.5, 0.25, 0.125, 0.0625), np.random.default_rng(2)
     q, k, v = (jnp.float32(rng.normal(size=(2, 16, h, 8))) for h in (4, 2, 2))
-    wanted = attend_heads(q, k, v, 0.3, Lowering(), slopes)
+    wanted = attend_heads(q, k, v, 0.3, Lowering(), slopes=slopes)
     mesh = make_mesh(MeshConfig(tensor=2, context=2), jax.devices()[:4])
     for attention in ("xla", "chunked"):
         lowering = Lowering(attention=attention, mesh=mesh)
         sharding = NamedSharding(mesh, PartitionSpec(None, "context", "tensor"))
-        got = jax.jit(lambda *x, low=lowering: attend_heads(*x, 0.3, low, slopes))(*jax.device_put((q, k, v), sharding))
+        got = jax.jit(lambda *x, low=lowering: attend_heads(*x, 0.3, low, slopes=slopes))(
+            *jax.device_put((q, k, v), sharding)
+        )
         np.testing.assert_allclose(got, wanted, atol=2e-6)
 
 

@@ -29,7 +29,7 @@ def get_study() -> Study:
             batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
         ),
         grid=Grid(
-            budgets=(4e10, 1e11, 2.5e11, 6e11),
+            budgets=(4e10, 1e11, 2.5e11),
             widths=(*range(8, 38, 2), *range(40, 76, 4), 80, 88, 96, 112, 128),
             tokens_per_param=20.0,
             spread=4.0,
@@ -37,6 +37,6 @@ def get_study() -> Study:
             seeds=(2, 2, 1),
         ),
         data=DataConfig(files=("corpus/**/*.txt",), tokenizer="bytes", val_tokens=262_144, max_epochs=1.0),
-        variants=tuple(Variant(f"depth {layers}", (f"model.n_layers={layers}",)) for layers in (1, 2, 4, 8)),
+        variants=tuple(Variant(f"depth-{layers}", (f"model.n_layers={layers}",)) for layers in (1, 2, 4, 8)),
         tuning=Tuning(rates=5, tokens=3e5),
     )  # fmt: skip

@@ -6,6 +6,8 @@ it, and where they disagree only the average's interval knows (fit/average.py).
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -103,9 +105,12 @@ def collect_evidence(folder: Path, console: Console, *, allow_mixed: bool = Fals
 
     observations = collect_runs(folder, allow_mixed=allow_mixed)
     write_json(folder / "observations.csv", observations.frame.to_csv(index=False))
-    console.print(f"evidence: {len(observations)} runs, {len(observations.refused)} refused")
+    rows = observations.frame
+    shared = f" as {len(rows)} rows of run and variant" if "variant" in rows else ""
+    console.print(f"evidence: {rows['run_id'].nunique()} runs{shared}, {len(observations.refused)} refused")
     for row in observations.refused:
-        console.print(f"  refused {row['run_id']}: {row['reason']}", soft_wrap=True, markup=False)
+        whose = f" ({', '.join(row['variants'])})" if "variants" in row else ""
+        console.print(f"  refused {row['run_id']}{whose}: {row['reason']}", soft_wrap=True, markup=False)
     return observations
 
 
@@ -122,7 +127,12 @@ def _targets(asked: Sequence[float], observations: Observations) -> list[float]:
 
 
 def analyse(folder: Path, planned: Plan, console: Console, command: str, *, out: Path | None = None) -> int:
-    """Collect, fit by every approach, backtest, forecast, report: 0 when the report stands on an answer."""
+    """Collect, fit by every approach, backtest, forecast, report: 0 when the report stands on an answer.
+
+    A study with variants is compared instead: no law is that of all of them.
+    """
+    if planned.variants:
+        return _compare(folder, planned, console)
     from jaxscale.fit.solver import keep_programs
 
     keep_programs()
@@ -142,6 +152,23 @@ def analyse(folder: Path, planned: Plan, console: Console, command: str, *, out:
     page = _write_page(out or folder, folder, planned, observations, fits, forecast, backtest, command, tasks)
     console.print(f"report: {page}", soft_wrap=True)
     return 0 if answered else 1
+
+
+def _compare(folder: Path, planned: Plan, console: Console) -> int:
+    """Collect, the best losses of every variant, and what `jaxscale compare` says of them."""
+    from jaxscale.cli.tables import best_losses_table
+
+    observations = collect_evidence(folder, console)
+    if not len(observations):
+        console.print("nothing to compare: no run is done")
+        return 1
+    console.print(best_losses_table(observations.frame, planned.variants))
+    found = importlib.util.find_spec("jaxscale.cli.compare")
+    verb = getattr(importlib.import_module(found.name), "compare_folder", None) if found else None
+    if verb is None:
+        console.print("which variant wins is not said: this version has no comparison of a folder")
+        return 0
+    return int(verb(folder, console, from_plain(planned.config, Study).forecast_flops))
 
 
 def _attempt(console: Console, make: Callable[[], T]) -> T | None:

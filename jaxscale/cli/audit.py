@@ -68,6 +68,7 @@ def audit(argv: list[str]) -> int:
 
     folder, console = options.directory, make_console()
     planned = read_plan(folder)
+    planned.check_single("mup audit")
     evidence = collect_runs(folder, allow_mixed=options.allow_mixed)
     _check_ended(folder, planned)
     if not len(evidence):

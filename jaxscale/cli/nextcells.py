@@ -35,6 +35,7 @@ def propose_next(options: PlanOptions, console: Console) -> int:
     """0 when a choice was made (and added), by errors what stands against one."""
     folder = options.folder
     planned = read_plan(folder)
+    planned.check_single("plan --next")
     if options.next is not None and options.next < 1:  # before any run is read
         raise MisuseError(f"--next: {options.next} cells; ask for 1 or more")
     if options.study.declared not in WEIGHED:

@@ -142,10 +142,11 @@ def _shape(cell: Cell) -> str:
 
 
 def _name(cell: Cell) -> str:
-    spec = cell.spec
+    spec, whose = cell.spec, ", ".join(cell.variants) if len(cell.variants) < 4 else f"{len(cell.variants)} variants"
+    kind = f"{whose}: " * bool(whose)
     if cell.role in TUNING_ROLES:
-        return f"{_shape(cell)} lr {spec.lr:.4g} seed {spec.seed}"
-    kind = "trunk, " if spec.keeps else ""
+        return f"{kind}{_shape(cell)} lr {spec.lr:.4g} seed {spec.seed}"
+    kind += "trunk, " if spec.keeps else ""
     return f"{kind}C {format_flops(spec.budget_flops)} d {spec.model.d_model} seed {spec.seed}"
 
 

@@ -29,9 +29,9 @@ from jaxscale.cli.options import parse
 from jaxscale.cli.tables import STYLES, make_console
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.format import format_count, format_flops, format_loss, format_number, format_seconds
-from jaxscale.leases import Holding, read_holdings
+from jaxscale.leases import SWEEPS, Holding, read_holdings
 from jaxscale.plain import read_lines, write_json
-from jaxscale.runs import METRIC_FIELDS, Cell, Plan, run_dir
+from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Plan, run_dir
 from jaxscale.spend import Spending, read_spending, remaining_seconds
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.train.logs import hide_secrets
@@ -71,9 +71,19 @@ def status(argv: list[str]) -> int:
     spending = read_spending(options.directory, planned, statuses)
     watches = _find_watches(options, planned, statuses)
     console.print(_draw(planned, statuses, spending, watches))
+    if planned.untuned:
+        console.print(_tell_sweeps(options.directory, planned), soft_wrap=True, markup=False)
     if options.out is not None:
         write_json(options.out, json.dumps(_to_plain(planned, statuses, spending, watches), indent=1))
     return 0
+
+
+def _tell_sweeps(folder: Path, planned: Plan) -> str:
+    """How far the sweeps are that come before the cells of this table."""
+    cells = read_plan(folder / SWEEPS).cells if (folder / SWEEPS / "plan.json").exists() else ()
+    ended = sum(one.result is not None for one in read_status(folder / SWEEPS, cells))
+    return (f"nothing of it is trained yet, and its rates are provisional: the sweeps of {', '.join(planned.untuned)} "
+            f"have not ended ({ended} of {len(cells)} runs; `jaxscale status {folder / SWEEPS}`)")  # fmt: skip
 
 
 def _watch_study(options: StatusOptions, planned: Plan, console: Console) -> int:
@@ -139,7 +149,7 @@ def _table(title: str, statuses: Sequence[CellStatus], shown: Sequence[CellStatu
     table = Table(title=f"{title}: {counts}", title_justify="left")
     columns = [column for column in COLUMNS if column[0] not in SOMETIMES or any(column[1](s) for s in shown)]
     for name, _ in columns:
-        table.add_column(name, justify="left" if name in ("by", "") else "right")
+        table.add_column(name, justify="left" if name in ("variant", "by", "") else "right")
     for each in shown:
         table.add_row(*(show(each) for _, show in columns))
     if any(status.cell.role == "trunk" for status in statuses):
@@ -193,10 +203,12 @@ def _remark(status: CellStatus) -> str:
 
 COLUMNS = (
     ("run", lambda s: s.cell.run_id),
+    ("variant", lambda s: ", ".join(s.cell.variants)),
     ("budget C", lambda s: format_flops(s.cell.spec.budget_flops)),
     ("N", lambda s: format_count(s.cell.n_params)),
     ("D", lambda s: format_count(s.cell.spec.tokens)),
     ("seed", lambda s: str(s.cell.spec.seed)),
+    ("lr", lambda s: f"{s.cell.spec.lr:.4g}" if s.cell.role in TUNING_ROLES else ""),
     ("state", _state),
     ("progress", lambda s: f"{s.step / s.cell.spec.steps:.0%}"),
     ("loss", lambda s: format_loss(s.loss)),
@@ -208,7 +220,7 @@ COLUMNS = (
     ("", _remark),
 )
 """Of the table: name, and what it shows of a cell. ~ marks a planned time."""
-SOMETIMES = ("tok/s", "MFU", "by", "restarts")
+SOMETIMES = ("variant", "lr", "tok/s", "MFU", "by", "restarts")
 """Columns that are left out where no cell has something to show."""
 
 
@@ -253,6 +265,7 @@ def _row(status: CellStatus) -> dict[str, Any]:
     return {
         "run_id": status.cell.run_id,
         "role": status.cell.role,
+        **({"variants": list(status.cell.variants)} if status.cell.variants else {}),
         "budget": spec.budget_flops,
         "N": status.cell.n_params,
         "D": spec.tokens,

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
+from jaxscale.batchlaw import find_batch
 from jaxscale.cli.answer import analyse
 from jaxscale.cli.options import PlanOptions, StudyOptions, check_alone, parse, parse_study
 from jaxscale.cli.progress import StudyProgress, data_progress
@@ -23,6 +24,7 @@ from jaxscale.cli.tables import make_console, print_plan
 from jaxscale.config import EVAL_FIELDS, DataConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.hopeless import Contest
+from jaxscale.leases import SWEEPS
 from jaxscale.limits import check_limits
 from jaxscale.plain import from_plain, to_plain, write_json
 from jaxscale.plan import grow_plan, plan_isoflop
@@ -30,21 +32,29 @@ from jaxscale.rates import find_sweep
 from jaxscale.runs import TUNING_ROLES, Cell, Plan
 from jaxscale.sweep import read_plan, read_status
 from jaxscale.train.pool import PREEMPTED, Terminated, count_workers, raise_on_sigterm, train_cells
+from jaxscale.vary import vary_study
+
+if TYPE_CHECKING:
+    from jaxscale.data.files import TokenFiles
 
 __all__ = [
     "build_data",
+    "build_files",
     "data",
     "differing_fields",
     "hold_folder",
     "plan",
     "run",
     "say_preempted",
+    "text_is_here",
     "train",
     "train_pending",
+    "write_plan",
 ]
 
 EXECUTION_FIELDS = ("mesh", "launch", "hardware", "bootstrap", "forecast_flops")
 """Study fields that may change under a half-finished study: they do not change what is measured."""
+SHOWN_SOURCES = 40
 LOOKING_FIELDS = ("data.cache", *(f"recipe.{name}" for name in EVAL_FIELDS))
 """Others of that kind, inside of parts that decide the rest."""
 
@@ -62,10 +72,18 @@ def run(argv: list[str]) -> int:
 
 def _run(options: StudyOptions, command: str) -> int:
     console = make_console()
-    if not _text_is_here(options.study.data):
-        build_data(options.study.data, console)  # says which pattern matches nothing
-    planned = _write_plan(options.study, options.folder, console)
+    for own in vary_study(options.study).values() or [options.study]:
+        if not text_is_here(own.data):
+            build_data(own.data, console)  # says which pattern matches nothing
+    planned = write_plan(options.study, options.folder, console)
     print_plan(planned, console)
+    if planned.untuned:
+        from jaxscale.cli.variants import tune_variants
+
+        tuned = tune_variants(options.study, options.folder, planned, console)
+        if tuned is None:
+            return say_preempted("run")
+        print_plan(planned := tuned, console)
     if not train_pending(options.folder, planned, planned.cells, console):
         return say_preempted("run")
     return analyse(options.folder, planned, console, command)
@@ -84,10 +102,10 @@ def plan(argv: list[str]) -> int:
         return propose_next(options, console)
     check_alone(options)
     if options.out is not None and options.out.suffix == ".json":
-        planned, file = _make_plan(options.study, console), options.out
+        planned, file = _make_any_plan(options.study, None, console)[0], options.out
         write_json(file, planned.to_json())
     else:
-        planned, file = _write_plan(options.study, options.folder, console), options.folder / "plan.json"
+        planned, file = write_plan(options.study, options.folder, console), options.folder / "plan.json"
     print_plan(planned, console)
     console.print(f"written: {file}", soft_wrap=True)
     return 0
@@ -123,6 +141,7 @@ def train(argv: list[str]) -> int:
     options = parse(TrainOptions, argv, "train", "Train cells of a planned study; resumable.\n\n"
                     "example: jaxscale train runs/quickstart --all")  # fmt: skip
     planned = read_plan(options.directory)
+    planned.check_tuned()
     if sum((options.all, options.run is not None, options.index is not None)) != 1:
         raise MisuseError("say which cells: --all, --run RUN_ID or --index I")
     console = make_console()
@@ -165,10 +184,11 @@ def _train_one(options: TrainOptions, planned: Plan, console: Console) -> int:
                 mesh=mesh,
                 on_progress=lambda p: progress({"event": "progress", "worker": 0, **vars(p)}),
                 should_stop=lambda: bool(stopped),
-                data_sha256=planned.data_sha256,
+                data_sha256=planned.text_of(cell),
                 keep_weights=kept,
                 launch=study.launch,
                 evals=evals,
+                measure_noise=study.recipe.measure_noise,
             )
     except Preempted as saved:
         print(f"jaxscale train: {saved}; the same command goes on there", file=sys.stderr)
@@ -197,12 +217,34 @@ def data(argv: list[str]) -> int:
     options = parse_study(StudyOptions, argv, "data", "Build the token files: counts, hashes, size.\n\n"
                           "example: jaxscale data configs/quickstart.py --data.files 'corpus/**/*.txt'")  # fmt: skip
     console = make_console()
-    info = build_data(options.study.data, console)
-    for name, value in info.items():
-        console.print(f"{name:>22}  {value}", soft_wrap=True, markup=False)
+    texts: dict[DataConfig, dict[str, Any]] = {}
+    for name, own in vary_study(options.study).items():
+        texts.setdefault(own.data, {"variants": []})["variants"].append(name)
+    rows, sources = [], []
+    for config, told in (texts or {options.study.data: {}}).items():
+        rows.append(build_data(config, console) | told)
+        for name, value in rows[-1].items():
+            console.print(f"{name:>22}  {value}", soft_wrap=True, markup=False)
+        sources += [source | told for source in _print_sources(config, console)]
     if options.out is not None:
-        write_json(options.out, json.dumps({"schema": "jaxscale.data/1", "rows": [info]}, indent=1))
+        plain = {"schema": "jaxscale.data/1", "rows": rows, "sources": sources}
+        write_json(options.out, json.dumps(plain, indent=1))
     return 0
+
+
+def _print_sources(config: DataConfig, console: Console) -> list[dict[str, Any]]:
+    """What each source gives and what of it is read; a long list is cut for people, not for programs."""
+    from jaxscale.data.select import count_read
+    from jaxscale.data.tokens import build_tokens
+    from jaxscale.tables import render_table
+
+    rows = count_read(build_tokens(config))
+    header = ("source", "documents", "train_tokens", "read_tokens", "share", "val_tokens")
+    told = [[row[name] for name in header] for row in rows[:SHOWN_SOURCES]]
+    table = render_table(f"{len(rows)} sources", [name.replace("_", " ") for name in header], told)
+    more = f"\n... and {len(rows) - SHOWN_SOURCES} more" if len(rows) > SHOWN_SOURCES else ""
+    console.print(f"{table}{more}", soft_wrap=True, markup=False)
+    return rows
 
 
 @contextmanager
@@ -228,18 +270,23 @@ def _make_folder(folder: Path) -> None:
 
 
 def build_data(config: DataConfig, console: Console) -> dict[str, Any]:
+    """The text in numbers, built where it was not."""
+    return {name: value for name, value in vars(build_files(config, console).info).items() if name != "sources"}
+
+
+def build_files(config: DataConfig, console: Console) -> TokenFiles:
+    """The token files of a text, built behind a progress bar where they were not."""
     from jaxscale.data.tokens import build_tokens
 
     with data_progress(console) as bars:
         task = bars.add_task("reading the text", total=1.0)
-        files = build_tokens(config, lambda done, total: bars.update(task, completed=done / max(total, 1)))
-    return {name: value for name, value in vars(files.info).items() if name != "sources"}
+        return build_tokens(config, lambda done, total: bars.update(task, completed=done / max(total, 1)))
 
 
 def _make_plan(study: Study, console: Console) -> Plan:
     """Plan with the text's own size; a text that is declared need not be on this machine."""
     check_limits(study)  # before the text is read, which may take long
-    if study.data.declared_train_tokens is not None and not _text_is_here(study.data):
+    if study.data.declared_train_tokens is not None and not text_is_here(study.data):
         return plan_isoflop(study)
     info = build_data(study.data, console)
     entries = info["vocab_size"]
@@ -249,31 +296,52 @@ def _make_plan(study: Study, console: Console) -> Plan:
     return plan_isoflop(study, train_tokens=info["train_tokens"], data_sha256=info["data_sha256"])
 
 
-def _write_plan(study: Study, folder: Path, console: Console) -> Plan:
+def write_plan(study: Study, folder: Path, console: Console) -> Plan:
     """Plan, compare with what the folder holds, and write it there."""
     _make_folder(folder)
-    kept = _keep_plan(study, folder)
+    kept, gone = _keep_plan(study, folder)
     if kept is not None:
-        console.print(f"recipe.lr_from: {study.recipe.lr_from} is gone; the rates in {folder}/plan.json hold")
+        console.print(f"{gone}; the {'rates' if 'lr_from' in gone else 'batches'} in {folder}/plan.json hold")
         return kept
-    planned = _make_plan(study, console)
+    planned, write = _make_any_plan(study, folder, console)
     if (folder / "plan.json").exists():
         old = read_plan(folder)
+        if planned.untuned and not old.untuned and old.config == planned.config and _has_begun(old, folder):
+            console.print(f"runs of the sweeps in {folder}/{SWEEPS} are gone; the rates in {folder}/plan.json hold")
+            return old
         planned = keep_added(old, planned)
         _check_unchanged(old, planned, folder)
-    write_json(folder / "plan.json", planned.to_json())
+    write(planned)
     return planned
 
 
-def _keep_plan(study: Study, folder: Path) -> Plan | None:
-    """The folder's own plan of this very study, where the sweep it took its rates from is no longer there."""
-    if not study.recipe.lr_from or find_sweep(study.recipe.lr_from).exists() or not (folder / "plan.json").exists():
-        return None
+def _make_any_plan(study: Study, folder: Path | None, console: Console) -> tuple[Plan, Callable[[Plan], None]]:
+    """The plan, and what writes it into the folder once it is agreed to."""
+    if not vary_study(study):
+        planned = _make_plan(study, console)
+        return planned, lambda plan: write_json(Path(folder or "") / "plan.json", plan.to_json())
+    from jaxscale.cli.variants import make_variant_plan, print_sweeps, write_variant_plan
+
+    check_limits(study)
+    found = make_variant_plan(study, folder, console)
+    print_sweeps(found, folder, console)
+    return found.grid, lambda plan: write_variant_plan(replace(found, grid=plan), Path(folder or ""))
+
+
+def _keep_plan(study: Study, folder: Path) -> tuple[Plan | None, str]:
+    """The folder's own plan of this very study, where a file of its rates or batches is no longer there; which."""
+    sources = {"lr_from": find_sweep, "batch_from": find_batch}
+    paths = {name: getattr(study.recipe, name) for name in sources}
+    gone = [
+        f"recipe.{name}: {path} is gone" for name, path in paths.items() if path and not sources[name](path).exists()
+    ]
+    if not gone or not (folder / "plan.json").exists():
+        return None, ""
     planned = read_plan(folder)
-    return planned if planned.config == to_plain(study) else None
+    return planned if planned.config == to_plain(study) else None, gone[0]
 
 
-def _text_is_here(config: DataConfig) -> bool:
+def text_is_here(config: DataConfig) -> bool:
     import glob
 
     return not config.files or any(glob.glob(os.path.expanduser(pattern), recursive=True) for pattern in config.files)
@@ -281,7 +349,7 @@ def _text_is_here(config: DataConfig) -> bool:
 
 def _check_unchanged(old: Plan, new: Plan, folder: Path) -> None:
     """Refuse a plan that differs from the one whose runs have begun, naming the difference."""
-    if _identity(old) == _identity(new) or not _has_begun(old, folder):
+    if _identity(old) == _identity(new) or _only_adds(old, new) or not _has_begun(old, folder):
         return
     names = set(differing_fields(old.config, new.config))
     changed = [
@@ -301,6 +369,19 @@ def _identity(planned: Plan) -> tuple[Any, ...]:
     runs = frozenset((cell.run_id, cell.role) for cell in planned.cells)
     study = from_plain(planned.config, Study)  # a plan of before a field was there has its default
     return runs, planned.data_sha256, study.grid.exclude_spike, study.declared
+
+
+def _only_adds(old: Plan, new: Plan) -> bool:
+    """Whether the new plan is the old one with more variants: every run of before stays what it was, for the same."""
+    if not old.variants or set(differing_fields(old.config, new.config)) != {"variants"}:
+        return False
+    known = {cell.run_id: cell for cell in new.cells}
+    pairs = [(cell, known.get(cell.run_id)) for cell in old.cells]
+    return all(
+        now is not None and now.role == was.role and set(was.variants) <= set(now.variants)
+        and new.text_of(now) == old.text_of(was)
+        for was, now in pairs
+    )  # fmt: skip
 
 
 def keep_added(old: Plan, new: Plan) -> Plan:

@@ -55,6 +55,7 @@ def work(argv: list[str]) -> int:
                     "over from those that died, and waits until every cell has ended.\n\n"
                     "example: jaxscale work /shared/runs/isoflop_c4")  # fmt: skip
     planned = read_plan(options.directory)
+    planned.check_tuned()
     cells = choose_cells(planned, _list_asked(options))
     console = make_console()
     try:

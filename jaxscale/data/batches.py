@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -24,7 +24,7 @@ from jaxscale.errors import MisuseError
 if TYPE_CHECKING:
     import grain
 
-__all__ = ["BatchSource", "iterate_batches", "make_dataset", "permute_indices", "validation_windows"]
+__all__ = ["BatchSource", "StepReader", "iterate_batches", "make_dataset", "permute_indices", "validation_windows"]
 
 ROUNDS = 4
 """Rounds of the block cipher behind `index_shuffle`; grain's own shuffles use four."""
@@ -111,11 +111,17 @@ class BatchSource:
         return as_strided(self.tokens, shape, strides, writeable=False)
 
 
+class StepReader(Protocol):
+    """Gives the ids [count, rows, seq_len + 1] of the steps start .. start + count - 1."""
+
+    def read_steps(self, start: int, count: int) -> NDArray[np.int32]: ...
+
+
 @dataclass(frozen=True)
 class _Chunks:
     """What grain reads: item i is `steps_per_item` whole batches, the last item what is left."""
 
-    source: BatchSource
+    source: StepReader
     start: int
     stop: int
     steps_per_item: int
@@ -128,7 +134,7 @@ class _Chunks:
         return self.source.read_steps(first, min(self.steps_per_item, self.stop - first))
 
 
-def make_dataset(source: BatchSource, start: int, stop: int, steps_per_item: int = 1) -> grain.MapDataset:
+def make_dataset(source: StepReader, start: int, stop: int, steps_per_item: int = 1) -> grain.MapDataset:
     """Steps start .. stop - 1 as a grain MapDataset of items [steps_per_item, rows, seq_len + 1].
 
     The last item is shorter where the steps do not divide. Small batches want many steps an item: grain's
@@ -140,7 +146,7 @@ def make_dataset(source: BatchSource, start: int, stop: int, steps_per_item: int
 
 
 def iterate_batches(
-    source: BatchSource, start: int, stop: int, steps_per_item: int = 1, prefetch_items: int = 2
+    source: StepReader, start: int, stop: int, steps_per_item: int = 1, prefetch_items: int = 2
 ) -> Iterator[NDArray[np.int32]]:
     """The items of `make_dataset` in order, read ahead by one thread."""
     import grain

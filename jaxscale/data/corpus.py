@@ -71,23 +71,24 @@ class Corpus:
                 report(done_bytes)
 
 
-def find_corpus(config: DataConfig) -> Corpus:
-    """The files that `config.files` names, or the standard library's sources.
+def find_corpus(config: DataConfig, field: str = "files") -> Corpus:
+    """The files that a field of the config names; for an empty `files` the standard library's sources.
 
     MisuseError: a pattern without a match, an empty folder, a file type that cannot be read.
     """
-    if not config.files:
+    patterns = getattr(config, field)
+    if field == "files" and not patterns:
         return _find_library()
     paths: dict[str, Path] = {}
-    for path in sorted(path for pattern in config.files for path in _match_pattern(pattern)):
+    for path in sorted(path for pattern in patterns for path in _match_pattern(pattern, field)):
         find_format(path)
         paths.setdefault(os.path.realpath(path), path)
     inputs = tuple(_stat_input(path, path.as_posix()) for path in paths.values())
-    described = f"{', '.join(config.files)}: {_count_files(inputs)}"
+    described = f"{', '.join(patterns)}: {_count_files(inputs)}"
     return Corpus(inputs, described)
 
 
-def _match_pattern(pattern: str) -> list[Path]:
+def _match_pattern(pattern: str, field: str) -> list[Path]:
     """Files a glob pattern matches; a folder stands for everything below it."""
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
@@ -96,8 +97,8 @@ def _match_pattern(pattern: str) -> list[Path]:
         missing = f"pattern {pattern!r} matches no file"
     found = [Path(name) for name in glob.glob(expanded, recursive=True) if os.path.isfile(name)]
     if not found:
-        raise MisuseError(f"data.files: {missing} (looked from {os.getcwd()}); correct the path, or leave "
-                          f"data.files empty for the Python standard library's sources")  # fmt: skip
+        other = "data.files empty for the Python standard library's sources" if field == "files" else "it out"
+        raise MisuseError(f"data.{field}: {missing} (looked from {os.getcwd()}); correct the path, or leave {other}")
     return found
 
 

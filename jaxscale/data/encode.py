@@ -41,27 +41,35 @@ HELD_BYTES_PER_TOKEN = 32
 lose the lines that occur in training."""
 
 
-def write_tokens(config: DataConfig, corpus: Corpus, folder: Path, progress: Progress | None = None) -> None:
-    """Write train.bin, val.bin, tokenizer.json (not for bytes) and, last, meta.json into `folder`."""
+def write_tokens(
+    config: DataConfig, corpus: Corpus, folder: Path, progress: Progress | None = None, validation: Corpus | None = None
+) -> None:
+    """Write train.bin, val.bin, documents.npy, tokenizer.json (not for bytes) and, last, meta.json into `folder`.
+
+    `validation`: the corpus of data.val_files, to be validated on in place of what is held out.
+    """
     passes = 2 if parse_bpe_size(config.tokenizer) else 1
     report = _scale_progress(corpus, passes, progress)
     tokenizer = _make_tokenizer(config, corpus, folder, report)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     tally, seen = Tally(), _start_lines(config)
     held = HashSample(config.val_tokens * HELD_BYTES_PER_TOKEN)
-    training = _split_corpus(config, corpus, held, tally, report(passes - 1))
+    training = _split_corpus(config, corpus, None if validation else held, tally, report(passes - 1))
     with TokenWriter(folder / "train.bin", dtype) as writer:
         _write_train(training, seen, tokenizer, writer, tally)
         train = writer.finish()
+    if validation:
+        _hold_corpus(config, corpus, validation, held, tally)
     _check_split(config, corpus, tally)
     with TokenWriter(folder / "val.bin", dtype) as writer:
         _write_val(config, held, seen, tokenizer, writer, tally)
         val = writer.finish()
     files = {"train.bin": train, "val.bin": val}
-    if (path := folder / TOKENIZER_FILE).exists():
-        files[TOKENIZER_FILE] = FileInfo(path.stat().st_size, hash_file(path))
+    for path in (tally.log.save(folder), folder / TOKENIZER_FILE):
+        if path.exists():
+            files[path.name] = FileInfo(path.stat().st_size, hash_file(path))
     info = _summarize(config, corpus, tokenizer, tally, hash_data(train, val, dtype))
-    meta = Meta(info, dtype, files, tally.list_sources(), asdict(config))
+    meta = Meta(info, dtype, files, tally.list_sources(), asdict(config), val_spans=tally.list_val_spans())
     (folder / "meta.json").write_text(meta.to_json())
     sync_file(folder / "meta.json")
 
@@ -108,18 +116,32 @@ def _sample_training(config: DataConfig, corpus: Corpus, report: Callable[[int],
 def _split_corpus(
     config: DataConfig,
     corpus: Corpus,
-    held: HashSample,
+    held: HashSample | None,
     tally: Tally,
     report: Callable[[int], None] | None,
 ) -> Iterator[Document]:
-    """The training documents; the held-out ones go to `held` in pieces."""
+    """The training documents; the held-out ones go to `held` in pieces, if it is there."""
     for document in corpus.read(config, report):
         if is_held_out(document.text, config.val_fraction):
-            tally.held_out_documents += 1
-            for piece in cut_pieces(document, config):
-                held.add(piece)
+            if held is not None:
+                _hold(config, document, held, tally)
         else:
             yield document
+
+
+def _hold_corpus(config: DataConfig, corpus: Corpus, validation: Corpus, held: HashSample, tally: Tally) -> None:
+    """The text of data.val_files to `held`; of a file that is also trained on, only what is held out of it."""
+    trained = {item.path.resolve() for item in corpus.inputs}
+    shared = {item.source for item in validation.inputs if item.path.resolve() in trained}
+    for document in validation.read(config):
+        if document.source not in shared or is_held_out(document.text, config.val_fraction):
+            _hold(config, document, held, tally)
+
+
+def _hold(config: DataConfig, document: Document, held: HashSample, tally: Tally) -> None:
+    tally.held_out_documents += 1
+    for piece in cut_pieces(document, config):
+        held.add(piece)
 
 
 def _start_lines(config: DataConfig) -> LineSet | None:
@@ -184,6 +206,9 @@ def _write_val(
         if not missing:
             return
     found = config.val_tokens - missing
+    if config.val_files:
+        raise MisuseError(f"data.val_tokens {config.val_tokens}: data.val_files have only {found} tokens that are not "
+                          f"in the training text; ask for at most {found} or name more files")  # fmt: skip
     raise MisuseError(f"data.val_tokens {config.val_tokens}: the held-out text has only {found} tokens "
                       f"({tally.held_out_documents} documents at data.val_fraction {config.val_fraction:g}); "
                       f"ask for at most {found}, raise data.val_fraction or give more text")  # fmt: skip
@@ -196,6 +221,8 @@ def _check_split(config: DataConfig, corpus: Corpus, tally: Tally) -> None:
         return
     if not kept and not held:
         raise MisuseError(f"{corpus.description}: holds no text; name other files in data.files")
+    if kept and config.val_files:
+        raise MisuseError(f"data.val_files {', '.join(config.val_files)}: hold no text to validate on; name others")
     side = "held out for validation" if kept else "left for training"
     raise MisuseError(f"{corpus.description}: of {kept + held} documents none is {side} at data.val_fraction "
                       f"{config.val_fraction:g}; change it, give more text, or lower data.document_bytes "

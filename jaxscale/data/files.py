@@ -2,6 +2,7 @@
 
     train.bin val.bin    ids, little-endian uint16 (uint32 above 65,536 ids), documents one after another
     tokenizer.json       unless tokens are bytes
+    documents.npy        length and hash of every training document (index.py)
     meta.json            counts, sizes and SHA-256 of the above
 
 `data_sha256` is the hash of both token files' hashes and their type: equal text and equal tokens.
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxscale.data.index import DOCUMENTS_FILE
+from jaxscale.data.pieces import Part
 from jaxscale.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from jaxscale.errors import MisuseError
 from jaxscale.plain import from_plain, read_json, to_plain
@@ -50,6 +53,8 @@ class DataInfo:
     """Training documents."""
     held_out_documents: int
     train_tokens: int
+    """Training tokens that a run can read before it reads any again: of the part that data.unique_tokens and
+    data.quality_keep leave; with data.mixture, until the first source is used up."""
     train_bytes: int
     """Bytes of training text after repeated lines were dropped, separators included."""
     val_tokens: int
@@ -92,6 +97,8 @@ class Meta:
     sources: tuple[SourceCount, ...]
     config: dict[str, Any]
     schema: str = SCHEMA
+    val_spans: tuple[tuple[int, int], ...] = ()
+    """(number of the source in `sources`, tokens) of the validation text from its beginning; () in files of before."""
 
     def to_json(self) -> str:
         """As JSON, schema jaxscale.tokens/1."""
@@ -106,6 +113,11 @@ class TokenFiles:
     info: DataInfo
     dtype: str
     sources: tuple[SourceCount, ...]
+    val_spans: tuple[tuple[int, int], ...] = ()
+    val_sha256: str = ""
+    """Of val.bin: equal for texts that are validated alike."""
+    parts: tuple[Part, ...] = ()
+    """What a run reads, where that is not all of `train` as it lies (select.py)."""
 
     @classmethod
     def open(cls, folder: Path) -> TokenFiles:
@@ -114,7 +126,7 @@ class TokenFiles:
         if problem := find_damage(folder):
             raise MisuseError(f"{problem}; delete {folder} to have it built again")
         meta = _read_meta(folder)
-        return cls(folder, meta.info, meta.dtype, meta.sources)
+        return cls(folder, meta.info, meta.dtype, meta.sources, meta.val_spans, meta.files["val.bin"].sha256)
 
     @property
     def train(self) -> NDArray[np.unsignedinteger]:
@@ -159,12 +171,17 @@ class TokenWriter:
         return FileInfo(self._size, self._hash.hexdigest())
 
 
-def find_damage(folder: Path, contents: bool = False) -> str | None:
-    """What is wrong with a folder of token files: None when sizes (and, with `contents`, hashes) agree."""
+def find_damage(folder: Path, contents: bool = False, indexed: bool = False) -> str | None:
+    """What is wrong with a folder of token files: None when sizes (and, with `contents`, hashes) agree.
+
+    `indexed`: also, that its documents are listed.
+    """
     try:
         meta = _read_meta(folder)
     except MisuseError as error:
         return str(error)
+    if indexed and DOCUMENTS_FILE not in meta.files:
+        return f"{folder}: token files of before documents were listed"
     for name, expected in meta.files.items():
         path = folder / name
         size_bytes = path.stat().st_size if path.is_file() else 0

@@ -36,7 +36,9 @@ def read_evaluations(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    statuses = read_status(folder, read_plan(folder).cells)
+    planned = read_plan(folder)
+    planned.check_single("downstream")
+    statuses = read_status(folder, planned.cells)
     for status in statuses:
         cell = status.cell
         if status.state != "done" or cell.role not in ("grid", "holdout"):

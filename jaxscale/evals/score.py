@@ -60,7 +60,13 @@ class Scorer:
     """The programs of one model shape on one mesh; weights are an argument."""
 
     def __init__(self, model: ModelConfig, mesh: Mesh, config: MeshConfig, dtype: Any, int8: bool = False) -> None:
-        """MisuseError where no attention that `config` allows can serve whole windows. `int8`: as it was trained."""
+        """MisuseError where no attention that `config` allows can serve whole windows, or there are no next tokens.
+
+        `int8`: as it was trained.
+        """
+        if model.objective != "autoregressive":
+            raise MisuseError(f"model.objective: a model of {model.objective} fills in hidden tokens and has no "
+                              f"likelihood of the next ones to score tasks or texts by; ask another run")  # fmt: skip
         self.model, self.mesh, self.config, self.dtype, self.int8 = model, mesh, config, dtype, int8
         self.platform = mesh.devices.flat[0].platform
         self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxscale.errors import VerdictError
 from jaxscale.runs import Observations
-from jaxscale.source import BUDGET_WIDTH, as_observations, label_budgets
+from jaxscale.source import BUDGET_WIDTH, as_observations, check_one_variant, label_budgets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +93,7 @@ def grid_rows(frame: pd.DataFrame) -> pd.Series:
 def gather_cells(source: Observations | pd.DataFrame, *, role: str = "grid") -> Cells:
     """The cells of a source; role "all" includes held-out rows. VerdictError when none is left."""
     frame = as_observations(source).frame
+    check_one_variant(frame)
     frame = merge_repeats(frame[grid_rows(frame)] if role == "grid" else frame)[0]
     if frame.empty:
         raise VerdictError("no row is left to fit: every one is held out (role) or has weight 0")

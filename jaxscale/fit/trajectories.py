@@ -16,6 +16,7 @@ import numpy as np
 from jaxscale.errors import VerdictError
 from jaxscale.fit.cells import Cells, gather_cells, grid_rows
 from jaxscale.runs import Observations
+from jaxscale.source import check_one_variant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,7 @@ def gather_runs(obs: Observations, *, by_size: bool = False) -> Runs:
     (2, 1, 1)
     """
     frame = obs.frame[grid_rows(obs.frame)]
+    check_one_variant(frame)
     if frame.empty:
         raise VerdictError("no row is left to fit: every one is held out (role) or has weight 0")
     named = "run_id" in frame and bool(frame["run_id"].notna().any())

@@ -59,6 +59,7 @@ class Proposal:
 def propose_launch(study_dir: Path, settings: SlurmSettings, launches: Sequence[Launch], asks: bool) -> Proposal:
     """What to submit now; `asks`: whether the queue is asked for the tasks of earlier launches."""
     plan = read_plan(study_dir)
+    plan.check_tuned()
     rules = from_plain(plan.config, Study).launch
     statuses = read_status(study_dir, plan.cells)
     ended = {status.cell.run_id for status in statuses if status.result is not None}

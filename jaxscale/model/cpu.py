@@ -135,9 +135,10 @@ def head_losses(x_btd: jax.Array, head_dv: jax.Array, targets_bt: jax.Array, sca
 
 
 def attend_blocked(
-    q_bthe: jax.Array, k_btke: jax.Array, v_btke: jax.Array, scale: float, slopes: tuple[float, ...] | None = None
-) -> jax.Array:
-    """Causal attention of queries [b, t, h, e] over keys and values [b, t, k, e]; k divides h. Gives [b, t, h, e].
+    q_bthe: jax.Array, k_btke: jax.Array, v_btke: jax.Array, scale: float, causal: bool = True,
+    slopes: tuple[float, ...] | None = None,
+) -> jax.Array:  # fmt: skip
+    """Attention of queries [b, t, h, e] over keys and values [b, t, k, e]; k divides h. Gives [b, t, h, e].
 
     `slopes`: m of each head, whose score falls by m for every step back.
     """
@@ -145,37 +146,39 @@ def attend_blocked(
     k, dtype = k_btke.shape[2], jnp.promote_types(q_bthe.dtype, jnp.float32)
     q_bkgte = (q_bthe.astype(dtype) * scale).reshape(b, t, k, h // k, e).transpose(0, 2, 3, 1, 4)
     k_bkte, v_bkte = (x_btke.astype(dtype).swapaxes(1, 2) for x_btke in (k_btke, v_btke))
-    mixed_bkgte = _attend(q_bkgte, k_bkte, v_bkte, slopes)
+    mixed_bkgte = _attend(q_bkgte, k_bkte, v_bkte, causal, slopes)
     return mixed_bkgte.transpose(0, 3, 1, 2, 4).reshape(b, t, h, e).astype(q_bthe.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, slopes: tuple[float, ...] | None) -> jax.Array:
-    return _attend_forward(q, k, v, slopes)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, slopes: tuple[float, ...] | None) -> jax.Array:
+    return _attend_forward(q, k, v, causal, slopes)[0]
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, slopes: tuple[float, ...] | None
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, slopes: tuple[float, ...] | None
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """Keeps each block's exp(scores - max) and one over its sums."""
     t, rows, kept = q.shape[3], [], []
     for low in range(0, t, BLOCK):
         high = min(low + BLOCK, t)
-        scores = jnp.einsum("bkgte,bkse->bkgts", q[..., low:high, :], k[:, :, :high])
+        end = high if causal else t
+        scores = jnp.einsum("bkgte,bkse->bkgts", q[..., low:high, :], k[:, :, :end])
         if slopes is not None:
-            bias_hts = alibi_bias(slopes, jnp.arange(low, high), jnp.arange(high))
+            bias_hts = alibi_bias(slopes, jnp.arange(low, high), jnp.arange(end))
             scores = scores + bias_hts.reshape(*scores.shape[1:3], *bias_hts.shape[1:])
-        seen = low + jnp.arange(high - low)[:, None] >= jnp.arange(high)
-        scores = jnp.where(seen, scores, -jnp.inf)
+        if causal:
+            seen = low + jnp.arange(high - low)[:, None] >= jnp.arange(high)
+            scores = jnp.where(seen, scores, -jnp.inf)
         weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         shrink = 1 / jnp.sum(weights, axis=-1, keepdims=True)
-        rows.append(jnp.einsum("bkgts,bkse->bkgte", weights, v[:, :, :high]) * shrink)
+        rows.append(jnp.einsum("bkgts,bkse->bkgte", weights, v[:, :, :end]) * shrink)
         kept.append((weights, shrink))
     out = jnp.concatenate(rows, axis=3)
     return out, (q, k, v, out, kept)
 
 
-def _attend_backward(slopes: Any, saved: tuple[Any, ...], dout: jax.Array) -> tuple[jax.Array, ...]:
+def _attend_backward(causal: bool, slopes: Any, saved: tuple[Any, ...], dout: jax.Array) -> tuple[jax.Array, ...]:
     """The slopes are in the weights that were kept, and get no gradient."""
     q, k, v, out, kept = saved
     t = q.shape[3]
@@ -183,13 +186,13 @@ def _attend_backward(slopes: Any, saved: tuple[Any, ...], dout: jax.Array) -> tu
     dq, dk_bket, dv_bket = [], jnp.zeros_like(k.mT), jnp.zeros_like(v.mT)
     for low, (weights, shrink) in zip(range(0, t, BLOCK), kept, strict=True):
         high = min(low + BLOCK, t)
-        block = slice(low, high)
+        block, end = slice(low, high), high if causal else t
         dout_i = dout[..., block, :] * shrink
-        dweights = jnp.einsum("bkgte,bkse->bkgts", dout_i, v[:, :, :high])
+        dweights = jnp.einsum("bkgte,bkse->bkgts", dout_i, v[:, :, :end])
         dscores = weights * (dweights - inner[..., block, :] * shrink)
-        dq.append(jnp.einsum("bkgts,bkse->bkgte", dscores, k[:, :, :high]))
-        dk_bket = dk_bket.at[..., :high].add(_contract_block(q[..., block, :], dscores))
-        dv_bket = dv_bket.at[..., :high].add(_contract_block(dout_i, weights))
+        dq.append(jnp.einsum("bkgts,bkse->bkgte", dscores, k[:, :, :end]))
+        dk_bket = dk_bket.at[..., :end].add(_contract_block(q[..., block, :], dscores))
+        dv_bket = dv_bket.at[..., :end].add(_contract_block(dout_i, weights))
     return jnp.concatenate(dq, axis=3), dk_bket.mT, dv_bket.mT
 
 

@@ -26,7 +26,7 @@ from jaxscale.model.partition import gather_block, gather_keys, place
 from jaxscale.model.position import Turns, alibi_slopes, position_rows, rope_table, rotate, turns
 from jaxscale.model.quantize import multiply_int8
 from jaxscale.model.remat import rematerialize
-from jaxscale.params import param_shapes
+from jaxscale.params import count_mask_rows, param_shapes
 
 __all__ = ["Decoder", "Stds", "init_stds", "make_decoder", "rope_table", "rotate"]
 
@@ -52,6 +52,7 @@ class Blocks(nnx.Module):
 class Decoder(nnx.Module):
     """A language model: int32 tokens [b, t] -> float32 logits [b, t, v].
 
+    Logits at a position are those of the next token; under masked diffusion of the token that belongs there.
     Parameters are float32 and named as in `params.param_shapes`; each carries its logical `axes` as
     metadata. `dtype` is the compute precision of everything but norms, softmax and logits.
     """
@@ -76,7 +77,7 @@ class Decoder(nnx.Module):
             setattr(self.blocks if owner else self, leaf, nnx.Param(value, axes=tuple(a for a, _ in axes)))
 
     def __call__(self, tokens_bt: jax.Array) -> jax.Array:
-        """Next-token logits for every position."""
+        """Logits for every position."""
         return head_logits(self.hidden(tokens_bt), self._head(), forward_multipliers(self.model).logits)
 
     def logits_at(self, tokens_bt: jax.Array, place_b: jax.Array) -> jax.Array:
@@ -109,7 +110,10 @@ class Decoder(nnx.Module):
         return x_btd + place(rows_td, ("positions", "embed"), self.lowering.mesh)
 
     def _head(self) -> jax.Array:
-        return self.embed[...].T if self.model.tied else self.head[...]
+        if not self.model.tied:
+            return self.head[...]
+        table_vd = self.embed[...]
+        return (table_vd[: self.model.vocab_size] if count_mask_rows(self.model) else table_vd).T
 
     def _run_blocks(self, x_btd: jax.Array) -> jax.Array:
         names = [name.removeprefix("blocks.") for name in param_shapes(self.model) if name.startswith("blocks.")]
@@ -174,7 +178,7 @@ def attend(
     block: dict[str, jax.Array], x_btd: jax.Array, rope: Turns, model: ModelConfig,
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
-    """Causal self-attention; softmax in float32."""
+    """Self-attention, causal unless the model fills masks; softmax in float32."""
     q_bthe, k_btke, v_btke = _project_heads(block, x_btd, model, lowering)
     if model.qk_norm:
         q_bthe = rms_norm(q_bthe, block["q_norm"], model.norm_eps)
@@ -182,7 +186,8 @@ def attend(
     q_bthe = place(q_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     scale = forward_multipliers(model).attention
     k_btke, v_btke = gather_keys(rotate(k_btke, rope), model, lowering.mesh), gather_keys(v_btke, model, lowering.mesh)
-    mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering, alibi_slopes(model))
+    causal, slopes = model.objective == "autoregressive", alibi_slopes(model)
+    mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering, causal, slopes)
     mixed_bthe = place(mixed_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     return multiply(mixed_bthe.reshape(x_btd.shape), block["wo"], lowering)
 

@@ -33,28 +33,28 @@ def attend_cudnn(q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale:
     return jax.nn.dot_product_attention(q_bthe, k_bske, v_bske, is_causal=True, scale=scale, implementation="cudnn")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def attend_chunked(
-    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Mesh | None,
+    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Mesh | None, causal: bool = True,
     slopes: tuple[float, ...] | None = None,
 ) -> jax.Array:  # fmt: skip
-    """Causal attention [b, t, h, e], at most about SCORES_BYTES of scores on a chip at a time, forward and back."""
-    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, slopes)
+    """Attention [b, t, h, e], at most about SCORES_BYTES of scores on a chip at a time, forward and back."""
+    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, causal, slopes)
 
 
-def _attend_forward(q_bthe: Any, k_bske: Any, v_bske: Any, scale: float, mesh: Any, slopes: Any) -> Any:
-    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, slopes), (q_bthe, k_bske, v_bske)
+def _attend_forward(q_bthe: Any, k_bske: Any, v_bske: Any, scale: float, mesh: Any, causal: bool, slopes: Any) -> Any:
+    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, causal, slopes), (q_bthe, k_bske, v_bske)
 
 
-def _attend_backward(scale: float, mesh: Any, slopes: Any, kept: Any, grad_bthe: jax.Array) -> Any:
-    return jax.vjp(lambda q, k, v: _attend_pieces(q, k, v, scale, mesh, slopes), *kept)[1](grad_bthe)
+def _attend_backward(scale: float, mesh: Any, causal: bool, slopes: Any, kept: Any, grad_bthe: jax.Array) -> Any:
+    return jax.vjp(lambda q, k, v: _attend_pieces(q, k, v, scale, mesh, causal, slopes), *kept)[1](grad_bthe)
 
 
 attend_chunked.defvjp(_attend_forward, _attend_backward)
 
 
 def _attend_pieces(
-    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Any, slopes: Any
+    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Any, causal: bool, slopes: Any
 ) -> jax.Array:
     b, t, h, e = q_bthe.shape
     parts = 1 if mesh is None else mesh.shape["context"]
@@ -66,7 +66,7 @@ def _attend_pieces(
 
     @partial(jax.checkpoint, prevent_cse=False)
     def attend(q_bte: jax.Array, ids_t: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        seen = (jnp.arange(t) <= ids_t[:, None])[None, None]
+        seen = (jnp.arange(t) <= ids_t[:, None])[None, None] if causal else None
         own = (keys.astype(q_bte.dtype), values.astype(q_bte.dtype))
         bias = None if slopes is None else alibi_bias(slopes, ids_t, jnp.arange(t))[None]
         return jax.nn.dot_product_attention(q_bte, *own, bias, seen, scale=scale)
@@ -85,22 +85,23 @@ def _count_pieces(positions: int, row_bytes: int) -> int:
 
 
 def attend_splash(
-    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Mesh | None, interpret: bool = False
-) -> jax.Array:
-    """Causal attention [b, t, h, e] by TPU splash attention; `interpret` runs it on a CPU, slowly."""
+    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Mesh | None, interpret: bool = False,
+    causal: bool = True,
+) -> jax.Array:  # fmt: skip
+    """Attention [b, t, h, e] by TPU splash attention; `interpret` runs it on a CPU, slowly."""
     q_bhte = jnp.swapaxes(q_bthe * jnp.asarray(scale, q_bthe.dtype), 1, 2)
     k_bkse, v_bkse = jnp.swapaxes(k_bske, 1, 2), jnp.swapaxes(v_bske, 1, 2)
     sizes = {"context": 1} if mesh is None else mesh.shape
     heads = q_bhte.shape[1]
     if mesh is None:
-        kernel = _make_kernel(heads, q_bhte.shape[2], sizes["context"], interpret)
+        kernel = _make_kernel(heads, q_bhte.shape[2], sizes["context"], interpret, causal)
         return jnp.swapaxes(jax.vmap(kernel)(q_bhte, k_bkse, v_bkse), 1, 2)
     queries, keys = (
         PartitionSpec(*(split_axes(axes, x.shape, sizes)[i] for i in (0, 2, 1, 3)))
         for axes, x in ((QUERIES, q_bthe), (KEYS, k_bske))
     )
     local = heads // sizes["tensor"] if queries[1] else heads
-    kernel = _make_kernel(local, q_bhte.shape[2], sizes["context"], interpret)
+    kernel = _make_kernel(local, q_bhte.shape[2], sizes["context"], interpret, causal)
     context = "context" if sizes["context"] > 1 else None
     masks = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, context)))
     run = jax.shard_map(
@@ -111,7 +112,7 @@ def attend_splash(
 
 
 @lru_cache(maxsize=16)
-def _make_kernel(heads: int, length: int, shards: int, interpret: bool) -> Any:
+def _make_kernel(heads: int, length: int, shards: int, interpret: bool, causal: bool) -> Any:
     """The kernel for these shapes, its masks as numpy arrays that belong to no trace."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -120,8 +121,7 @@ def _make_kernel(heads: int, length: int, shards: int, interpret: bool) -> Any:
     blocks = splash.BlockSizes(
         block_q=own, block_kv=every, block_q_dkv=own, block_kv_dkv=every, block_q_dq=own, block_kv_dq=every
     )
-    causal = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+    kind = masks.CausalMask if causal else masks.FullMask
+    seen = masks.MultiHeadMask([kind((length, length))] * heads)
     with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            causal, block_sizes=blocks, head_shards=1, q_seq_shards=shards, interpret=interpret
-        )
+        return splash.make_splash_mha(seen, block_sizes=blocks, head_shards=1, q_seq_shards=shards, interpret=interpret)

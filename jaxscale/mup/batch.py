@@ -19,14 +19,14 @@ SEQS, SEQ_LEN = 8, 64
 
 def text_windows(study: Study, steps: int) -> np.ndarray:
     """The first `steps` batches of the study's text, int32 [steps, SEQS, t + 1]; builds the token files."""
-    from jaxscale.data.batches import BatchSource
+    from jaxscale.data.mixture import open_batches
     from jaxscale.data.tokens import build_tokens
 
     tokens = build_tokens(study.data)
     if tokens.info.vocab_size > study.model.vocab_size:
         raise MisuseError(f"model.vocab_size: {study.model.vocab_size} is smaller than the {tokens.info.vocab_size} "
                           f"entries of tokenizer {study.data.tokenizer}; use at least that")  # fmt: skip
-    return BatchSource(tokens.train, _length(study), SEQS, study.seed).read_steps(0, steps)
+    return open_batches(tokens, _length(study), SEQS, study.seed).read_steps(0, steps)
 
 
 def random_windows(study: Study, steps: int) -> np.ndarray:

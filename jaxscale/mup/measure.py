@@ -90,7 +90,8 @@ def _step(
 
     def one(carry: tuple[Any, Any], windows_bt: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
         params, state = carry
-        gradient, _ = jax.grad(program.loss, has_aux=True)(params, windows_bt, hyper.z_loss)
+        draw = program.draw(jnp.uint32(0), 0, 0, 1, len(windows_bt))  # the same masks in every step
+        gradient, _ = jax.grad(program.loss, has_aux=True)(params, windows_bt, hyper.z_loss, *draw)
         updates, state = optimizer.update(gradient, state, params)
         return (jax.tree.map(lambda p, u: p - lr * u, params, updates), state), _rms(gradient)
 
@@ -103,10 +104,12 @@ def _changes(program: Program, before: Any, after: Any, windows_bt: jax.Array) -
 
     def see(params: Any) -> dict[str, jax.Array]:
         decoder: Decoder = nnx.merge(program.graphdef, params)
-        logits = decoder(windows_bt[:, :-1])
-        trained, _ = program.apply(params, windows_bt)
-        told, _ = token_losses(logits, windows_bt[:, 1:])
-        return walk(decoder, windows_bt[:, :-1]) | {"logits": logits, "paths": jnp.max(jnp.abs(trained - told))}
+        hidden = [draw.hidden for draw in program.draw(jnp.uint32(0), 0, 0, 1, len(windows_bt))]
+        inputs, targets = program.read(windows_bt, *hidden)
+        logits = decoder(inputs)
+        trained, _ = program.apply(params, windows_bt, *hidden)
+        told, _ = token_losses(logits, targets)
+        return walk(decoder, inputs) | {"logits": logits, "paths": jnp.max(jnp.abs(trained - told))}
 
     seen = jax.lax.map(see, jax.tree.map(lambda *both: jnp.stack(both), before, after))  # compiled once
     paths = jnp.max(seen.pop("paths"))

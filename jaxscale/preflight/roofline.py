@@ -134,9 +134,10 @@ def _cluster_seconds(target: Target, sent: Sent) -> float:
 def count_done_flops(model: ModelConfig, layout: Layout, tokens: float) -> float:
     """FLOPs that all chips do in a step of `tokens` tokens, what is computed twice or masked away included."""
     causal = model.n_layers * model.seq_len * model.n_heads * model.d_head  # scores, or their product with values
-    product = causal if layout.attention in ("cudnn", "splash") else 2 * causal  # with what the mask throws away
+    flash = layout.attention in ("cudnn", "splash") and model.objective == "autoregressive"
+    product = causal if flash else 2 * causal  # with what the mask throws away; diffusion has no mask
     head = 2 * model.d_model * model.vocab_size
-    done = flops_per_token(model) + 6.0 * (product - causal)
+    done = flops_per_token(model, causal=flash)
     done += BACKWARD_AGAIN.get(layout.attention, 0) * product
     if layout.remat != "none":
         done += 2 * product  # no kind of remat keeps what attention gives

@@ -12,9 +12,9 @@ from jaxscale.config import ModelConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params
 from jaxscale.plain import read_json
-from jaxscale.plan import plan_isoflop
 from jaxscale.resolve import plan_run
 from jaxscale.runs import Cell
+from jaxscale.variants import plan_study
 
 __all__ = ["Subject", "continue_ladder", "find_flagship", "list_cells", "own_run", "read_flagship"]
 
@@ -49,7 +49,7 @@ def list_cells(study: Study) -> list[Subject]:
     The text's size is taken from data.declared_train_tokens; without it epochs are not checked. The plan's own
     hardware is set aside: the target's chips are what the batch must divide over.
     """
-    cells = plan_isoflop(replace(study, hardware="cpu")).cells
+    cells = plan_study(replace(study, hardware="cpu")).cells
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(_identity(cell), []).append(cell)

@@ -35,7 +35,8 @@ RECIPE_KEYS = ("optimizer", "schedule", "embed_lr", "head_lr", "decay_rule")
 UNREAD = {
     "model": ("d_model", "n_layers", "parameterization", "init_scale", *COMPLETEP_KEYS),
     "recipe": ("lr", "lr_from", "lr_horizon_exponent", "lr_batch_exponent", "weight_decay", "batch_coefficient",
-               "batch_exponent", "batch_min_tokens", "batch_max_tokens", "microbatch_seqs", *EVAL_FIELDS),
+               "batch_exponent", "batch_min_tokens", "batch_max_tokens", "batch_from", "batch_critical",
+               "microbatch_seqs", *EVAL_FIELDS),
 }  # fmt: skip
 """Fields that the sweep varies, the law corrects for, or that are compared elsewhere."""
 ONLY_FOR = {
@@ -66,14 +67,16 @@ def read_rates(path: str | Path, study: Study, *, data_sha256: str = "") -> Rate
         raise MisuseError(f"recipe.lr_from: {error}; make it with `jaxscale mup sweep STUDY.py`") from error
     text, model, recipe, records = _parse(plain, where)
     _check_agreement(where, study, text, model, recipe)
-    chosen, left = _choose(where, study, records)
+    tuned = _read_tuned(plain, where)
+    chosen, left = ([], []) if tuned else _choose(where, study, records)
     law = fit_rates(
-        [_optimum(record) for record in chosen],
+        [tuned] if tuned else [_optimum(record) for record in chosen],
         horizon=study.recipe.lr_horizon_exponent,
         batch=study.recipe.lr_batch_exponent,
     )
     notes = [f"recipe.lr = {study.recipe.lr:g} is not read: recipe.lr_from is given", *law.notes]
     notes += [f"left out of the rate: {'; '.join(left)}"] if left else []
+    notes += _tell_tuned(plain["tuning"]) if tuned else []
     optimizer, assumed = study.recipe.optimizer, "published" in (law.horizon.source, law.batch.source)
     if optimizer != "adamw" and assumed:
         notes.append(f"WARNING: the assumed exponents are AdamW's and this study trains with {optimizer}; sweep two "
@@ -100,6 +103,28 @@ def _parse(plain: Any, where: str) -> tuple[dict[str, Any], ModelConfig, Recipe,
     except MisuseError as error:
         raise MisuseError(f"{where}: {error}; it is of another version, run the sweep again") from error
     return plain["text"], model, recipe, records
+
+
+def _read_tuned(plain: dict[str, Any], where: str) -> Optimum | None:
+    """The best rate tried in the sweep of a study's variant (jaxscale.mup.tune), where no optimum was fitted."""
+    told = plain.get("tuning")
+    if told is None:
+        return None
+    names = ("width", "depth", "tokens", "batch_tokens", "log2_lr", "log2_error")
+    whole = isinstance(told, dict) and all(_is_number(told.get(name)) for name in (*names, "trials"))
+    if not whole or told["log2_error"] <= 0 or told.get("rule") not in ("fitted", "vertex", "tried"):
+        raise MisuseError(f"{where}: its block tuning is not what a sweep writes; run the sweep again")
+    if told["rule"] == "fitted":  # then it is among the optima, with its interval
+        return None
+    *sizes, log2_lr, error = (told[name] for name in names)
+    return Optimum(int(sizes[0]), int(sizes[1]), float(sizes[2]), float(sizes[3]), float(log2_lr), float(error))
+
+
+def _tell_tuned(told: dict[str, Any]) -> list[str]:
+    how = "a parabola through the best rate tried and its neighbours" if told["rule"] == "vertex" else "the best tried"
+    words = [f"the rate is from {how}, of {told['trials']} trials: they give no optimum with an interval"]
+    edge = f"WARNING: {told.get('reason')}, where the optimum may lie beyond: this is no tuned rate"
+    return [*words, edge] if told.get("status") == "edge" else words
 
 
 def _flatten(record: Any, where: str) -> dict[str, Any]:

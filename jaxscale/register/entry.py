@@ -220,8 +220,8 @@ def _read_plan(path: Path) -> Plan | None:
 
 
 def _find_size(plan: Plan | None, C: float, N: float) -> dict[str, Any] | None:
-    """The run of the study's ladder that follows the forecast; None where there is no study."""
-    if plan is None:
+    """The run of the study's ladder that follows the forecast; None where there is no study, or none of one ladder."""
+    if plan is None or plan.variants:
         return None
     try:
         cell = nearest_size(from_plain(plan.config, Study), C, N)

@@ -145,9 +145,9 @@ def _train(study_dir: Path, plan: Plan, spec: RunSpec, mesh: MeshConfig, pool: d
     from jaxscale.train.loop import train_run
 
     place = study_dir / "canaries" / f"run-{uuid.uuid4().hex[:8]}"
-    started = time.monotonic()
+    started, text = time.monotonic(), plan.text_of(next(cell for cell in plan.cells if cell.spec.data == spec.data))
     try:
-        result = train_run(spec, place, mesh=mesh, data_sha256=plan.data_sha256, keep_weights=False)
+        result = train_run(spec, place, mesh=mesh, data_sha256=text, keep_weights=False)
         lines = read_lines(place / spec.run_id / "metrics.jsonl", METRIC_FIELDS)
     finally:
         shutil.rmtree(place, ignore_errors=True)

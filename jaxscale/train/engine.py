@@ -78,21 +78,25 @@ class Engine(Protocol):
     def step(self, state: TrainState, staged: Any, live: np.ndarray, steps: int) -> Any:
         """`steps` optimizer steps of every live member: the new state, and metrics for `fetch`; does not wait."""
 
-    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and gradient norms of a dispatch, float32 [m, steps] each; waits for them."""
+    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, ...]:
+        """Losses, gradient norms and, where they are measured, the microbatches' mean squared ones, of a dispatch,
+        float32 [m, steps] each; waits for them."""
 
     def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Summed loss of every window [m, n, b], from windows [n, b, t + 1] and mask [n, b, t]."""
+        """Summed loss of every window [m, n, b], from windows [n, b, t + 1] and mask [n, b, t].
+
+        Of several masks a window, [n, b, k, t], a sum for each, [m, n, b, k].
+        """
 
 
 class Single:
     """One run over the whole mesh."""
 
-    def __init__(self, spec: RunSpec, slots: int, execution: Execution, dtype: Any) -> None:
+    def __init__(self, spec: RunSpec, slots: int, execution: Execution, dtype: Any, measures: bool = False) -> None:
         self.spec, self.slots = spec, slots
         mesh, self.microbatch_seqs = execution.mesh, execution.microbatch_seqs
         self.mesh = mesh
-        self.program = _program(spec, slots, mesh, dtype, execution.lowering)
+        self.program = _program(spec, slots, mesh, dtype, execution.lowering, measures)
         self.replicas, self.row_group = mesh.shape["data"] * mesh.shape["fsdp"], row_group(mesh)
         self.hyper = Hyper.from_spec(spec)
         self.accumulate = np.int32(spec.batch_seqs // self.microbatch_seqs)
@@ -122,8 +126,8 @@ class Single:
         train = self.program.train(self.microbatch_seqs)
         return train(state, staged, np.int32(steps), self.accumulate, self.hyper)
 
-    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.asarray(metrics.loss)[None, :steps], np.asarray(metrics.grad_norm)[None, :steps]
+    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(part)[None, :steps] for part in metrics if part is not None)
 
     def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
         rows = windows.shape[1]
@@ -184,7 +188,7 @@ class Packed:
 
     def __init__(
         self, specs: Sequence[RunSpec], slots: int, way: Way, dtype: Any, devices: Sequence[Any] | None = None,
-        config: MeshConfig | None = None,
+        config: MeshConfig | None = None, measures: bool = False,
     ) -> None:  # fmt: skip
         first, devices = specs[0], list(jax.devices() if devices is None else devices)
         self.specs, self.slots, self.replicas, self.way = tuple(specs), slots, 1, way
@@ -195,7 +199,7 @@ class Packed:
         self.fill = lanes - len(specs)
         self.mesh = alone = make_mesh(MeshConfig(), devices[:1])
         lowering = choose_lowering(config, first.model, devices[0].platform, jnp.dtype(dtype).name)
-        program = _program(first, slots, alone, dtype, lowering)
+        program = _program(first, slots, alone, dtype, lowering, measures)
         self.program: PackProgram = make_pack(program, lanes, way, self.microbatch_seqs, self.devices)
         self.hyper = self._place(_stack([Hyper.from_spec(spec) for spec in specs]))
 
@@ -245,19 +249,18 @@ class Packed:
             put(np.int32(self.accumulate), same), self.hyper,
         )  # fmt: skip
 
-    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        members = len(self.specs)
-        return np.asarray(metrics.loss)[:members, :steps], np.asarray(metrics.grad_norm)[:members, :steps]
+    def fetch(self, metrics: StepMetrics, steps: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(part)[: len(self.specs), :steps] for part in metrics if part is not None)
 
     def evaluate(self, state: TrainState, windows: np.ndarray, mask: np.ndarray) -> np.ndarray:
         put, same = jax.device_put, self.program.same
         return np.asarray(self.program.sums(state.answer, put(windows, same), put(mask, same)))[: len(self.specs)]
 
 
-def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, lowering: Lowering) -> Program:
+def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, lowering: Lowering, measures: bool) -> Program:
     model, averages = strip_init(spec.model), spec.average_steps > 0
     lowering = apply_precision(lowering, spec.precision)
-    return make_program(model, spec.schedule, slots, mesh, dtype, spec.optimizer, averages, lowering)
+    return make_program(model, spec.schedule, slots, mesh, dtype, spec.optimizer, averages, lowering, measures)
 
 
 def _stack(trees: Sequence[Any]) -> Any:
@@ -269,12 +272,15 @@ def splits_runs(mesh: MeshConfig) -> bool:
     return max(mesh.fsdp, mesh.tensor, mesh.context) > 1 or jax.process_count() > 1
 
 
-def make_engine(specs: Sequence[RunSpec], slots: int, way: Way, mesh: MeshConfig, dtype: Any) -> Engine:
-    """The engine for these runs; `process` takes one."""
+def make_engine(
+    specs: Sequence[RunSpec], slots: int, way: Way, mesh: MeshConfig, dtype: Any, measures: bool = False
+) -> Engine:
+    """The engine for these runs; `process` takes one. One that `measures` gives the squared norms that the gradient
+    noise scale is made of."""
     if way == "process":
-        return Single(specs[0], slots, choose_execution(specs[0], mesh, dtype), dtype)
+        return Single(specs[0], slots, choose_execution(specs[0], mesh, dtype), dtype, measures)
     if splits_runs(mesh):
         raise MisuseError(f"mesh.packs: {way} spreads whole runs over the devices of one process and cannot split one "
                           f"(mesh.fsdp {mesh.fsdp}, mesh.tensor {mesh.tensor}, {jax.process_count()} processes); use "
                           f"--mesh.packs process")  # fmt: skip
-    return Packed(specs, slots, way, dtype, config=mesh)
+    return Packed(specs, slots, way, dtype, config=mesh, measures=measures)

@@ -99,8 +99,8 @@ def _train(
 
     return train_run(
         cell.spec, study_dir, mesh=study.mesh, on_progress=report, should_stop=should_stop,
-        data_sha256=plan.data_sha256, keep_weights=cell.role not in (*TUNING_ROLES, "trunk"), claims=claims,
-        patience_s=0.0, launch=study.launch, evals=evals,
+        data_sha256=plan.text_of(cell), keep_weights=cell.role not in (*TUNING_ROLES, "trunk"), claims=claims,
+        patience_s=0.0, launch=study.launch, evals=evals, measure_noise=study.recipe.measure_noise,
     )  # fmt: skip
 
 

@@ -43,19 +43,21 @@ def train_run(
     patience_s: float | None = None,
     launch: LaunchConfig | None = None,
     evals: Evals | None = None,
+    measure_noise: bool = False,
 ) -> RunResult:
     """Train `spec` in the study folder `out` and return its result; a run that has ended is only read.
 
     Resumes from the newest checkpoint. A non-finite loss ends the run as "diverged", naming step and value.
     The run is held by a lease, one of `claims`; HeldElsewhere where another process keeps it for `patience_s`,
     LeaseLost where one took it. With `launch`, it ends as "failed" after so many holders in a row that died without a
-    newer checkpoint, and its curve goes to the trackers. `evals` are tasks for its model (`train.evaluation`). Raises
+    newer checkpoint, and its curve goes to the trackers. `evals` are tasks for its model (`train.evaluation`).
+    With `measure_noise` the lines of its curve tell what the gradient noise scale is made of (laws.batch). Raises
     Preempted after saving when `should_stop` turns true, MisuseError for what the user can mend (a text that is not
     `data_sha256`, the plan's, among it), VerdictError when the disk is full: nothing saved is lost.
     """
     (result,) = train_pack((spec,), out, "process", mesh=mesh, on_progress=on_progress, should_stop=should_stop,
                            data_sha256=data_sha256, keep_weights=keep_weights, claims=claims, patience_s=patience_s,
-                           launch=launch, evals=evals)  # fmt: skip
+                           launch=launch, evals=evals, measure_noise=measure_noise)  # fmt: skip
     return result
 
 
@@ -74,6 +76,7 @@ def train_pack(
     patience_s: float | None = None,
     launch: LaunchConfig | None = None,
     evals: Evals | None = None,
+    measure_noise: bool = False,
 ) -> tuple[RunResult, ...]:
     """Train runs of one `pack_key` together in the study folder `out`; results in the order of `specs`.
 
@@ -96,7 +99,8 @@ def train_pack(
                 return tuple(result for result in ended if result is not None)
             trainer = hosts.together(
                 lambda: Trainer(folders, ended, pack, mesh or MeshConfig(), on_progress if hosts.is_first() else None,
-                                 should_stop, data_sha256, rivals or {}, launch or LaunchConfig(), evals), "set up",
+                                 should_stop, data_sha256, rivals or {}, launch or LaunchConfig(), evals,
+                                 measure_noise), "set up",
             )  # fmt: skip
             return trainer.train(keep_weights)
     except Exception as error:

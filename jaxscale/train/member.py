@@ -17,8 +17,10 @@ import jax
 import numpy as np
 
 from jaxscale.config import LaunchConfig
-from jaxscale.data.files import DataInfo
-from jaxscale.flops import count_params, flops_per_token
+from jaxscale.data.attribution import Validation
+from jaxscale.data.files import TokenFiles
+from jaxscale.data.select import describe_reading
+from jaxscale.flops import VALIDATION_DRAWS, count_params, flops_per_token
 from jaxscale.hardware import DEVICES_PER_CHIP, find_chip, find_peak
 from jaxscale.runs import RunResult, State
 from jaxscale.sweep import hash_file
@@ -72,24 +74,33 @@ class Member:
         self,
         folder: RunFolder,
         result: RunResult | None,
-        info: DataInfo,
+        text: TokenFiles,
         dtype: Any,
         pack: dict[str, Any] | None,
         on_progress: Callable[[Progress], None] | None,
         stopper: Stopper | None = None,
         launch: LaunchConfig | None = None,
     ) -> None:
-        self.folder, self.spec, self.info, self.dtype, self.pack = folder, folder.spec, info, dtype, pack
+        self.folder, self.spec, self.text, self.dtype, self.pack = folder, folder.spec, text, dtype, pack
+        self.info = text.info
         self.on_progress, self.stopper, self.launch = on_progress, stopper, launch or LaunchConfig()
         self.hyper: Any = Hyper(*map(np.float32, Hyper.from_spec(self.spec)))  # type: ignore[arg-type]
         self.flops_per_token = flops_per_token(self.spec.model)
         self.result = result
         self.loss = math.nan
+        self.microbatch_tokens, self.unmeasured = 0, ""
 
     @property
     def live(self) -> bool:
         """Whether it still trains."""
         return self.result is None
+
+    def measure_noise(self, microbatch_tokens: int) -> None:
+        """Note squared gradient norms at two batch sizes in every line; where a step has one, say so at the end."""
+        self.microbatch_tokens = microbatch_tokens
+        if microbatch_tokens == self.spec.batch_seqs * self.spec.model.seq_len:
+            self.unmeasured = ("not measured: a step has one microbatch; set mesh.microbatch_seqs to half the batch or "
+                               "less")  # fmt: skip
 
     def start(self, step: int, skipped: list[str]) -> None:
         """Note this start, drop the lines past `step`, and begin the clock."""
@@ -139,7 +150,7 @@ class Member:
             finally:
                 trackers.close()
 
-    def take(self, step: int, losses: np.ndarray, norms: np.ndarray) -> None:
+    def take(self, step: int, losses: np.ndarray, norms: np.ndarray, small_squares: np.ndarray | None = None) -> None:
         """The interval that ended at `step`: a line, or the end of a run whose loss is not finite."""
         if not self.live:
             return
@@ -150,7 +161,7 @@ class Member:
             self._end(f"training loss {losses[bad[0]]} at step {at} of {self.spec.steps}", None, None)
             return
         self.loss = float(np.mean(losses, dtype=np.float64))
-        self._write(self._line(step, float(norms[-1])))
+        self._write(self._line(step, float(norms[-1])) | self._noise(norms, small_squares))
         tokens = (step - self.clock.first_step) * self.spec.batch_seqs * self.spec.model.seq_len
         rate = tokens / max(self.clock.since_start(), 1e-9)
         flops = rate * self.flops_per_token
@@ -188,22 +199,36 @@ class Member:
             "seconds": round(self.clock.seconds(), 3),
         }
 
-    def end(self, sums: np.ndarray, counts: np.ndarray) -> None:
-        """End a run that made all its steps, given summed validation losses and targets [n, b] of every window.
+    def _noise(self, norms: np.ndarray, small_squares: np.ndarray | None) -> dict[str, float]:
+        """Mean squared gradient norms of the interval at the microbatch's and the batch's size (laws.batch)."""
+        if small_squares is None:
+            return {}
+        return {
+            "grad_sq_small": float(np.mean(small_squares, dtype=np.float64)),
+            "grad_sq_big": float(np.mean(np.square(norms, dtype=np.float64))),
+            "microbatch_tokens": self.microbatch_tokens,
+        }
+
+    def end(self, sums: np.ndarray, validation: Validation, drawn: float | None = None) -> None:
+        """End a run that made all its steps, given the summed loss of every window [n], or of its masks [n, k].
 
         Its loss is the exact mean over the validation tokens, nats per token; beside it the standard error over
-        windows.
+        windows, and both by source. Under masked diffusion it is an estimate of a bound, and `drawn` the part of its
+        error that comes from the masks: the standard error over windows, each with masks of its own, includes it.
         """
+        counts, losses = validation.counts, validation.split_sums(sums)
+        sums = sums if sums.ndim == 1 else sums[:, 0]
         mean = float(sums.sum() / counts.sum())
         if not math.isfinite(mean):
             self._end(f"validation loss {mean} after step {self.spec.steps}", None, None)
             return
-        deviations = (sums - mean * counts).ravel()
-        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()))
+        deviations = sums - mean * counts
+        bound = {} if drawn is None else {"bound": {"draws": VALIDATION_DRAWS, "std_error_of_masks": float(drawn)}}
+        self._end("", mean, float(np.sqrt(np.sum(deviations**2)) / counts.sum()), more=bound, losses=losses)
 
     def _end(
         self, failure: str, loss: float | None, std_error: float | None, state: State | None = None,
-        more: dict[str, Any] | None = None,
+        more: dict[str, Any] | None = None, losses: dict[str, dict[str, float]] | None = None,
     ) -> None:  # fmt: skip
         if hosts.is_first():
             self.folder.mend_curve()
@@ -212,10 +237,13 @@ class Member:
         seconds = self.clock.seconds() - self.inherited_s
         begun = spec.parent_step
         rate = (self.step - begun) * spec.batch_seqs * spec.model.seq_len / max(seconds, 1e-9)
-        told = {"tokenizer": spec.data.tokenizer, "val_tokens": self.info.val_tokens,
+        told = {"objective": spec.model.objective, "tokenizer": spec.data.tokenizer,
+                "val_tokens": self.info.val_tokens, "val_sha256": self.text.val_sha256,
                 "skipped_checkpoints": self.skipped}  # fmt: skip
+        told |= describe_reading(self.text, tokens)
         damaged = self.folder.list_damaged()
         told |= ({"pack": self.pack} if self.pack else {}) | ({"damaged": damaged} if damaged else {}) | (more or {})
+        told |= {"noise_scale": self.unmeasured} if self.unmeasured else {}
         curve = self.folder.path / "metrics.jsonl"
         self.result = RunResult(
             run_id=spec.run_id,
@@ -238,6 +266,7 @@ class Member:
             begun_step=begun,
             mfu=find_mfu(rate * self.flops_per_token),
             metrics_sha256=hash_file(curve) if curve.exists() else "",
+            losses=losses or {},
         )
         if hosts.is_first():
             self.folder.write_result(self.result)

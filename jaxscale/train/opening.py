@@ -88,7 +88,11 @@ def check_tokens(spec: RunSpec, tokens: TokenFiles, data_sha256: str = "") -> No
         )
     epochs = spec.tokens / info.train_tokens
     if epochs > spec.data.max_epochs * 1.01:
+        asked, of = spec.tokens, f"a text with {info.train_tokens:,}"
+        if spec.data.mixture:  # the source that is used up first
+            part = max(tokens.parts, key=lambda part: part.share / len(part.text))
+            asked, of = round(spec.tokens * part.share), f"source {part.name} (data.mixture) with {len(part.text):,}"
         raise MisuseError(
-            f"data: run {spec.run_id} asks for {spec.tokens:,} tokens of a text with {info.train_tokens:,}, that is "
-            f"{epochs:.2f} epochs, and data.max_epochs allows {spec.data.max_epochs:g}; give more text or raise it"
+            f"data: run {spec.run_id} asks for {asked:,} tokens of {of}, that is {epochs:.2f} epochs, and "
+            f"data.max_epochs allows {spec.data.max_epochs:g}; give more text or raise it"
         )

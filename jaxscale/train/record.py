@@ -1,8 +1,10 @@
 """The run folder as the trainer writes it: spec, metrics, attempts, lock, result.
 
 metrics.jsonl has a line per logging interval: step, tokens, flops, loss (mean training loss of the interval,
-nats per token), lr, grad_norm, seconds, crc. Lines are appended and flushed; on resume those past the restored step
-are cut off, so the finished file is the one that an uninterrupted run would have written, `seconds` aside.
+nats per token), lr, grad_norm, seconds, crc, and with recipe.measure_noise grad_sq_small, grad_sq_big (mean squared
+gradient norms of microbatches and batches) and microbatch_tokens. Lines are appended and flushed; on resume those past
+the restored step are cut off, so the finished file is the one that an uninterrupted run would have written, `seconds`
+aside.
 
 Only the process that holds the run's lease writes here, and asks before each write whether it still does. A file that
 is damaged (a seal that is not its content's) is moved to damaged/ and made again: spec.json from the plan, a result

@@ -18,11 +18,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxscale.config import MeshConfig, ModelConfig
+from jaxscale.flops import VALIDATION_DRAWS
 from jaxscale.model.decoder import Decoder, Stds, init_stds, make_decoder
+from jaxscale.model.diffusion import HALVES, Draw, draw_training, draw_validation, find_rows, hide_tokens
 from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.model.partition import place
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
-from jaxscale.train.sharding import batch_sharding, local_rows, param_sharding, replicated
+from jaxscale.train.sharding import batch_sharding, local_rows, param_sharding, replicated, row_group
 
 __all__ = ["Program", "StepMetrics", "TrainState", "make_program", "quick_compile", "strip_init"]
 
@@ -30,13 +32,14 @@ __all__ = ["Program", "StepMetrics", "TrainState", "make_program", "quick_compil
 class TrainState(NamedTuple):
     """Everything that a resumed run needs: parameters, optimizer moments, steps done, and the mean of the weights.
 
-    `average` is None where a run's result is its last weights.
+    `average` is None where a run's result is its last weights, `mask_seed` where nothing is drawn while it trains.
     """
 
     params: Any
     opt_state: Any
     step: jax.Array
     average: Any = None
+    mask_seed: Any = None
 
     @property
     def answer(self) -> Any:
@@ -49,6 +52,8 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array
     grad_norm: jax.Array
+    small_squared: Any = None
+    """Mean over the step's microbatches of their gradients' squared norms; None where it is not measured."""
 
 
 class Program:
@@ -59,10 +64,12 @@ class Program:
 
     def __init__(
         self, model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
-        averages: bool = False, lowering: Lowering | None = None,
+        averages: bool = False, lowering: Lowering | None = None, measures: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.schedule, self.slots, self.mesh, self.dtype = model, schedule, slots, mesh, dtype
-        self.optimizer, self.averages = optimizer, averages
+        self.optimizer, self.averages, self.measures = optimizer, averages, measures
+        self.diffuses = model.objective == "masked_diffusion"
+        self.row_groups = row_group(mesh)[1] if jax.process_count() > 1 else 1
         platform = mesh.devices.flat[0].platform
         lowering = (
             choose_lowering(MeshConfig(), model, platform, jnp.dtype(dtype).name) if lowering is None else lowering
@@ -135,13 +142,25 @@ class Program:
         zero = Hyper(*(jnp.float32(0) for _ in Hyper._fields))
         opt_state = make_optimizer(self.model, params, zero, self.optimizer).init(params)
         average = jax.tree.map(jnp.zeros_like, params) if self.averages else None
-        return TrainState(params, opt_state, jnp.int32(0), average)
+        return TrainState(params, opt_state, jnp.int32(0), average, seed if self.diffuses else None)
 
-    def apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def apply(
+        self, params: Any, windows_bt: jax.Array, hidden_bt: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Cross-entropy and log Z [b, t] of windows [b, t + 1]; a model that fills masks is told which are hidden."""
         decoder: Decoder = nnx.merge(self.graphdef, params)
+        return decoder.losses(*self.read(windows_bt, hidden_bt))
+
+    def read(self, windows_bt: jax.Array, hidden_bt: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Inputs and targets [b, t] of windows [b, t + 1]; the targets are ids[:, 1:] under every objective."""
+        if self.diffuses != (hidden_bt is not None):
+            raise ValueError(f"objective {self.model.objective}: masks are {'needed' if self.diffuses else 'not read'}")
+        shown = windows_bt[:, :-1]
+        if hidden_bt is not None:
+            shown = hide_tokens(windows_bt[:, 1:], hidden_bt, self.model.vocab_size)
         inputs, targets = (place(part, ("batch", "positions"), self.lowering.mesh) for part in
-                           (windows_bt[:, :-1], windows_bt[:, 1:]))  # fmt: skip
-        return decoder.losses(inputs, targets)
+                           (shown, windows_bt[:, 1:]))  # fmt: skip
+        return inputs, targets
 
     def _as_params(self, tree: Any) -> Any:
         """A tree like the parameters, lying as they do."""
@@ -149,55 +168,105 @@ class Program:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.state_sharding.params)
 
-    def loss(self, params: Any, windows_bt: jax.Array, z_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, params: Any, windows_bt: jax.Array, z_loss: jax.Array, draw: Draw | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(what is trained on, nats a token) of a microbatch; `draw` are its masks under masked diffusion."""
+        if draw is not None:
+            losses_bt, log_z_bt = self.apply(params, windows_bt, draw.hidden)
+            loss, square = (jnp.mean(jnp.sum(draw.share * x, axis=1)) for x in (losses_bt, jnp.square(log_z_bt)))
+            return loss + z_loss * square, loss
         losses_bt, log_z_bt = self.apply(params, windows_bt)
         loss = jnp.mean(losses_bt)
         return loss + z_loss * jnp.mean(jnp.square(log_z_bt)), loss
 
+    def draw(self, seed: Any, step: Any, microbatch: Any, accumulate: Any, rows: int) -> tuple[Draw, ...]:
+        """The masks of a step's microbatch of `rows` sequences; none for a model that predicts the next token."""
+        if not self.diffuses:
+            return ()
+        batch = accumulate * rows
+        rows_b = find_rows(microbatch, rows, batch, self.row_groups)
+        return (draw_training(seed, step, rows_b, batch, self.model.seq_len),)
+
     def advance(
         self, state: TrainState, windows_nbt: jax.Array, steps: jax.Array, accumulate: jax.Array, hyper: Hyper
     ) -> tuple[TrainState, StepMetrics]:
-        """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]; pure."""
+        """Make `steps` optimizer steps of `accumulate` microbatches each from windows [slots, b, t + 1]; pure.
+
+        A program that `measures` also sums the squared norms of the microbatches' gradients (laws.batch).
+        """
         optimizer = make_optimizer(self.model, state.params, hyper, self.optimizer)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
 
-        def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, Any]:
-            total, loss_sum, params_start = carry
-            params, start = params_start
-            (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss)
-            return jax.tree.map(jnp.add, total, grads), loss_sum + loss, params_start
+        def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, Any, Any]) -> tuple[Any, jax.Array, Any, Any]:
+            total, loss_sum, squares, params_start = carry
+            params, start, *step = params_start
+            draw = self.draw(state.mask_seed, *step, i, accumulate, windows_nbt.shape[1]) if step else ()
+            (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss, *draw)
+            if self.measures:
+                squares = squares + optax.tree.norm(grads, squared=True)
+            return jax.tree.map(jnp.add, total, grads), loss_sum + loss, squares, params_start
 
         def one_step(i: jax.Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
-            (params, opt_state, step, average), metrics = carry
+            (params, opt_state, step, average, mask_seed), metrics = carry
             zeros = self._as_params(jax.tree.map(jnp.zeros_like, params))
-            start = (params, i * accumulate)
-            total, loss, _ = jax.lax.fori_loop(0, accumulate, add_microbatch, (zeros, jnp.float32(0), start))
+            sums = (zeros, jnp.float32(0), jnp.float32(0) if self.measures else None)
+            start = (params, i * accumulate, *([step] if self.diffuses else []))
+            total, loss, squares, _ = jax.lax.fori_loop(0, accumulate, add_microbatch, (*sums, start))
             grads = jax.tree.map(lambda g: g / accumulate, total)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             rate = learning_rate(step, hyper, self.schedule)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
             average = _take_in(average, params, step, hyper) if self.averages else None
+            small = metrics.small_squared.at[i].set(squares / accumulate) if self.measures else None
             filled = StepMetrics(
-                metrics.loss.at[i].set(loss / accumulate), metrics.grad_norm.at[i].set(optax.tree.norm(grads))
+                metrics.loss.at[i].set(loss / accumulate), metrics.grad_norm.at[i].set(optax.tree.norm(grads)), small
             )
-            return TrainState(params, opt_state, step + 1, average), filled
+            return TrainState(params, opt_state, step + 1, average, mask_seed), filled
 
-        empty = StepMetrics(jnp.zeros(self.slots), jnp.zeros(self.slots))
+        empty = StepMetrics(*(jnp.zeros(self.slots) for _ in range(3 if self.measures else 2)))
         return jax.lax.fori_loop(0, steps, one_step, (state, empty))
 
     def sum_losses(self, params: Any, windows_nbt: jax.Array, mask_nbt: jax.Array) -> jax.Array:
-        """Summed loss of every window, float32 [n, b], over targets where the mask is 1; pure."""
+        """Summed loss of every window, float32 [n, b], over targets where the mask is 1; pure.
+
+        With several masks a window, mask [n, b, m, t], a sum for each, [n, b, m]. Under masked diffusion two
+        independent estimates of each, along a last axis of 2.
+        """
+        if self.diffuses:
+            return self._sum_bounds(params, windows_nbt, mask_nbt)
 
         def one(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
             windows_bt, mask_bt = batch
             losses_bt, _ = self.apply(params, windows_bt)
+            if mask_bt.ndim == 3:
+                losses_bt = losses_bt[:, None]
             return jnp.sum(losses_bt * mask_bt, axis=-1)
 
         return jax.lax.map(one, (windows_nbt, mask_nbt))
 
+    def _sum_bounds(self, params: Any, windows_nbt: jax.Array, mask_nbt: jax.Array) -> jax.Array:
+        places_nb = jnp.arange(mask_nbt.shape[0] * mask_nbt.shape[1]).reshape(mask_nbt.shape[:2])
+
+        def one(batch: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            places_b, windows_bt, mask = batch
+            mask_bmt = mask if mask.ndim == 3 else mask[:, None]  # the first one is of all targets
+            count_b1 = jnp.sum(mask_bmt[:, 0], axis=-1, keepdims=True)
+
+            def see(number: jax.Array) -> jax.Array:
+                draw = draw_validation(places_b, number, mask_bmt[:, 0] > 0)
+                losses_bt, _ = self.apply(params, windows_bt, draw.hidden)
+                return jnp.sum((losses_bt * draw.share)[:, None] * mask_bmt, axis=-1) * count_b1
+
+            sums_kbm = jax.lax.map(see, jnp.arange(VALIDATION_DRAWS))
+            sums_bmh = jnp.moveaxis(jnp.mean(sums_kbm.reshape(HALVES, -1, *sums_kbm.shape[1:]), axis=1), 0, -1)
+            return sums_bmh if mask.ndim == 3 else sums_bmh[:, 0]
+
+        return jax.lax.map(one, (places_nb, windows_nbt, mask_nbt))
+
     def put_batch(self, windows: np.ndarray, rows: int | None = None) -> jax.Array:
-        """This process's rows [n, local_rows, t] as one global array split over the batch axes."""
-        shape = None if rows is None else (windows.shape[0], rows, windows.shape[2])
+        """This process's rows [n, local_rows, ...] as one global array split over the batch axes."""
+        shape = None if rows is None else (windows.shape[0], rows, *windows.shape[2:])
         return jax.make_array_from_process_local_data(self.batch_sharding, windows, shape)
 
     def local_rows(self, rows: int) -> tuple[int, int]:
@@ -224,13 +293,13 @@ def _contains(keys: tuple[str, ...], name: tuple[str, ...]) -> bool:
 @lru_cache(maxsize=64)
 def make_program(
     model: ModelConfig, schedule: str, slots: int, mesh: Mesh, dtype: Any, optimizer: str = "adamw",
-    averages: bool = False, lowering: Lowering | None = None,
+    averages: bool = False, lowering: Lowering | None = None, measures: bool = False,
 ) -> Program:  # fmt: skip
     """The program for these shapes and this optimizer, made once a process.
 
     Give `model` without its init scales (`strip_init`) where models of several are to share it.
     """
-    return Program(model, schedule, slots, mesh, dtype, optimizer, averages, lowering)
+    return Program(model, schedule, slots, mesh, dtype, optimizer, averages, lowering, measures)
 
 
 def strip_init(model: ModelConfig) -> ModelConfig:

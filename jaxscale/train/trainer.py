@@ -25,7 +25,9 @@ import jax
 import numpy as np
 
 from jaxscale.config import LaunchConfig, MeshConfig
-from jaxscale.data.batches import BatchSource, iterate_batches, validation_windows
+from jaxscale.data.attribution import make_validation
+from jaxscale.data.batches import iterate_batches
+from jaxscale.data.mixture import open_batches
 from jaxscale.data.tokens import TokenFiles, build_tokens
 from jaxscale.errors import MisuseError
 from jaxscale.evals.record import Evals
@@ -73,14 +75,13 @@ class _Sent(NamedTuple):
 
 
 class _Interval(NamedTuple):
-    """A logging interval up to `step`: losses and gradient norms [members, steps].
+    """A logging interval up to `step`: losses, gradient norms and what else `Engine.fetch` gives, [members, steps].
 
     `state` is the one after it, where the run pauses there; elsewhere the device is further already.
     """
 
     step: int
-    losses: np.ndarray
-    norms: np.ndarray
+    metrics: tuple[np.ndarray, ...]
     state: TrainState | None
 
 
@@ -99,6 +100,7 @@ class Trainer:
         rivals: Mapping[str, Mapping[str, bool]],
         launch: LaunchConfig,
         evals: Evals | None,
+        measure_noise: bool,
     ) -> None:
         specs = [folder.spec for folder in folders]
         self.spec, self.config, self.should_stop = specs[0], mesh_config, should_stop
@@ -106,18 +108,22 @@ class Trainer:
         self.tokens: TokenFiles = build_tokens(self.spec.data)
         for spec in specs:
             check_tokens(spec, self.tokens, data_sha256)
+        self.validation = make_validation(self.tokens, self.spec.data, self.spec.model.seq_len)
         dtype = compute_dtype(mesh_config, self.spec.precision)
         self.pack, told = pack, pack.describe() if pack else None
         watched = {run_id: Stopper(folder.path.parent, folder.spec, rivals[run_id]) for folder in folders
                    if (run_id := folder.spec.run_id) in rivals}  # fmt: skip
         self.members = [
-            Member(folder, result, self.tokens.info, dtype, told, on_progress, watched.get(folder.spec.run_id), launch)
+            Member(folder, result, self.tokens, dtype, told, on_progress, watched.get(folder.spec.run_id), launch)
             for folder, result in zip(folders, ended, strict=True)
         ]
         way: Way = cast(Way, pack.pack.way) if pack else "process"
         microbatch_seqs = count_microbatch(self.spec, way, mesh_config, dtype)
         self.layout = lay_out(self.spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
-        self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype)
+        self.measures = measure_noise and self.layout.accumulate > 1
+        self.engine: Engine = make_engine(specs, self.layout.slots, way, mesh_config, dtype, self.measures)
+        for member in self.members if measure_noise else ():
+            member.measure_noise(microbatch_seqs * self.spec.model.seq_len)
         self.saved_at, self.stop, self.save = 0.0, False, False
         self.evaluation = Evaluation(evals, self.members, self.engine, self.tokens, mesh_config, dtype, self._compiling)
 
@@ -159,7 +165,7 @@ class Trainer:
         spec, config = self.spec, replace(self.config, compile_cache="")
         way = self.pack and (self.pack.pack.way, len(self.members))
         key = repr((program, strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0,
-                    spec.microbatch_seqs, spec.precision, self.layout.slots, way, config))  # fmt: skip
+                    spec.microbatch_seqs, spec.precision, self.layout.slots, way, config, self.measures))  # fmt: skip
         return compile_alone(self.config.compile_cache, key, self.should_stop)
 
     def _begin(self) -> TrainState:
@@ -204,8 +210,8 @@ class Trainer:
             for member in self.members:
                 files.enter_context(member.writing())
             for interval in self._intervals(state, step):
-                for member, losses, norms in zip(self.members, interval.losses, interval.norms, strict=True):
-                    member.take(interval.step, losses, norms)
+                for member, *own in zip(self.members, *interval.metrics, strict=True):
+                    member.take(interval.step, *own)
                 for member in self.members:
                     member.stop_if_hopeless()
                 if interval.state is not None:
@@ -247,10 +253,10 @@ class Trainer:
         elif keep_weights:
             self._keep_weights(state)
         self.evaluation.run(state, self.spec.steps)
-        sums, counts = self._validate(state)
+        sums, drawn = self._validate(state)
         for i, member in enumerate(self.members):
             if member.live:
-                member.end(sums[i], counts)
+                member.end(sums[i], self.validation, None if drawn is None else drawn[i])
 
     def _keep_weights(self, state: TrainState) -> None:
         for i, member in enumerate(self.members):
@@ -261,7 +267,7 @@ class Trainer:
 
     def _intervals(self, state: TrainState, step: int) -> Iterator[_Interval]:
         """The logging intervals from `step` on, in order. The device runs ahead of them, but where the run pauses."""
-        spec, ahead, parts = self.spec, deque[_Sent](), list[tuple[np.ndarray, np.ndarray]]()
+        spec, ahead, parts = self.spec, deque[_Sent](), list[tuple[np.ndarray, ...]]()
         for first, staged, count in self._staged(step):
             live = np.array([member.live for member in self.members])
             state, metrics = self.engine.step(state, staged, live, count)
@@ -274,9 +280,9 @@ class Trainer:
                 sent = ahead.popleft()
                 parts.append(self.engine.fetch(sent.metrics, sent.steps))
                 if sent.ends_interval:
-                    losses, norms = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+                    metrics_of_line = tuple(np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
                     parts = []
-                    yield _Interval(sent.step, losses, norms, None if ahead or not pause else state)
+                    yield _Interval(sent.step, metrics_of_line, None if ahead or not pause else state)
 
     def _pauses_at(self, step: int) -> bool:
         """Whether the state after the interval that ends at `step` is wanted; asks once whether to stop.
@@ -307,7 +313,7 @@ class Trainer:
         seeds = [member.spec.seed for member in self.members]
         streams = {
             seed: iterate_batches(
-                BatchSource(self.tokens.train, seq_len, spec.batch_seqs, seed, *self.engine.row_group),
+                open_batches(self.tokens, seq_len, spec.batch_seqs, seed, *self.engine.row_group),
                 step, stop, self.layout.steps,
             )
             for seed in dict.fromkeys(seeds)
@@ -319,14 +325,26 @@ class Trainer:
             yield step, windows.reshape(len(seeds), -1, rows, seq_len + 1)
             step += windows.shape[1]
 
-    def _validate(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
-        """Summed validation loss [members, n, b] and targets [n, b] of every window."""
-        windows, mask = validation_windows(self.tokens.val, self.spec.model.seq_len)
+    def _validate(self, state: TrainState) -> tuple[np.ndarray, np.ndarray | None]:
+        """Summed validation loss of every window [members, n], or of its masks [members, n, 1 + segments].
+
+        And the standard error [members] that the mean has from the masks that were drawn; None where none are.
+        """
         replicas = self.engine.replicas
         rows = math.ceil(EVAL_SEQS / replicas) * replicas
-        pad = -len(windows) % rows
-        windows = np.pad(windows, ((0, pad), (0, 0))).reshape(-1, rows, windows.shape[1])
-        mask = np.pad(mask, ((0, pad), (0, 0))).reshape(-1, rows, mask.shape[1])
-        with self._compiling("validate"):
+        count = len(self.validation.windows)
+        windows, mask = (_fold(part, rows) for part in (self.validation.windows, self.validation.mask))
+        with self._compiling(f"validate {self.validation.segments}"):
             sums = self.engine.evaluate(state, windows, mask.astype(np.float32))
-        return sums.astype(np.float64), mask.sum(axis=-1)
+        sums = sums.astype(np.float64).reshape(len(sums), -1, *sums.shape[3:])[:, :count]
+        if self.spec.model.objective == "autoregressive":
+            return sums, None
+        apart = sums[..., 1] - sums[..., 0]  # of two independent halves, of which the mean is taken
+        apart = apart if apart.ndim == 2 else apart[:, :, 0]
+        return sums.mean(axis=-1), np.sqrt(np.sum(apart**2, axis=1)) / 2 / self.validation.counts.sum()
+
+
+def _fold(part: np.ndarray, rows: int) -> np.ndarray:
+    """[n, ...] as [chunks, rows, ...], the last chunk filled up with zeros."""
+    padding = ((0, -len(part) % rows), *((0, 0),) * (part.ndim - 1))
+    return np.pad(part, padding).reshape(-1, rows, *part.shape[1:])

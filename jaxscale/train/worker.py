@@ -113,8 +113,9 @@ def _train_cells(
     for part in [[spec] for spec in specs] if way == "process" else [specs]:
         results = train_pack(
             part, study_dir, way, mesh=mesh, on_progress=report, should_stop=stop.is_set,
-            data_sha256=plan.data_sha256, keep_weights=kept,
+            data_sha256=plan.text_of(cells[0]), keep_weights=kept,
             rivals=rivals, claims=claims, patience_s=PATIENCE_S, launch=study.launch, evals=evals,
+            measure_noise=study.recipe.measure_noise,
         )  # fmt: skip
         for result in results:
             _tell("ended", run_id=result.run_id, state=result.state, loss=result.loss, reason=result.reason)
