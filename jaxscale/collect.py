@@ -52,20 +52,13 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     kept = [status for status, reason in reasons if not reason]
     refused = tuple(_refusal(status.cell, reason) for status, reason in reasons if reason)
     if not allow_mixed:
-<<<<<<< HEAD
         _check_kinds(kept)
     varied = any(cell.variants for cell in cells)
-    rows = [row | _by_source(status.result)
+    rows = [row | _by_source(status)
             for status in kept for row in (_variant_rows(status) if varied else [_row(status)])]  # fmt: skip
     known = [*_COLUMNS, *(_VARIANT_COLUMNS if varied else ())]
     sources = sorted({name for row in rows for name in row} - set(known), key=_order_column)
     frame = pd.DataFrame(rows, columns=[*known, *sources])
-=======
-        _check_kinds([status.result for status in kept if status.result])
-    rows = [_row(status) | _by_source(status) for status in kept]
-    sources = sorted({name for row in rows for name in row} - set(_COLUMNS), key=_order_column)
-    frame = pd.DataFrame(rows, columns=[*_COLUMNS, *sources])
->>>>>>> h9-datamix
     if shares := [name for name in sources if name.startswith("share:")]:
         frame[shares] = frame[shares].fillna(0.0)
     text = frame.to_csv(index=False)
