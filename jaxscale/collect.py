@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.plain import read_lines
 from jaxscale.resolve import describe_run
-from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Observations, Plan, RunResult, read_spec, run_dir
+from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Observations, Plan, read_spec, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.tuning import read_tuning
 
