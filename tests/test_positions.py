@@ -1,6 +1,7 @@
 """Positions and norms by their definitions: added rows, biases on scores, what is too long, what is refused."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,30 +64,33 @@ def test_sinusoids_turn_by_the_same_angle_from_place_to_place() -> None:
 
 
 def test_every_kernel_that_takes_biases_subtracts_slope_times_distance() -> None:
-    """Against softmax(s q k - m |t - s|) v written out, four query heads on two key heads; and its gradients."""
+    """Against softmax(s q k - m |t - s|) v written out, four query heads on two key heads; and its gradients; causal,
+    and as masked diffusion looks, both ways."""
     slopes = alibi_slopes(replace(MODEL, d_model=32, position="alibi"))
     assert slopes == (2**-2, 2**-4, 2**-6, 2**-8)
-    rng = np.random.default_rng(1)
+    rng, distance = np.random.default_rng(1), np.arange(9)[:, None] - np.arange(9)
     q, k, v, slope = (jnp.float32(rng.normal(size=(2, 9, h, 8))) for h in (4, 2, 2, 4))
-    distance = np.arange(9)[:, None] - np.arange(9)
 
-    def written_out(q: Any, k: Any, v: Any) -> Any:
+    def written_out(q: Any, k: Any, v: Any, causal: bool) -> Any:
         k, v = (jnp.repeat(x, 2, axis=2) for x in (k, v))
-        scores = 0.3 * jnp.einsum("bthe,bshe->bhts", q, k) - jnp.array(slopes)[:, None, None] * distance
-        return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(jnp.where(distance >= 0, scores, -jnp.inf)), v)
+        scores = 0.3 * jnp.einsum("bthe,bshe->bhts", q, k) - jnp.array(slopes)[:, None, None] * np.abs(distance)
+        scores = jnp.where(distance >= 0, scores, -jnp.inf) if causal else scores
+        return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(scores), v)
 
-    kernels = [lambda *x, a=attention: attend_heads(*x, 0.3, Lowering(attention=a), slopes=slopes)
-               for attention in ("xla", "chunked", "blocked")]  # fmt: skip
+    def kernel(q: Any, k: Any, v: Any, causal: bool, attention: Any) -> Any:
+        return attend_heads(q, k, v, 0.3, Lowering(attention=attention), causal, slopes)
 
-    @jax.jit
-    def evaluate(*x: jax.Array) -> Any:
-        forms = [jax.vjp(form, *x) for form in (written_out, *kernels)]
+    @partial(jax.jit, static_argnums=0)
+    def evaluate(causal: bool, *x: jax.Array) -> Any:
+        kernels = [partial(kernel, causal=causal, attention=name) for name in ("xla", "chunked", "blocked")]
+        forms = [jax.vjp(form, *x) for form in (partial(written_out, causal=causal), *kernels)]
         return [(out, *pull(slope)) for out, pull in forms]
 
-    wanted, *told = evaluate(q, k, v)
-    for got in told:
-        for a, b in zip(got, wanted, strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-5)
+    for causal in (True, False):
+        wanted, *told = evaluate(causal, q, k, v)
+        for got in told:
+            for a, b in zip(got, wanted, strict=True):
+                np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_kernels_without_biases_are_refused_and_auto_takes_another() -> None:

@@ -7,8 +7,7 @@ Purpose:  Does the shape move the loss? Each variant keeps d_model / n_layers wi
           between them; under mup a deep variant would be tuned at another depth than it is used at.
 Command:  jaxscale run configs/studies/aspect.py --data.files 'CORPUS/*.xz' --out runs/aspect
           jaxscale compare runs/aspect
-Cost:     planned 6 minutes on 2 CPU cores with the text in docs/variants.md, 2.1e13 FLOPs, and about a minute for the
-          rates; not run yet.
+Cost:     planned 6 minutes on 2 CPU cores, 2.1e13 FLOPs, and about a minute for the rates; not run yet.
 Expected: Kaplan et al. 2020 (figure 5): at fixed N the loss moves by under 3% while the ratio moves by a factor of 40.
 Farther:  a ratio A needs a depth of one at least, so N of 12 A^2 + 512 A with this vocabulary, and some smaller models
           below the optimum: 64 begins at budgets of 1e12 FLOPs, 256 at 1e14. Give those budgets and one more variant.
