@@ -71,8 +71,15 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     }
     if varied:  # a run may serve several: rows are of (run, variant)
         source["rows_total"] = sum(len(status.cell.variants) for status in statuses)
+        source["variants_differ_in"] = _differing(folder)
     tuning = read_tuning(folder)
     return Observations(frame, refused, source | ({"tuning": tuning} if tuning else {}), rule="exact")
+
+
+def _differing(folder: Path) -> list[str]:
+    """Dotted fields in which the variants of a study differ, as they declare it."""
+    changes = [change for variant in read_plan(folder).config["variants"] for change in variant["changes"]]
+    return sorted({change.partition("=")[0].strip() for change in changes})
 
 
 def _refusal(cell: Cell, reason: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxscale.cli.variants import tune_variants
 from jaxscale.collect import collect_runs
 from jaxscale.config import Study, Tuning, Variant
 from jaxscale.errors import MisuseError, VerdictError
-from jaxscale.fit import fit_isoflop
+from jaxscale.fit import fit_isoflop, fit_parametric
 from jaxscale.leases import SWEEPS
 from jaxscale.plain import seal_json, to_plain, write_json
 from jaxscale.plan import plan_isoflop
@@ -176,6 +176,12 @@ def test_evidence_has_a_row_for_every_run_and_variant_and_fits_take_one(base: St
         fit_isoflop(obs)
     with pytest.raises(MisuseError, match="no one law is theirs"):
         fit_isoflop(read_observations(tmp_path))
+    with pytest.raises(MisuseError, match="no one law is theirs"):
+        fit_parametric(obs, law="repetition", bootstrap=0)
+    unique = replace(obs, source=obs.source | {"variants_differ_in": ["data.unique_tokens"]})
+    with pytest.raises(MisuseError, match="no one law is theirs"):  # a law that knows nothing of U
+        fit_parametric(unique, bootstrap=0)
+    assert fit_parametric(unique, law="repetition", bootstrap=0).source["rows_used"] == 24
     one = read_observations(tmp_path, where="variant == 'sgd' and role == 'grid'")
     assert len(one) == 8 and set(one.frame["variant"]) == {"sgd"}
     fit_isoflop(one, bootstrap=0)

@@ -11,6 +11,7 @@ more than 5%, and a cluster wider than 5% means that the data have no budgets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -90,10 +91,16 @@ def grid_rows(frame: pd.DataFrame) -> pd.Series:
     return seen
 
 
-def gather_cells(source: Observations | pd.DataFrame, *, role: str = "grid") -> Cells:
-    """The cells of a source; role "all" includes held-out rows. VerdictError when none is left."""
-    frame = as_observations(source).frame
-    check_one_variant(frame)
+def gather_cells(source: Observations | pd.DataFrame, *, role: str = "grid", inputs: Sequence[str] = ()) -> Cells:
+    """The cells of a source; role "all" includes held-out rows. VerdictError when none is left.
+
+    `inputs` of the law that is to be fitted: variants of a study that differ in unique tokens alone are rows of one
+    law that reads U. MisuseError for any others.
+    """
+    obs = as_observations(source)
+    frame = obs.frame
+    if not ("U" in inputs and obs.source.get("variants_differ_in") == ["data.unique_tokens"]):
+        check_one_variant(frame)
     frame = merge_repeats(frame[grid_rows(frame)] if role == "grid" else frame)[0]
     if frame.empty:
         raise VerdictError("no row is left to fit: every one is held out (role) or has weight 0")

@@ -94,7 +94,7 @@ def fit_parametric(
     check_options(bootstrap=bootstrap, resample=resample, confidence=confidence, seed=seed)
     kind, goal = find_law(law), check_objective(objective, delta)
     obs = as_observations(source)
-    cells = gather_cells(obs)
+    cells = gather_cells(obs, inputs=kind.inputs)
     options = {"confidence": confidence, "bootstrap": bootstrap, "resample": resample, "seed": seed}
     design = design_for(kind, cells, dict(fix or {}))
     obstacle = find_obstacle(cells, design)
