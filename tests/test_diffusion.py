@@ -26,13 +26,12 @@ from jaxscale.flops import VALIDATION_DRAWS, count_params, flops_per_token
 from jaxscale.limits import check_limits
 from jaxscale.model import flash
 from jaxscale.model.attention import attend_heads
-from jaxscale.model.decoder import make_decoder
+from jaxscale.model.decoder import init_stds, make_decoder
 from jaxscale.model.diffusion import draw_training, draw_validation, find_rows, hide_tokens
 from jaxscale.model.loss import token_losses
 from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.resolve import resolve_run
 from jaxscale.runs import RunSpec
-from jaxscale.train.engine import Packed
 from jaxscale.train.loop import Preempted, train_run
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import Program, make_program
@@ -187,7 +186,7 @@ def test_masks_do_not_depend_on_microbatches_or_the_mesh() -> None:
     small = train(build(), WINDOWS[:8], accumulate=2)
     np.testing.assert_allclose(small, train(build(), WINDOWS[:8].reshape(4, 16, 17), accumulate=1), rtol=2e-5)
     assert not np.allclose(small, train(build(), WINDOWS[:8], accumulate=2, seed=1), rtol=1e-3)
-    mesh = build(MeshConfig(fsdp=2, tensor=2), 4, lowering=Lowering(attention="chunked"))
+    mesh = build(devices=4)
     params = jax.device_put(jax.device_get(begin(build())), mesh.state_sharding.params)
     alone, cut = (
         jax.jit(lambda p, w, of=of: of.loss(p, w, 0.0, *of.draw(jnp.uint32(0), 3, 1, 2, 8))[0])(own, WINDOWS[3])
@@ -266,13 +265,12 @@ def test_resumed_run_continues_to_the_same_bits(root: Path, spec: RunSpec, finis
     assert result.loss == train_run(spec, finished).loss
 
 
-def test_a_pack_draws_what_its_members_draw_alone(spec: RunSpec) -> None:
-    pack = Packed((spec, replace(spec, seed=9)), 16, "pack", jnp.float32)
-    seeds = pack.begin().mask_seed
-    assert np.array_equal(seeds, [spec.seed, 9])
+def test_lanes_of_a_pack_draw_what_their_runs_draw_alone() -> None:
+    begin_all = jax.jit(jax.vmap(lambda seed: build().begin(seed, init_stds(MODEL)).mask_seed))
+    seeds = begin_all(jnp.uint32([4, 9]))
     draw = partial(draw_training, step=jnp.int32(5), rows_b=jnp.arange(4), batch=8, length=16)
-    for together, alone in zip(jax.vmap(draw)(seeds).hidden, (spec.seed, 9), strict=True):
-        assert np.array_equal(together, draw(jnp.uint32(alone)).hidden)
+    for together, seed in zip(jax.vmap(draw)(seeds).hidden, (4, 9), strict=True):
+        assert np.array_equal(together, draw(jnp.uint32(seed)).hidden)
 
 
 def test_what_has_no_next_token_is_refused(root: Path) -> None:
