@@ -97,8 +97,8 @@ def _caption(result: Comparison) -> list[str]:
     sure = [f"{format_flops(one['target'])}: {one['leader']} best with probability "
             f"{say_probability(one['probability'], result.draws)}" for one in result.decisions
             if one["notion"] in ("flops", "tokens", "params")]  # fmt: skip
-    lines = (f"Points: best measured losses; lines and bands: laws, {result.confidence:.0%} intervals; dashed: targets, "
-             f"in times the largest run.")  # fmt: skip
+    lines = f"Points: best measured losses; lines and bands: laws, {result.confidence:.0%} intervals; dashed: targets,"
+    lines += " in times the largest run."
     return [lines, "; ".join(sure)]
 
 
