@@ -23,7 +23,7 @@ from jaxscale.report.tables import Table
 __all__ = ["compare_section", "draw_compare", "list_compared", "write_compare_figure"]
 
 WIDTH, UPPER, LOWER = 600, 260, 190
-LABEL_GAP, LABEL_ROOM, TARGET_ROOM = 0.075, 0.16, 0.2
+LABEL_GAP, LABEL_ROOM, TARGET_ROOM = 0.075, 0.16, 0.06
 """Least distance of two names as a share of the panel's height; room for them right of the curves and for the name of a
 target left of it, of the decades."""
 THEMED = 5
@@ -97,7 +97,8 @@ def _caption(result: Comparison) -> list[str]:
     sure = [f"{format_flops(one['target'])}: {one['leader']} best with probability "
             f"{say_probability(one['probability'], result.draws)}" for one in result.decisions
             if one["notion"] in ("flops", "tokens", "params")]  # fmt: skip
-    lines = f"Points: best measured losses; lines and bands: laws, {result.confidence:.0%} intervals; dashed: targets."
+    lines = f"Points: best measured losses; lines and bands: laws, {result.confidence:.0%} intervals; dashed: targets,"
+    lines += " in times the largest run."
     return [lines, "; ".join(sure)]
 
 
@@ -182,7 +183,7 @@ def _name_targets(result: Comparison, x_ends: tuple[float, float]) -> list[dict[
     found: list[dict[str, Any]] = []
     for target, factor in sorted({(row["target"], row["extrapolation"]) for row in result.rows}):
         close = bool(found) and np.log(target / found[-1]["x"]) < TARGET_ROOM * np.log(x_ends[1] / x_ends[0])
-        found.append({"x": target, "say": f"{format_factor(factor)} the largest run",
+        found.append({"x": target, "say": format_factor(factor),
                       "level": found[-1]["level"] + 1 if close else 0})  # fmt: skip
     return found
 
