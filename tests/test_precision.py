@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,7 +25,6 @@ from jaxscale.model.loss import token_losses
 from jaxscale.model.lowering import Lowering
 from jaxscale.model.quantize import check_int8, multiply_int8, quantize
 from jaxscale.plan import plan_isoflop
-from jaxscale.runs import RunResult
 from jaxscale.train.execution import compute_dtype
 from jaxscale.train.loop import train_run
 
@@ -140,13 +140,14 @@ def test_a_run_in_int8_is_trained_and_told_apart(tmp_path: Path) -> None:
     assert result.flops == flops_per_token(spec.model) * spec.tokens
 
 
-def test_runs_mix_precisions_only_where_the_recipe_asks_for_them() -> None:
-    def result(precision: str) -> RunResult:
-        counts = dict.fromkeys(("n_params", "n_params_non_embedding", "tokens", "steps_done", "restarts"), 1)
-        rates = dict.fromkeys(("flops", "seconds", "tokens_per_s", "flops_per_s"), 1.0)
-        return RunResult(run_id="0" * 12, state="done", reason="", loss=1.0, loss_std_error=0.1, bits_per_byte=1.0,
-                         train_loss=1.0, provenance={"precision": precision}, **counts, **rates)  # fmt: skip
+def test_variants_mix_precisions_only_where_the_recipe_asks_for_them() -> None:
+    """One recipe.precision, one provenance: a study whose runs met two dtypes of the machine is refused as before."""
 
-    _check_kinds([("mesh", result("float32")), ("int8", result("int8 in float32")), ("bfloat16", result("bfloat16"))])
+    def status(asked: str, told: str) -> Any:
+        cell = SimpleNamespace(variants=(asked,), spec=SimpleNamespace(precision=asked, data=None))
+        return SimpleNamespace(cell=cell, result=SimpleNamespace(provenance={"precision": told}))
+
+    mixed = [status("mesh", "float32"), status("int8", "int8 in float32"), status("bfloat16", "bfloat16")]
+    _check_kinds(mixed)
     with pytest.raises(MisuseError, match=r"the runs differ in precision \('float32' in 1 runs, 'bfloat16' in 1 runs"):
-        _check_kinds([("mesh", result("float32")), ("mesh", result("bfloat16"))])
+        _check_kinds([*mixed, status("mesh", "bfloat16")])
