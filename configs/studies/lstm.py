@@ -1,11 +1,11 @@
 """Transformer or LSTM? The question of Kaplan et al. 2020 (figure 7), at toy size, with a law for each.
 
-Purpose:  A transformer and an LSTM of the same width, depth, embedding and head, each with an IsoFLOP grid of its own and
-          a learning rate of its own: which one is to be built at ten and a hundred times the compute, and how much more
-          compute would the other one need for the same loss?
+Purpose:  A transformer and an LSTM of the same width, depth, embedding and head, each with an IsoFLOP grid and a learning
+          rate of its own: which one is to be built at ten and a hundred times the compute, and how much more compute
+          would the other one need for the same loss?
 Command:  jaxscale run configs/studies/lstm.py --data.files '/work/shared/corpora/*.xz' --out runs/lstm
-Cost:     planned 5 minutes on 2 CPU cores for the transformer's half; an LSTM's steps in time come one after another and
-          cost more seconds a FLOP, which is part of the answer (equal wall-clock).
+Cost:     20 sweep runs and 84 cells of 7.6e12 FLOPs, planned 3 minutes on 2 CPU cores; an LSTM's steps in time come
+          one after another and cost more seconds a FLOP, which is part of the answer (equal wall-clock).
 Expected: docs/studies/deciding.md has what was measured. Contexts are 64 bytes: Kaplan et al. found LSTMs to fall
           behind on later positions of contexts of 1024, so a tie here would not contradict them.
 """

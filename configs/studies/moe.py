@@ -1,10 +1,11 @@
 """Mixture of experts or dense? Compared at equal training FLOPs, active parameters counted.
 
-Purpose:  The MLP of every block as one, or as eight experts of which each token passes through two of half its width, so
-          that active parameters and FLOPs agree up to the router; each with an IsoFLOP grid and a learning rate of its
-          own.
+Purpose:  The MLP of every block as one, or as eight experts of which each token passes through two of half its width,
+          so that active parameters and FLOPs agree up to the router; each with an IsoFLOP grid and a learning rate of
+          its own.
 Command:  jaxscale run configs/studies/moe.py --data.files '/work/shared/corpora/*.xz' --out runs/moe
-Cost:     planned 5 minutes on 2 CPU cores for the dense half; what experts cost beyond their FLOPs is part of the answer.
+Cost:     20 sweep runs and 84 cells of 1.1e13 FLOPs, planned 4 minutes on 2 CPU cores; what experts cost beyond their
+          FLOPs is part of the answer.
 Expected: docs/studies/deciding.md has what was measured. Clark et al. 2022 (2202.01169) and Krajewski et al. 2024
           (2402.07871) find experts to pay at every size that they tried, all far larger than these.
 """
