@@ -28,6 +28,7 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "head_dim": (),
     "layers": (),
+    "places": (),
     # activations
     "batch": BATCH,
     "rows": ("data",),
@@ -37,7 +38,8 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "width": (),
 }
 """Logical axis -> mesh axes. "sequence" lies between blocks, "positions" inside them; "keys" are the positions that a
-query looks at, gathered over context; "rows" is a batch while its tokens are looked up in a table split over fsdp."""
+query looks at, gathered over context; "places" are the rows of a table of positions, whole on every chip; "rows" is a
+batch while its tokens are looked up in a table split over fsdp."""
 
 
 def split_axes(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:

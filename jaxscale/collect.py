@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.plain import read_lines
 from jaxscale.resolve import describe_run
-from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Observations, Plan, RunResult, read_spec, run_dir
+from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Observations, Plan, read_spec, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.tuning import read_tuning
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "collect_curves", "collect_runs", "read_curves"]
 
 KINDS = ("data_sha256", "tokenizer", "precision", "device_kind", "jax", "jaxscale")
-"""Provenance that must agree over all runs of one fit."""
+"""Provenance that must agree over all runs of one fit; precision over those with one recipe.precision."""
 SPIKE_TAIL = 0.05
 """The last share of the training curve whose mean is compared with the best such stretch."""
 
@@ -54,7 +54,7 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     if not allow_mixed:
         _check_kinds(kept)
     varied = any(cell.variants for cell in cells)
-    rows = [row | _by_source(status.result)
+    rows = [row | _by_source(status)
             for status in kept for row in (_variant_rows(status) if varied else [_row(status)])]  # fmt: skip
     known = [*_COLUMNS, *(_VARIANT_COLUMNS if varied else ())]
     sources = sorted({name for row in rows for name in row} - set(known), key=_order_column)
@@ -115,11 +115,12 @@ def _row(status: CellStatus) -> dict[str, Any]:
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _by_source(result: RunResult | None) -> dict[str, float]:
-    """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME; of a mixture share:NAME and
-    epochs:NAME."""
+def _by_source(status: CellStatus) -> dict[str, float]:
+    """Columns of a run whose text has several sources: loss:NAME, loss_std_error:NAME, val_tokens:NAME; of a mixture
+    share:NAME and epochs:NAME; of a filtered text quality_keep."""
+    result, data = status.result, status.cell.spec.data
     assert result is not None
-    row: dict[str, float] = {}
+    row: dict[str, float] = {"quality_keep": data.quality_keep} if data.quality_from else {}
     for name, told in result.losses.items() if len(result.losses) > 1 else ():
         row |= {f"loss:{name}": told["loss"], f"loss_std_error:{name}": told["std_error"]}
         row |= {f"val_tokens:{name}": told["tokens"]}
@@ -129,7 +130,7 @@ def _by_source(result: RunResult | None) -> dict[str, float]:
 
 
 def _order_column(name: str) -> tuple[int, str]:
-    kinds = ("share", "epochs", "loss", "loss_std_error", "val_tokens")
+    kinds = ("quality_keep", "share", "epochs", "loss", "loss_std_error", "val_tokens")
     kind, _, source = name.partition(":")
     return kinds.index(kind), source
 

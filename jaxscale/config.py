@@ -48,7 +48,7 @@ class ModelConfig:
     experts_per_token: int = 2
     """Experts that each token passes through: they count in active parameters and FLOPs."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Norm of the residual stream: RMSNorm, or LayerNorm without bias."""
+    """Norm of the residual stream: RMSNorm, or LayerNorm without bias; QK-norm is RMSNorm under both."""
     position: Literal["rope", "learned", "sinusoidal", "alibi", "none"] = "rope"
     """How positions are told: rotated queries and keys, a table that is learned or fixed, biases on scores that grow
     with distance (Press et al. 2022, 2108.12409), or by the causal mask alone."""
@@ -67,7 +67,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     """Base of the rotary position encoding (Su et al. 2021)."""
     norm_eps: float = 1e-6
-    """Epsilon of RMSNorm."""
+    """Epsilon of the norms."""
     parameterization: Literal["mup", "completep", "standard"] = "mup"
     """How init, learning rate, eps and decay follow width (mup) and depth too (completep)."""
     base_d_model: int = 32
@@ -81,7 +81,7 @@ class ModelConfig:
     depth_alpha: float = 1.0
     """CompleteP's exponent: residual branches are scaled by (n_layers/base_n_layers)^-alpha, .5 to 1."""
     embed_std: float = 1.0
-    """Init standard deviation of the embedding table, at every width."""
+    """Init standard deviation of the embedding table, and of learned positions, at every width."""
     hidden_std: float | None = None
     """Init standard deviation of hidden matrices at base width; None is 1/sqrt(base fan_in)."""
     head_std: float = 0.0
@@ -120,6 +120,11 @@ class ModelConfig:
         return next(n for n in range(most, 0, -1) if self.n_heads % n == 0)
 
     @property
+    def gated(self) -> bool:
+        """Whether the MLP has a third matrix, which decides how much of each hidden value goes on."""
+        return self.mlp in ("swiglu", "geglu")
+
+    @property
     def d_ff(self) -> int:
         """Hidden width of the MLP.
 
@@ -141,7 +146,7 @@ class Recipe:
     lr: float = 0.02
     """Peak learning rate at base width; muP divides it by the width ratio for hidden matrices."""
     embed_lr: float = 2.0
-    """Multiplies the learning rate of the embedding table."""
+    """Multiplies the learning rate of the embedding table, and of learned positions."""
     head_lr: float = 3.0
     """Multiplies the learning rate of an untied head."""
     adam_lr: float = 1.0
@@ -149,9 +154,9 @@ class Recipe:
     momentum: float = 0.95
     """sgd and muon: decay of the momentum."""
     b1: float = 0.9
-    """AdamW: decay of the first moment."""
+    """AdamW, Lion, Adafactor: decay of the first moment; Lion mixes it with the gradient before it takes the sign."""
     b2: float = 0.95
-    """AdamW: decay of the second moment."""
+    """AdamW: decay of the second moment; Lion: of the momentum it keeps (Chen et al. use .99)."""
     eps: float = 1e-12
     """Adam's epsilon at base width; muP divides it by the width ratio."""
     weight_decay: float = 2.0

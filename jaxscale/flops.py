@@ -39,19 +39,19 @@ VALIDATION_DRAWS = 8
 
 
 def count_params(model: ModelConfig) -> dict[str, int]:
-    """Parameters by convention: total; non_embedding (without the embedding table and an untied head,
-    Kaplan's count); with_head (without the table only, Porian et al.'s count).
+    """Parameters by convention: total; non_embedding (without the embedding table, an untied head and learned
+    positions, Kaplan's count); with_head (without the tables only, Porian et al.'s count).
 
     >>> count_params(ModelConfig(d_model=8, n_layers=2))
     {'total': 5704, 'non_embedding': 1608, 'with_head': 3656}
     """
     sizes = {name: param_size(axes) for name, axes in param_shapes(model).items()}
     total = sum(sizes.values())
-    table, head = sizes["embed"], sizes.get("head", 0)
+    table, head, positions = sizes["embed"], sizes.get("head", 0), sizes.get("positions", 0)
     return {
         "total": total,
-        "non_embedding": total - table - head,
-        "with_head": total - (table - model.vocab_size * model.d_model if model.tied else table),
+        "non_embedding": total - table - head - positions,
+        "with_head": total - positions - (table - model.vocab_size * model.d_model if model.tied else table),
     }
 
 

@@ -90,6 +90,8 @@ def check_attention(kind: Attention, model: ModelConfig, platform: str, dtype: s
 
 def _obstacle(kind: str, model: ModelConfig, platform: str, dtype: str, context: int) -> str:
     """Why a kernel cannot serve, "" if it can."""
+    if model.position == "alibi" and kind in ("cudnn", "splash"):
+        return "takes no biases on scores and model.position is alibi"
     if kind == "cudnn":
         if model.objective == "masked_diffusion":
             return "was never tried here without a causal mask, and model.objective masked_diffusion has none"

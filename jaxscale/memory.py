@@ -31,8 +31,10 @@ error."""
 REMATS: tuple[Remat, ...] = ("none", "dots", "block")
 
 
-KEPT = {"gelu": 6, "swiglu": 6, "relu2": 4}
+KEPT = {"gelu": 6, "swiglu": 6, "relu2": 4, "relu": 3, "geglu": 8}
 """Values of the MLP's hidden width that "none" keeps for each token."""
+MOMENTS = {"adamw": 2, "sgd": 1, "muon": 2, "lion": 1, "adafactor": 1}
+"""Arrays like the weights that an optimizer keeps; Adafactor's rows and columns are not counted."""
 LOGITS_COPIES = 3.0
 """Float32 copies of the logits at a time: themselves, their softmax and their gradient."""
 PIECE_COPIES = 2.5
@@ -85,7 +87,7 @@ def estimate_memory(
     in_block = weights + work + whole[1] > tables + logits + whole[0]
     return MemoryEstimate(
         weights=weights,
-        optimizer={"adamw": 2, "sgd": 1, "muon": 2}[optimizer] * weights,
+        optimizer=MOMENTS[optimizer] * weights,
         averages=weights if averages else 0,
         gradients=weights + (weights if in_block else tables),
         activations=kept + (work if in_block else 0),
@@ -136,7 +138,7 @@ def _kept_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int, rem
     if kind == "block":
         return int(tokens * d * width)
     if kind == "dots":
-        return int(tokens * width * (2 * d + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)))
+        return int(tokens * width * (2 * d + h + 2 * k + f * (2 if model.gated else 1)))
     whole = d * (layout.tensor if layout.tensor > 1 else 1)  # as a block's matrix products read it
     streams = 7 * d + 2 * whole + 4 * h + 5 * k if width == 4 else 3 * d + 2 * whole + 2 * h + 3 * k
     scores = (13 if width == 4 else 11) * _count_scores(model, layout, tokens) if layout.attention == "xla" else 0
@@ -156,7 +158,7 @@ def _work_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int) -> 
     scores = min(scores, SCORES_COPIES * SCORES_BYTES) if layout.attention == "chunked" else scores
     scores = 0 if layout.attention in ("cudnn", "splash") else scores
     again = {"none": 0.0, "dots": 0.5, "block": 1.0}[layout.remat] * (KEPT[model.mlp] * f + 4 * (d + h + k))
-    cotangents = 2 * inside + h + 2 * k + f * (2 if model.mlp == "swiglu" else 1)
+    cotangents = 2 * inside + h + 2 * k + f * (2 if model.gated else 1)
     kept_scores = layout.remat == "none" and layout.attention == "xla"
     return int(tokens * width * (again + cotangents) + (scores / SCORES_COPIES if kept_scores else scores))
 

@@ -32,8 +32,9 @@ def param_shapes(model: ModelConfig) -> dict[str, Axes]:
     }  # fmt: skip
     if model.qk_norm:
         block |= {"q_norm": (head_dim,), "k_norm": (head_dim,)}
-    block |= {"w_up": (d, ff)} | ({"w_gate": (d, ff)} if model.mlp == "swiglu" else {}) | {"w_down": (ff, d)}
+    block |= {"w_up": (d, ff)} | ({"w_gate": (d, ff)} if model.gated else {}) | {"w_down": (ff, d)}
     shapes: dict[str, Axes] = {"embed": (("vocab", model.vocab_size + count_mask_rows(model)), d)}
+    shapes |= {"positions": (("places", model.seq_len), d)} if model.position == "learned" else {}
     shapes |= {f"blocks.{name}": (("layers", model.n_layers), *axes) for name, axes in block.items()}
     shapes |= {"final_norm": (d,)}
     return shapes if model.tied else shapes | {"head": (d, vocab)}

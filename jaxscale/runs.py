@@ -53,8 +53,10 @@ TUNING_ROLES: tuple[Role, ...] = ("sweep", "audit")
 METRIC_FIELDS = frozenset({"step", "loss", "seconds"})
 """What every line of metrics.jsonl has, among others."""
 
-OPTIMIZER_READS = {"sgd": ("momentum",), "muon": ("adam_lr", "momentum")}
-"""Fields of a run that only some optimizers read."""
+OPTIMIZER_READS = {"sgd": ("momentum",), "muon": ("adam_lr", "momentum"), "lion": ("b1", "b2"), "adafactor": ("b1",)}
+"""Fields of a run that only some optimizers read: adam_lr and momentum, and of those that came later Adam's too. (The
+first three have b1, b2 and eps in their identities whether they read them or not, as their runs were named.)"""
+LATER_OPTIMIZERS = ("lion", "adafactor")
 
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 """What names a run's folder: nothing that could lead out of the study's."""
@@ -120,7 +122,8 @@ class RunSpec:
 
 def _drop_silent(plain: dict[str, Any]) -> None:
     """Take out what says nothing about this run, so that a field added later renames no run made before it."""
-    for name in ("adam_lr", "momentum"):
+    adam = ("b1", "b2", "eps") if plain["optimizer"] in LATER_OPTIMIZERS else ()
+    for name in ("adam_lr", "momentum", *adam):
         if name not in OPTIMIZER_READS.get(plain["optimizer"], ()):
             plain.pop(name)
     for part, (kind, names) in ADDED_FIELDS.items():

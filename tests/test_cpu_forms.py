@@ -13,7 +13,7 @@ from flax import nnx
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.model import cpu
 from jaxscale.model.attention import attend_heads
-from jaxscale.model.decoder import apply_block, make_decoder, rope_table
+from jaxscale.model.decoder import apply_block, apply_mlp, make_decoder, rope_table
 from jaxscale.model.loss import head_losses, token_losses
 from jaxscale.model.lowering import Lowering, choose_lowering
 
@@ -74,6 +74,21 @@ def test_attention_by_blocks(length: int, heads: int, kv_heads: int, width: int)
         lambda q, k, v, lowering=lowering: attend_heads(q, k, v, width**-0.5, lowering) for lowering in (FORMS, PLAIN)
     )
     compare(blocked, plain, q, k, v)
+
+
+def test_attention_by_blocks_with_biases_that_grow_with_distance() -> None:
+    slopes, q, k, v = (0.5, 0.125), draw(0, 1, 150, 2, 8), draw(1, 1, 150, 1, 8), draw(2, 1, 150, 1, 8)
+    blocked, plain = (
+        lambda q, k, v, form=form: attend_heads(q, k, v, 0.3, form, slopes=slopes) for form in (FORMS, PLAIN)
+    )
+    compare(blocked, plain, q, k, v)
+
+
+def test_gated_gelu() -> None:
+    model = replace(MODEL, d_model=8, mlp="geglu")
+    weights = {"w_up": draw(1, 8, 32), "w_gate": draw(2, 8, 32), "w_down": draw(3, 32, 8)}
+    forms, plain = (lambda x, form=form: apply_mlp(weights, x, model, form) for form in (FORMS, PLAIN))
+    compare(forms, plain, draw(0, 2, 9, 8))
 
 
 def test_attention_keeps_scores_far_apart_finite() -> None:

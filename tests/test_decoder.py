@@ -11,6 +11,7 @@ from flax import nnx
 from jaxscale.config import ModelConfig
 from jaxscale.model.decoder import apply_block, make_decoder, rms_norm, rope_table, rotate
 from jaxscale.model.lowering import Lowering
+from jaxscale.model.position import turns
 
 MODEL = ModelConfig(d_model=32, n_layers=3, seq_len=16, head_std=0.5)
 VARIANTS = {
@@ -21,6 +22,7 @@ VARIANTS = {
     "tied": replace(MODEL, tied=True, embed_std=0.1),
     "completep": replace(MODEL, parameterization="completep"),
     "standard": replace(MODEL, parameterization="standard"),
+    "alibi": replace(MODEL, n_layers=2, head_dim=8, kv_groups=2, mlp="geglu", norm="layernorm", position="alibi"),
 }
 TOKENS = jax.random.randint(jax.random.key(0), (2, 16), 0, 256)
 
@@ -36,7 +38,7 @@ def test_no_position_sees_a_later_token(model: ModelConfig) -> None:
         x = x_td[None]
         for i in range(model.n_layers):
             block = {name: value[i] for name, value in layers.items()}
-            x = apply_block(block, x, rope_table(16, model.d_head, model.rope_theta), model, Lowering())
+            x = apply_block(block, x, turns(16, model), model, Lowering())
         return jnp.sum(x[0] * jnp.arange(1, model.d_model + 1), axis=-1)
 
     jacobian = jax.jacobian(run)(jax.random.normal(jax.random.key(1), (16, model.d_model)))

@@ -19,6 +19,8 @@ MODELS = {
     "swiglu": ModelConfig(d_model=48, mlp="swiglu", mlp_ratio=8 / 3, mlp_multiple=16, seq_len=32),
     "gqa": ModelConfig(d_model=64, kv_groups=4, qk_norm=False, seq_len=40),
     "tied": ModelConfig(d_model=24, tied=True, vocab_size=300, mlp="relu2", seq_len=24),
+    "geglu, learned": ModelConfig(d_model=32, mlp="geglu", position="learned", norm="layernorm", seq_len=24),
+    "relu, alibi": ModelConfig(d_model=32, head_dim=8, kv_groups=2, mlp="relu", position="alibi", seq_len=20),
 }
 
 
@@ -27,10 +29,12 @@ def test_parameter_count_equals_the_models_own_tree(model: ModelConfig) -> None:
     shapes = nnx.eval_shape(partial(make_decoder, model, 0))
     leaves = {".".join(map(str, path)): p.shape for path, p in nnx.to_flat_state(nnx.state(shapes, nnx.Param))}
     total = sum(prod(shape) for shape in leaves.values())
-    outside = prod(leaves["embed"]) + (0 if model.tied else prod(leaves["head"]))
+    tables = prod(leaves["embed"]) + prod(leaves.get("positions", (0,)))
+    outside = tables + (0 if model.tied else prod(leaves["head"]))
     counts = count_params(model)
     assert counts["total"] == total
     assert counts["non_embedding"] == total - outside
+    assert model.tied or counts["with_head"] == total - tables
 
 
 def test_parameter_count_equals_the_textbook_closed_form() -> None:

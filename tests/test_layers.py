@@ -26,7 +26,7 @@ ORDER = [
     {"fitted"},
     {"forecast", "flatness", "budget", "curves", "critical", "transfer"},
     {"constrain", "composition", "batch", "mixing"},
-    {"backtest", "simulate", "nextcells", "downstream", "bysource"},
+    {"backtest", "simulate", "nextcells", "downstream", "bysource", "compare"},
     {"register"},
     {"train", "report"},
     {"mup", "bench", "preflight", "launch"},

@@ -10,7 +10,7 @@ from jaxscale.bysource import study_sources
 from jaxscale.cli import dispatch
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.laws.mixing import Mixing, minimise_mixture
-from jaxscale.mixing import find_mixture
+from jaxscale.mixing import find_filter, find_mixture
 
 LAWS = {"a": Mixing(1.2, 0.3, {"a": 0.0, "b": 2.0}), "b": Mixing(1.0, 0.8, {"a": 0.0, "b": -2.5})}
 """Each text gets better with its own source."""
@@ -148,3 +148,26 @@ def test_sources_of_own_runs_are_compared_over_compute_and_loss_to_loss(tmp_path
     assert json.loads((tmp_path / "out.json").read_text())["schema"] == "jaxscale.composition/1"
     assert dispatch([*argv, "--transfer-from", "z"]) == 2
     assert "no loss on 'z'" in capsys.readouterr().err
+
+
+def test_how_hard_to_filter_is_read_off_each_budget_and_its_trend_told():
+    """Planted: what is left out costs repetition, the more the larger the budget, and what is kept is better."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for C, best in ((1e11, 0.05), (1e12, 0.2), (1e13, 0.6)):
+        for keep in (0.02, 0.05, 0.1, 0.3, 1.0):
+            for size in range(3):
+                loss = 2.0 + 0.01 * (size - 1) ** 2 + 0.02 * np.log(keep / best) ** 2 + 0.001 * rng.standard_normal()
+                rows.append({"C": C, "budget": C, "N": 1e4 * 2**size, "D": C / 1e5, "U": 1e6 * keep, "loss": loss,
+                             "quality_keep": keep})  # fmt: skip
+    frame = pd.DataFrame(rows)
+    found = find_filter(frame, bootstrap=100)
+    assert [one.status for one in found.budgets] == ["ok", "ok", "ok"] and found.trend == "rises"
+    for one, best in zip(found.budgets, (0.05, 0.2, 0.6), strict=True):
+        assert one.keep == pytest.approx(best, rel=0.1) and one.interval[0] < best < one.interval[1]
+        assert one.loss == pytest.approx(2.0, abs=0.002)
+    edge = find_filter(frame[(frame["quality_keep"] > 0.06) | (frame["C"] > 1e11)].query("C < 5e12"), bootstrap=50)
+    assert [one.status for one in edge.budgets] == ["too_few", "ok"] and edge.trend == "unknown"
+    assert json.loads(found.to_json())["schema"] == "jaxscale.filter/1" and "rises" in str(found)
+    with pytest.raises(MisuseError, match="no column 'quality_keep'"):
+        find_filter(frame.drop(columns="quality_keep"))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from test_step import HYPER
 
 from jaxscale.axes import split_axes
@@ -20,6 +20,7 @@ from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.errors import MisuseError
 from jaxscale.layout import check_attention
 from jaxscale.model import flash
+from jaxscale.model.attention import attend_heads
 from jaxscale.model.loss import head_logits, token_losses
 from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.model.pieces import losses_in_pieces
@@ -83,6 +84,29 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(
 ) -> None:
     """tensor=4 has more chips than key heads (2)."""
     assert_alike(loss_and_gradients(build(mesh, devices, lowering), params), reference)
+
+
+def test_learned_positions_do_not_depend_on_the_mesh() -> None:
+    """The table's rows are whole on every chip, its columns and the sequences are cut, and heads over tensor."""
+    model = replace(MODEL, n_layers=1, position="learned", norm="layernorm", mlp="relu")
+    whole = build(MeshConfig(), 1, Lowering(), model)
+    params = jax.tree.map(np.asarray, whole.begin(jnp.uint32(0), {**STDS, "positions": 0.1}).params)
+    split = build(MeshConfig(fsdp=2, tensor=2, context=2), 8, Lowering(), model)
+    assert_alike(loss_and_gradients(split, params), loss_and_gradients(whole, params))
+
+
+def test_biases_on_scores_do_not_depend_on_the_mesh() -> None:
+    slopes, rng = (0.5, 0.25, 0.125, 0.0625), np.random.default_rng(2)
+    q, k, v = (jnp.float32(rng.normal(size=(2, 16, h, 8))) for h in (4, 2, 2))
+    wanted = attend_heads(q, k, v, 0.3, Lowering(), slopes=slopes)
+    mesh = make_mesh(MeshConfig(tensor=2, context=2), jax.devices()[:4])
+    for attention in ("xla", "chunked"):
+        lowering = Lowering(attention=attention, mesh=mesh)
+        sharding = NamedSharding(mesh, PartitionSpec(None, "context", "tensor"))
+        got = jax.jit(lambda *x, low=lowering: attend_heads(*x, 0.3, low, slopes=slopes))(
+            *jax.device_put((q, k, v), sharding)
+        )
+        np.testing.assert_allclose(got, wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize(

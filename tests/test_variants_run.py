@@ -54,6 +54,9 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_run_tunes_trains_and_leaves_every_file_of_the_contract(finished: Path) -> None:
     plain = json.loads((finished / "variants.json").read_text())
     assert plain["schema"] == "jaxscale.variants/1"
+    compared = json.loads((finished / "compare.json").read_text())
+    assert compared["verdict"] == "incomparable" and "base: 1 budget" in compared["words"]
+    assert (finished / "report.html").read_text().count("Variants") >= 1
     for row in plain["variants"]:
         sweep = json.loads((finished / row["tuning"]["sweep"]).read_text())
         trials = {run["lr"]: run["loss"] for run in sweep["rows"]}

@@ -23,7 +23,7 @@ def get_study() -> Study:
         ),
         variants=(
             Variant("dense"),
-            Variant("8 experts", ("model.n_experts=8", "model.experts_per_token=2", "model.mlp_ratio=2.0")),
+            Variant("experts-8", ("model.n_experts=8", "model.experts_per_token=2", "model.mlp_ratio=2.0")),
         ),
         tuning=Tuning(rates=5, step=1.0, width=32, seeds=2),
         grid=Grid(

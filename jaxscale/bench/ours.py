@@ -53,9 +53,10 @@ def make_ours(order: dict[str, Any]) -> tuple[dict[str, Any], Turns]:
 
 
 def _bare_step(spec: RunSpec, mesh: MeshConfig) -> Callable[[int], dict[str, Any]]:
-    rows = count_microbatch(spec, "process", mesh, compute_dtype(mesh))  # on accelerators what fits
+    dtype = compute_dtype(mesh, spec.precision)
+    rows = count_microbatch(spec, "process", mesh, dtype)  # on accelerators what fits
     layout = lay_out(spec, rows, jax.default_backend(), len(jax.devices()))
-    engine: Engine = make_engine([spec], layout.slots, "process", mesh, compute_dtype(mesh))
+    engine: Engine = make_engine([spec], layout.slots, "process", mesh, dtype)
     model, own = spec.model, layout.steps
     shape = (BATCHES, 1, layout.slots, rows, model.seq_len + 1)
     drawn = np.random.default_rng(0).integers(model.vocab_size, size=shape, dtype=np.int32)

@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "budget": Verb("budget", "", "FLOPs, chips, days, tokens, cost, carbon; optima under constraints; flatness"),
     "backtest": Verb("analysis", "SOURCE", "fit on the small budgets, predict the larger, report the error"),
     "downstream": Verb("downstream", "SOURCE", "task accuracy in two stages, compute to NLL to accuracy; intervals"),
+    "compare": Verb("compare", "SOURCE", "a law per variant: which one wins at the target scale, and how sure that is"),
     "curves": Verb("curves", "SOURCE", "loss over data alone: which family of learning curves extrapolates it"),
     "batch": Verb("batch", "SOURCE", "batch against steps to a loss: B_crit of the loss and of D, noise scale, C_min"),
     "mixture": Verb("mixture", "SOURCE", "the best shares of several sources, from runs of a few mixtures"),

@@ -6,8 +6,6 @@ it, and where they disagree only the average's interval knows (fit/average.py).
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -156,6 +154,7 @@ def analyse(folder: Path, planned: Plan, console: Console, command: str, *, out:
 
 def _compare(folder: Path, planned: Plan, console: Console) -> int:
     """Collect, the best losses of every variant, and what `jaxscale compare` says of them."""
+    from jaxscale.cli.compare import compare_folder
     from jaxscale.cli.tables import best_losses_table
 
     observations = collect_evidence(folder, console)
@@ -163,12 +162,7 @@ def _compare(folder: Path, planned: Plan, console: Console) -> int:
         console.print("nothing to compare: no run is done")
         return 1
     console.print(best_losses_table(observations.frame, planned.variants))
-    found = importlib.util.find_spec("jaxscale.cli.compare")
-    verb = getattr(importlib.import_module(found.name), "compare_folder", None) if found else None
-    if verb is None:
-        console.print("which variant wins is not said: this version has no comparison of a folder")
-        return 0
-    return int(verb(folder, console, from_plain(planned.config, Study).forecast_flops))
+    return compare_folder(folder, console, from_plain(planned.config, Study).forecast_flops)
 
 
 def _attempt(console: Console, make: Callable[[], T]) -> T | None:

@@ -49,7 +49,7 @@ class CheckOptions:
     """Each field of the study can be overridden; widths and depths of the grid are not used."""
     parameterization: Literal["mup", "completep", "standard"] | None = None
     """Instead of model.parameterization."""
-    optimizer: Literal["adamw", "sgd", "muon"] | None = None
+    optimizer: Literal["adamw", "sgd", "muon", "lion", "adafactor"] | None = None
     """Instead of recipe.optimizer."""
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Widths of the ladder, three or more; below model.base_d_model too."""

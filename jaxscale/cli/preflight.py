@@ -93,6 +93,9 @@ def _check(options: PreflightOptions) -> None:
         raise MisuseError("--forecast: is read only with --flagship; give both")
     if options.study.mesh.dtype == "float32":
         raise MisuseError("mesh.dtype: preflight compiles what accelerators train in, bfloat16; leave it auto")
+    if options.study.recipe.precision in ("float32", "int8"):
+        raise MisuseError(f"recipe.precision: preflight compiles what accelerators train in, bfloat16, and this is "
+                          f"{options.study.recipe.precision}; leave it at mesh")  # fmt: skip
     if options.params is not None and options.tokens is None:
         raise MisuseError("--params: a run needs its tokens too; give --tokens")
     for name in ("params", "tokens", "price", "timeout", "tries"):

@@ -59,12 +59,15 @@ class LoadedModel:
 class Scorer:
     """The programs of one model shape on one mesh; weights are an argument."""
 
-    def __init__(self, model: ModelConfig, mesh: Mesh, config: MeshConfig, dtype: Any) -> None:
-        """MisuseError where no attention that `config` allows can serve whole windows, or there are no next tokens."""
+    def __init__(self, model: ModelConfig, mesh: Mesh, config: MeshConfig, dtype: Any, int8: bool = False) -> None:
+        """MisuseError where no attention that `config` allows can serve whole windows, or there are no next tokens.
+
+        `int8`: as it was trained.
+        """
         if model.objective != "autoregressive":
             raise MisuseError(f"model.objective: a model of {model.objective} fills in hidden tokens and has no "
                               f"likelihood of the next ones to score tasks or texts by; ask another run")  # fmt: skip
-        self.model, self.mesh, self.config, self.dtype = model, mesh, config, dtype
+        self.model, self.mesh, self.config, self.dtype, self.int8 = model, mesh, config, dtype, int8
         self.platform = mesh.devices.flat[0].platform
         self.replicas = mesh.shape["data"] * mesh.shape["fsdp"]
         self.seq_len = model.seq_len
@@ -85,7 +88,7 @@ class Scorer:
         chunks = choose_chunks(self.count_rows(length) // self.replicas, length, model.vocab_size)
         config = replace(self.config, tensor=mesh["tensor"], context=mesh["context"], remat="none", head_chunks=chunks)
         lowering = choose_lowering(config, model, self.platform, jnp.dtype(self.dtype).name)
-        return replace(lowering, mesh=self.mesh if self.mesh.size > 1 else None)
+        return replace(lowering, mesh=self.mesh if self.mesh.size > 1 else None, int8=self.int8)
 
     def count_rows(self, length: int, kind: Kind = "nll") -> int:
         """Windows of this length in one forward pass of all devices; fewer where whole logits are held."""

@@ -18,7 +18,7 @@ import numpy as np
 from jaxscale.fit.squares import Model, redraw, solve
 from jaxscale.mixing.read import Mixtures
 
-__all__ = ["CurveFit", "fit_curve", "near_lowest"]
+__all__ = ["CurveFit", "fit_curve", "near_lowest", "parabola", "solve_parabola"]
 
 GRID = 2001
 NEIGHBOURS, FEWEST = 2, 4
@@ -37,7 +37,7 @@ class CurveFit:
 
     def predict(self, w: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Weighted loss (n,) at shares (n, 2) and sizes as columns of 0 and 1 (n, sizes)."""
-        model = _model(_scale(self.form, w[:, 0]), cells)
+        model = parabola(_scale(self.form, w[:, 0]), cells)
         return np.asarray(model.predict(model.params_of(self.theta[None]))[0])
 
 
@@ -46,10 +46,10 @@ def fit_curve(data: Mixtures, weights: np.ndarray, bootstrap: int, seed: int) ->
     data = data.take(near_lowest(data, weights))
     y, share = data.y @ weights, data.w[:, 0]
     forms = ("weight", "logit") if share.min() > 0 and share.max() < 1 else ("weight",)
-    found = {form: _solve(_model(_scale(form, share), data.cells), y) for form in forms}
+    found = {form: solve_parabola(parabola(_scale(form, share), data.cells), y) for form in forms}
     form = min(found, key=lambda name: found[name][1])
     theta, ss = found[form]
-    rounds = redraw(_model(_scale(form, share), data.cells), theta, y, bootstrap, seed)
+    rounds = redraw(parabola(_scale(form, share), data.cells), theta, y, bootstrap, seed)
     low, high = float(share.min()), float(share.max())
     dof = max(len(y) - len(theta), 1)
     return CurveFit(form, theta, _lowest(form, theta[None], low, high)[0], _lowest(form, rounds, low, high),
@@ -74,7 +74,8 @@ def _scale(form: str, share: np.ndarray) -> np.ndarray:
     return share if form == "weight" else np.log(share) - np.log1p(-share)
 
 
-def _model(u: np.ndarray, cells: np.ndarray) -> Model:
+def parabola(u: np.ndarray, cells: np.ndarray) -> Model:
+    """a_N + b u + c u^2 at u (n,) of sizes as columns of 0 and 1 (n, sizes)."""
     levels = tuple(f"a{i}" for i in range(cells.shape[1]))
 
     def predict(p: Mapping[str, Any]) -> Any:
@@ -84,7 +85,8 @@ def _model(u: np.ndarray, cells: np.ndarray) -> Model:
     return Model((*levels, "b", "c"), frozenset(), predict)
 
 
-def _solve(model: Model, y: np.ndarray) -> tuple[np.ndarray, float]:
+def solve_parabola(model: Model, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """theta (P,) of least squares to y (n,), the levels first, then b and c; and the sum."""
     start = model.theta_of({name: [1.0 if name.startswith("a") else 0.0] for name in model.names})
     solved = solve(model, start, y[None], np.ones((1, len(y))))
     return solved.theta[0], float(solved.value[0])

@@ -21,6 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxscale.model.position import alibi_bias
+
 __all__ = ["attend_blocked", "embed_rows", "gelu", "head_losses", "project", "token_losses"]
 
 BLOCK = 128
@@ -133,29 +135,38 @@ def head_losses(x_btd: jax.Array, head_dv: jax.Array, targets_bt: jax.Array, sca
 
 
 def attend_blocked(
-    q_bthe: jax.Array, k_btke: jax.Array, v_btke: jax.Array, scale: float, causal: bool = True
-) -> jax.Array:
-    """Attention of queries [b, t, h, e] over keys and values [b, t, k, e]; k divides h. Gives [b, t, h, e]."""
+    q_bthe: jax.Array, k_btke: jax.Array, v_btke: jax.Array, scale: float, causal: bool = True,
+    slopes: tuple[float, ...] | None = None,
+) -> jax.Array:  # fmt: skip
+    """Attention of queries [b, t, h, e] over keys and values [b, t, k, e]; k divides h. Gives [b, t, h, e].
+
+    `slopes`: m of each head, whose score falls by m for every step back.
+    """
     b, t, h, e = q_bthe.shape
     k, dtype = k_btke.shape[2], jnp.promote_types(q_bthe.dtype, jnp.float32)
     q_bkgte = (q_bthe.astype(dtype) * scale).reshape(b, t, k, h // k, e).transpose(0, 2, 3, 1, 4)
     k_bkte, v_bkte = (x_btke.astype(dtype).swapaxes(1, 2) for x_btke in (k_btke, v_btke))
-    mixed_bkgte = _attend(q_bkgte, k_bkte, v_bkte, causal)
+    mixed_bkgte = _attend(q_bkgte, k_bkte, v_bkte, causal, slopes)
     return mixed_bkgte.transpose(0, 3, 1, 2, 4).reshape(b, t, h, e).astype(q_bthe.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-    return _attend_forward(q, k, v, causal)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, slopes: tuple[float, ...] | None) -> jax.Array:
+    return _attend_forward(q, k, v, causal, slopes)[0]
 
 
-def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> tuple[jax.Array, tuple[Any, ...]]:
+def _attend_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool, slopes: tuple[float, ...] | None
+) -> tuple[jax.Array, tuple[Any, ...]]:
     """Keeps each block's exp(scores - max) and one over its sums."""
     t, rows, kept = q.shape[3], [], []
     for low in range(0, t, BLOCK):
         high = min(low + BLOCK, t)
         end = high if causal else t
         scores = jnp.einsum("bkgte,bkse->bkgts", q[..., low:high, :], k[:, :, :end])
+        if slopes is not None:
+            bias_hts = alibi_bias(slopes, jnp.arange(low, high), jnp.arange(end))
+            scores = scores + bias_hts.reshape(*scores.shape[1:3], *bias_hts.shape[1:])
         if causal:
             seen = low + jnp.arange(high - low)[:, None] >= jnp.arange(high)
             scores = jnp.where(seen, scores, -jnp.inf)
@@ -167,7 +178,8 @@ def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> t
     return out, (q, k, v, out, kept)
 
 
-def _attend_backward(causal: bool, saved: tuple[Any, ...], dout: jax.Array) -> tuple[jax.Array, ...]:
+def _attend_backward(causal: bool, slopes: Any, saved: tuple[Any, ...], dout: jax.Array) -> tuple[jax.Array, ...]:
+    """The slopes are in the weights that were kept, and get no gradient."""
     q, k, v, out, kept = saved
     t = q.shape[3]
     inner = jnp.sum(dout * out, axis=-1, keepdims=True)

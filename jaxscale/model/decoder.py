@@ -1,7 +1,8 @@
 """The decoder-only transformer: Flax NNX modules over stacked blocks, pure functions inside.
 
-Pre-norm blocks, x += f(RMSNorm(x)) for attention and MLP, rotary positions (Su et al. 2021), optional
-QK-norm and grouped queries, GELU / SwiGLU / ReLU^2, tied or untied head. Logits are float32.
+Pre-norm blocks, x += f(norm(x)) for attention and MLP, with RMSNorm or LayerNorm, positions as in
+`model.position`, optional QK-norm and grouped queries, GELU / SwiGLU / GeGLU / ReLU / ReLU^2, tied or untied
+head. Logits are float32.
 Letters in names are axes: b batch, t position, d width, h heads, k key/value heads, e head width, v vocab.
 """
 
@@ -22,10 +23,12 @@ from jaxscale.model.loss import head_logits, head_losses
 from jaxscale.model.lowering import Lowering
 from jaxscale.model.mup import forward_multipliers, param_rules
 from jaxscale.model.partition import gather_block, gather_keys, place
+from jaxscale.model.position import Turns, alibi_slopes, position_rows, rope_table, rotate, turns
+from jaxscale.model.quantize import multiply_int8
 from jaxscale.model.remat import rematerialize
 from jaxscale.params import count_mask_rows, param_shapes
 
-__all__ = ["Decoder", "Stds", "init_stds", "make_decoder"]
+__all__ = ["Decoder", "Stds", "init_stds", "make_decoder", "rope_table", "rotate"]
 
 Stds = Mapping[str, float | jax.Array]
 """Init standard deviation of every matrix by its name in `params.param_shapes`; may be traced."""
@@ -37,6 +40,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
     "swiglu": jax.nn.silu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu": jax.nn.relu,
+    "geglu": jax.nn.gelu,
 }
 
 
@@ -53,6 +58,7 @@ class Decoder(nnx.Module):
     """
 
     embed: nnx.Param[jax.Array]
+    positions: nnx.Param[jax.Array]
     final_norm: nnx.Param[jax.Array]
     head: nnx.Param[jax.Array]
 
@@ -88,11 +94,20 @@ class Decoder(nnx.Module):
 
     def hidden(self, tokens_bt: jax.Array) -> jax.Array:
         """What the head reads: the normed last states [b, t, d]."""
-        scale = forward_multipliers(self.model)
         mesh = self.lowering.mesh
-        x_btd = (_embed(self.embed[...], tokens_bt, self.lowering) * scale.embed).astype(self.dtype)
+        x_btd = self.embedded(tokens_bt).astype(self.dtype)
         x_btd = self._run_blocks(place(x_btd, BETWEEN, mesh))
-        return rms_norm(x_btd, place(self.final_norm[...], ("width",), mesh), self.model.norm_eps)
+        return normalize(x_btd, place(self.final_norm[...], ("width",), mesh), self.model)
+
+    def embedded(self, tokens_bt: jax.Array) -> jax.Array:
+        """What the first block reads, float32 [b, t, d]: tokens, and positions where those are added."""
+        scale, model = forward_multipliers(self.model), self.model
+        x_btd = _embed(self.embed[...], tokens_bt, self.lowering) * scale.embed
+        table_pd = self.positions[...] if model.position == "learned" else None
+        rows_td = position_rows(tokens_bt.shape[1], model, table_pd, scale.embed)
+        if rows_td is None:
+            return x_btd
+        return x_btd + place(rows_td, ("positions", "embed"), self.lowering.mesh)
 
     def _head(self) -> jax.Array:
         if not self.model.tied:
@@ -103,7 +118,7 @@ class Decoder(nnx.Module):
     def _run_blocks(self, x_btd: jax.Array) -> jax.Array:
         names = [name.removeprefix("blocks.") for name in param_shapes(self.model) if name.startswith("blocks.")]
         layers = {name: getattr(self.blocks, name)[...] for name in names}
-        rope = rope_table(x_btd.shape[1], self.model.d_head, self.model.rope_theta)
+        rope = turns(x_btd.shape[1], self.model)
 
         def body(x: jax.Array, block: dict[str, jax.Array]) -> tuple[jax.Array, None]:
             block = gather_block(block, self.model, self.lowering.mesh, self.dtype)
@@ -148,22 +163,22 @@ def _embed(table_vd: jax.Array, tokens_bt: jax.Array, lowering: Lowering) -> jax
 
 
 def apply_block(
-    block: dict[str, jax.Array], x_btd: jax.Array, rope: tuple[jax.Array, jax.Array], model: ModelConfig,
+    block: dict[str, jax.Array], x_btd: jax.Array, rope: Turns, model: ModelConfig,
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
     """One block on [b, t, d]: attention, then MLP, each on a normed copy and added back."""
     residual, mesh = forward_multipliers(model).residual, lowering.mesh
-    normed = place(rms_norm(x_btd, block["attn_norm"], model.norm_eps), INSIDE, mesh)
+    normed = place(normalize(x_btd, block["attn_norm"], model), INSIDE, mesh)
     x_btd = x_btd + residual * place(attend(block, normed, rope, model, lowering), BETWEEN, mesh)
-    normed = place(rms_norm(x_btd, block["mlp_norm"], model.norm_eps), INSIDE, mesh)
+    normed = place(normalize(x_btd, block["mlp_norm"], model), INSIDE, mesh)
     return x_btd + residual * place(apply_mlp(block, normed, model, lowering), BETWEEN, mesh)
 
 
 def attend(
-    block: dict[str, jax.Array], x_btd: jax.Array, rope: tuple[jax.Array, jax.Array], model: ModelConfig,
+    block: dict[str, jax.Array], x_btd: jax.Array, rope: Turns, model: ModelConfig,
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
-    """Self-attention with rotary positions, causal unless the model fills masks; softmax in float32."""
+    """Self-attention, causal unless the model fills masks; softmax in float32."""
     q_bthe, k_btke, v_btke = _project_heads(block, x_btd, model, lowering)
     if model.qk_norm:
         q_bthe = rms_norm(q_bthe, block["q_norm"], model.norm_eps)
@@ -171,8 +186,8 @@ def attend(
     q_bthe = place(q_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     scale = forward_multipliers(model).attention
     k_btke, v_btke = gather_keys(rotate(k_btke, rope), model, lowering.mesh), gather_keys(v_btke, model, lowering.mesh)
-    causal = model.objective == "autoregressive"
-    mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering, causal)
+    causal, slopes = model.objective == "autoregressive", alibi_slopes(model)
+    mixed_bthe = attend_heads(rotate(q_bthe, rope), k_btke, v_btke, scale, lowering, causal, slopes)
     mixed_bthe = place(mixed_bthe, ("batch", "positions", "heads", "head_dim"), lowering.mesh)
     return multiply(mixed_bthe.reshape(x_btd.shape), block["wo"], lowering)
 
@@ -194,6 +209,8 @@ def _project_heads(
 def multiply(x: jax.Array, w_io: jax.Array, lowering: Lowering) -> jax.Array:
     """x [.., i] @ w [i, o] in the precision of x."""
     w_io = w_io.astype(x.dtype)
+    if lowering.int8:
+        return multiply_int8(x, w_io, lowering.cpu_forms)
     return cpu.project(x, w_io) if lowering.cpu_forms else x @ w_io
 
 
@@ -201,12 +218,23 @@ def apply_mlp(
     block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig,
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
-    """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu."""
-    activate = cpu.gelu if lowering.cpu_forms and model.mlp == "gelu" else ACTIVATIONS[model.mlp]
+    """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu and geglu."""
+    activate = cpu.gelu if lowering.cpu_forms and model.mlp in ("gelu", "geglu") else ACTIVATIONS[model.mlp]
     up = multiply(x_btd, block["w_up"], lowering)
-    hidden = activate(multiply(x_btd, block["w_gate"], lowering)) * up if model.mlp == "swiglu" else activate(up)
+    hidden = activate(multiply(x_btd, block["w_gate"], lowering)) * up if model.gated else activate(up)
     hidden = place(hidden, ("batch", "positions", "mlp"), lowering.mesh)
     return multiply(hidden, block["w_down"], lowering)
+
+
+def normalize(x: jax.Array, gain: jax.Array, model: ModelConfig) -> jax.Array:
+    """The norm of the residual stream."""
+    return (layer_norm if model.norm == "layernorm" else rms_norm)(x, gain, model.norm_eps)
+
+
+def layer_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
+    """(x - mean) / deviation * gain over the last axis (Ba et al. 2016, 1607.06450), without bias, in float32."""
+    x32 = x.astype(jnp.float32)
+    return rms_norm(x32 - jnp.mean(x32, axis=-1, keepdims=True), gain, eps).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
@@ -214,17 +242,3 @@ def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     scaled = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (scaled * gain).astype(x.dtype)
-
-
-def rope_table(length: int, d_head: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of position * theta^(-2i/e): two arrays [t, 1, e/2]."""
-    frequency = theta ** (-jnp.arange(0, d_head, 2) / d_head)
-    angle = (jnp.arange(length)[:, None] * frequency)[:, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_bthe: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate the two halves of each head by the position's angles, in float32."""
-    cos, sin = rope
-    a, b = jnp.split(x_bthe.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_bthe.dtype)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxscale.axes import split_axes
 from jaxscale.layout import SCORES_BYTES
+from jaxscale.model.position import alibi_bias
 
 __all__ = ["attend_chunked", "attend_cudnn", "attend_splash"]
 
@@ -32,27 +33,28 @@ def attend_cudnn(q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale:
     return jax.nn.dot_product_attention(q_bthe, k_bske, v_bske, is_causal=True, scale=scale, implementation="cudnn")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def attend_chunked(
-    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Mesh | None, causal: bool = True
-) -> jax.Array:
+    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Mesh | None, causal: bool = True,
+    slopes: tuple[float, ...] | None = None,
+) -> jax.Array:  # fmt: skip
     """Attention [b, t, h, e], at most about SCORES_BYTES of scores on a chip at a time, forward and back."""
-    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, causal)
+    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, causal, slopes)
 
 
-def _attend_forward(q_bthe: Any, k_bske: Any, v_bske: Any, scale: float, mesh: Any, causal: bool) -> Any:
-    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, causal), (q_bthe, k_bske, v_bske)
+def _attend_forward(q_bthe: Any, k_bske: Any, v_bske: Any, scale: float, mesh: Any, causal: bool, slopes: Any) -> Any:
+    return _attend_pieces(q_bthe, k_bske, v_bske, scale, mesh, causal, slopes), (q_bthe, k_bske, v_bske)
 
 
-def _attend_backward(scale: float, mesh: Any, causal: bool, kept: Any, grad_bthe: jax.Array) -> Any:
-    return jax.vjp(lambda q, k, v: _attend_pieces(q, k, v, scale, mesh, causal), *kept)[1](grad_bthe)
+def _attend_backward(scale: float, mesh: Any, causal: bool, slopes: Any, kept: Any, grad_bthe: jax.Array) -> Any:
+    return jax.vjp(lambda q, k, v: _attend_pieces(q, k, v, scale, mesh, causal, slopes), *kept)[1](grad_bthe)
 
 
 attend_chunked.defvjp(_attend_forward, _attend_backward)
 
 
 def _attend_pieces(
-    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Any, causal: bool
+    q_bthe: jax.Array, k_bske: jax.Array, v_bske: jax.Array, scale: float, mesh: Any, causal: bool, slopes: Any
 ) -> jax.Array:
     b, t, h, e = q_bthe.shape
     parts = 1 if mesh is None else mesh.shape["context"]
@@ -66,7 +68,8 @@ def _attend_pieces(
     def attend(q_bte: jax.Array, ids_t: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         seen = (jnp.arange(t) <= ids_t[:, None])[None, None] if causal else None
         own = (keys.astype(q_bte.dtype), values.astype(q_bte.dtype))
-        return jax.nn.dot_product_attention(q_bte, *own, mask=seen, scale=scale)
+        bias = None if slopes is None else alibi_bias(slopes, ids_t, jnp.arange(t))[None]
+        return jax.nn.dot_product_attention(q_bte, *own, bias, seen, scale=scale)
 
     def one(carry: None, piece: Any) -> tuple[None, jax.Array]:
         return carry, attend(*piece, keys, values)

@@ -8,6 +8,8 @@ unroll       layers as a loop in Python rather than a scan
 cpu_forms    products, GELU, embedding and losses with the backward passes of `model.cpu`
 mesh         the devices over which values are cut; None for one
 interpret    accelerator kernels step by step on a CPU, for tests
+int8         products of blocks with both sides rounded to int8: the recipe's wish (recipe.precision), and the one
+             choice here that is more than rounding of the last bits
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Lowering:
     cpu_forms: bool = False
     mesh: Mesh | None = None
     interpret: bool = False
+    int8: bool = False
 
 
 def lower_layout(layout: Layout, model: ModelConfig, platform: str) -> Lowering:

@@ -15,7 +15,17 @@ with all shapes growing alike it is 1/w for every class. What an optimizer makes
 
     AdamW   update/gradient -> 1               factor = size wanted: hidden l/r, others l
     SGD     update ~ gradient                  factor = size wanted / gradient: hidden o/i, input and gains w, head w
+    Lion    every entry is -1, 0 or 1          factor = size wanted, as for AdamW
+    Adafactor  update has RMS 1, rank of the   factor = size wanted, as for AdamW
+            gradient
     Muon    .2 sqrt(max(fan_in, fan_out)) O    factor = sqrt(o/i) / growth of sqrt(max(fan_in, fan_out))
+
+Lion's sign is AdamW's first step: x^T dL/dy is aligned with the features whatever its size, so that a change
+of entries of 1/i moves an output by O(1). Adafactor divides each row and column of a gradient by one number,
+which leaves its few directions as they are, and bounds the RMS of the result by 1 (`train.optimizer`); neither
+has an epsilon that the gradients come near. Adafactor's rate relative to the size of its weights (Shazeer and
+Stern 2018, section 8) is left out: RMS(p) falls as i^-1/2 with the init and not as the 1/i that is wanted, moves
+as the weights grow, and is a floor of 1e-3 under a head that begins at zero.
 
 O, the orthogonalized momentum, has singular values near 1. The .2 sqrt(max) makes its RMS .2, that of AdamW
 (Liu et al. 2025, 2502.16982), so that one l serves both at base width; but held at every width that RMS lets
@@ -58,7 +68,7 @@ __all__ = [
 ]
 
 Role = Literal["input", "hidden", "head", "vector"]
-Optimizer = Literal["adamw", "sgd", "muon"]
+Optimizer = Literal["adamw", "sgd", "muon", "lion", "adafactor"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 WIDTH_AXES = frozenset({"embed", "heads", "mlp"})

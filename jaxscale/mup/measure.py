@@ -26,6 +26,7 @@ from jaxscale.config import MeshConfig, ModelConfig, Recipe
 from jaxscale.model import decoder as blocks
 from jaxscale.model.decoder import Decoder
 from jaxscale.model.loss import token_losses
+from jaxscale.model.position import turns
 from jaxscale.train.optimizer import Hyper, make_optimizer, param_name
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import Program
@@ -33,10 +34,10 @@ from jaxscale.train.step import Program
 __all__ = ["CLASSES", "Sizes", "measure_model", "walk"]
 
 CLASSES = {
-    "embed": "embedding", "head": "head", "final_norm": "final gain", "blocks.attn_norm": "gain",
-    "blocks.mlp_norm": "gain", "blocks.q_norm": "QK gain", "blocks.k_norm": "QK gain", "blocks.wq": "q",
-    "blocks.wk": "k", "blocks.wv": "v", "blocks.wo": "o", "blocks.w_up": "up", "blocks.w_gate": "gate",
-    "blocks.w_down": "down",
+    "embed": "embedding", "positions": "positions", "head": "head", "final_norm": "final gain",
+    "blocks.attn_norm": "gain", "blocks.mlp_norm": "gain", "blocks.q_norm": "QK gain", "blocks.k_norm": "QK gain",
+    "blocks.wq": "q", "blocks.wk": "k", "blocks.wv": "v", "blocks.wo": "o", "blocks.w_up": "up",
+    "blocks.w_gate": "gate", "blocks.w_down": "down",
 }  # fmt: skip
 """The class under which a parameter is reported."""
 
@@ -124,14 +125,14 @@ def walk(decoder: Decoder, tokens_bt: jax.Array) -> dict[str, jax.Array]:
     model = decoder.model
     scale = blocks.forward_multipliers(model)
     layers = {path[0]: value[...] for path, value in nnx.to_flat_state(nnx.state(decoder.blocks))}
-    rope = blocks.rope_table(tokens_bt.shape[1], model.d_head, model.rope_theta)
-    embedding = x = jnp.take(decoder.embed[...], tokens_bt, axis=0) * scale.embed
+    rope = turns(tokens_bt.shape[1], model)
+    embedding = x = decoder.embedded(tokens_bt)
     attended, mixed = [], []
     for i in range(model.n_layers):
         block = {str(name): value[i] for name, value in layers.items()}
-        attended.append(blocks.attend(block, blocks.rms_norm(x, block["attn_norm"], model.norm_eps), rope, model))
+        attended.append(blocks.attend(block, blocks.normalize(x, block["attn_norm"], model), rope, model))
         x = x + scale.residual * attended[-1]
-        mixed.append(blocks.apply_mlp(block, blocks.rms_norm(x, block["mlp_norm"], model.norm_eps), model))
+        mixed.append(blocks.apply_mlp(block, blocks.normalize(x, block["mlp_norm"], model), model))
         x = x + scale.residual * mixed[-1]
     stacked = {"attention out": jnp.stack(attended), "MLP out": jnp.stack(mixed)}
     return {"embedding": embedding, **stacked, "residual stream": x}

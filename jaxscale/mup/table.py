@@ -17,7 +17,7 @@ from jaxscale.tables import render_table
 
 __all__ = ["RulesTable", "choose_model", "tabulate_rules"]
 
-OWN_RATE = {"embed": "embed_lr", "head": "head_lr"}
+OWN_RATE = {"embed": "embed_lr", "positions": "embed_lr", "head": "head_lr"}
 """Recipe fields that multiply one parameter's rate."""
 
 

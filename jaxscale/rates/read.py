@@ -39,7 +39,10 @@ UNREAD = {
                "microbatch_seqs", *EVAL_FIELDS),
 }  # fmt: skip
 """Fields that the sweep varies, the law corrects for, or that are compared elsewhere."""
-ONLY_FOR = {"adam_lr": ("muon",), "momentum": ("sgd", "muon"), "b1": ("adamw", "muon"), "b2": ("adamw", "muon")}
+ONLY_FOR = {
+    "adam_lr": ("muon",), "momentum": ("sgd", "muon"), "b1": ("adamw", "muon", "lion", "adafactor"),
+    "b2": ("adamw", "muon", "lion"),
+}  # fmt: skip
 
 
 def find_sweep(path: str | Path) -> Path:

@@ -27,6 +27,7 @@ from jaxscale.plain import write_json
 from jaxscale.report.approaches import judge_approaches, list_notes, list_parameters
 from jaxscale.report.backtests import group_nearest, list_tests, sum_origins
 from jaxscale.report.charts import Figure, theme
+from jaxscale.report.compare import compare_section
 from jaxscale.report.downstream import downstream_figure, list_targets
 from jaxscale.report.envelope import draw_envelope
 from jaxscale.report.evidence import METHOD_NAMES, Evidence, HasRows, collect_evidence
@@ -48,6 +49,7 @@ from jaxscale.runs import Observations, Plan, RunResult
 if TYPE_CHECKING:
     import pandas as pd
 
+    from jaxscale.compare import Comparison
     from jaxscale.downstream import Downstream
 
 __all__ = ["write_report"]
@@ -72,20 +74,23 @@ def write_report(
     provenance: dict[str, Any],
     commands: Sequence[str] = (),
     downstream: Downstream | None = None,
+    comparison: Comparison | None = None,
 ) -> Path:
     """Write `report.html` and `figures/` under `out_dir`; the path of the page.
 
     `forecast` and `backtest` have `.rows` in the shape of FORECAST.json and the backtest schema; a sequence
     of forecasts (one a method) is shown side by side. `declared`: the method or law that was declared beforehand
     and leads the page, the first fit unless given; `Fits` bring the judgement of their agreement. `curves`: run_id,
-    train_loss, and flops or tokens. `downstream`: forecasts of task accuracy. Everything but `observations` and
-    `provenance` may be missing; the page says what that leaves open.
+    train_loss, and flops or tokens. `downstream`: forecasts of task accuracy; `comparison`: a study's variants.
+    Everything but `observations` and `provenance` may be missing; the page says what that leaves open.
     """
     evidence = collect_evidence(observations, fits, forecast, backtest, results, plan, curves, declared)
     with debug_mode(False):  # each figure is validated once, when it is finished, and not part by part
-        sections = _draw_sections(evidence)
+        sections = [] if comparison else _draw_sections(evidence)  # those show the runs of one variant
         tasks = downstream_figure(downstream) if downstream else None
         sections += [("Task accuracy", [tasks])] if tasks else []
+        variants, compared = compare_section(comparison) if comparison else (None, None)
+        sections = [("Variants", [variants]), *sections] if variants else sections
     stills = {figure.name: _write_still(figure, Path(out_dir) / "figures") for _, drawn in sections for figure in drawn}
     html = _render(
         title=title,
@@ -105,6 +110,7 @@ def write_report(
         stills=stills,
         specs={figure.name: figure.page_spec() for _, drawn in sections for figure in drawn},
         tasks=list_targets(downstream) if downstream else None,
+        compared=compared,
         fits=summarize_fits(evidence),
         refused=list_refused(evidence),
         runs=list_runs(evidence),

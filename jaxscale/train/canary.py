@@ -115,7 +115,8 @@ def main(argv: list[str]) -> int:
 
 def _judge(study_dir: Path, plan: Plan, mesh: MeshConfig) -> Verdict:
     storage = PosixStorage(study_dir)
-    spec, pool = choose_canary(plan), _describe_pool(mesh)
+    spec = choose_canary(plan)
+    pool = _describe_pool(mesh, spec.precision)
     name = f"canaries/{re.sub('[^A-Za-z0-9.]+', '-', ' '.join(pool.values()))}.json"
     fresh = storage.read(name) is None
     if fresh:
@@ -131,11 +132,11 @@ def _judge(study_dir: Path, plan: Plan, mesh: MeshConfig) -> Verdict:
     return Verdict(not reason, reason, told["pool"], len(others), fresh)
 
 
-def _describe_pool(mesh: MeshConfig) -> dict[str, str]:
+def _describe_pool(mesh: MeshConfig, precision: str) -> dict[str, str]:
     from jaxscale.train.execution import compute_dtype
     from jaxscale.train.provenance import describe_machine
 
-    machine = describe_machine(compute_dtype(mesh))
+    machine = describe_machine(compute_dtype(mesh, precision), precision)
     return {kind: str(machine[kind]) for kind in ("device_kind", "precision", "jax", "jaxscale")}
 
 

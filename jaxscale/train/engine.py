@@ -27,7 +27,7 @@ from jaxscale.model.decoder import init_stds
 from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way
-from jaxscale.train.execution import Execution, choose_execution, choose_microbatch
+from jaxscale.train.execution import Execution, apply_precision, choose_execution, choose_microbatch
 from jaxscale.train.optimizer import Hyper
 from jaxscale.train.sharding import make_mesh, row_group
 from jaxscale.train.step import Program, StepMetrics, TrainState, make_program, quick_compile, strip_init
@@ -259,6 +259,7 @@ class Packed:
 
 def _program(spec: RunSpec, slots: int, mesh: Mesh, dtype: Any, lowering: Lowering, measures: bool) -> Program:
     model, averages = strip_init(spec.model), spec.average_steps > 0
+    lowering = apply_precision(lowering, spec.precision)
     return make_program(model, spec.schedule, slots, mesh, dtype, spec.optimizer, averages, lowering, measures)
 
 

@@ -40,7 +40,8 @@ class Evaluation:
         self.covered, self.due_step = 0, -1
         if evals is not None:
             self.tokenizer = open_tokenizer(tokens.folder)
-            self.scorer = make_scorer(strip_init(self.spec.model), engine.mesh, config, dtype)
+            int8 = self.spec.precision == "int8"
+            self.scorer = make_scorer(strip_init(self.spec.model), engine.mesh, config, dtype, int8)
 
     def start(self, step: int) -> None:
         """Drop the lines past `step`, where training goes on."""

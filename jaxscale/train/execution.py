@@ -18,11 +18,13 @@ from jaxscale.config import MeshConfig
 from jaxscale.errors import MisuseError
 from jaxscale.memory import rank_layouts
 from jaxscale.model.lowering import Lowering, choose_lowering, lower_layout
+from jaxscale.model.quantize import check_int8
 from jaxscale.runs import RunSpec
 from jaxscale.sweep import Way
 from jaxscale.train.sharding import check_batch, layout_mesh, make_mesh
 
-__all__ = ["Execution", "choose_execution", "choose_microbatch", "compute_dtype", "count_microbatch"]
+__all__ = ["Execution", "apply_precision", "choose_execution", "choose_microbatch", "compute_dtype",
+           "count_microbatch"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,21 @@ def _chip_bytes(device: Any) -> float:
     return float((device.memory_stats() or {}).get("bytes_limit", 0))
 
 
-def compute_dtype(config: MeshConfig) -> Any:
-    """The dtype that `mesh.dtype` means on this backend."""
+def compute_dtype(config: MeshConfig, precision: str = "mesh") -> Any:
+    """The float dtype of a run with this recipe.precision: its own, or what `mesh.dtype` means on this backend."""
+    if precision in ("float32", "bfloat16"):
+        return jnp.dtype(precision)
     if config.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(config.dtype)
+
+
+def apply_precision(lowering: Lowering, precision: str) -> Lowering:
+    """The lowering with int8 products where recipe.precision wants them; MisuseError where this backend has none."""
+    if precision != "int8":
+        return lowering
+    check_int8()
+    return replace(lowering, int8=True)
 
 
 def count_microbatch(spec: RunSpec, way: Way, config: MeshConfig, dtype: Any) -> int:

@@ -125,9 +125,7 @@ class Member:
 
     def _kinds(self) -> dict[str, str]:
         """What a resumed run must keep or tell, beside its spec."""
-        machine = describe_machine(self.dtype)
-        if self.spec.precision != "mesh":  # the run's own question, not the machine's choice
-            machine["precision"] = self.spec.precision
+        machine = describe_machine(self.dtype, self.spec.precision)
         told = ("precision", "device_kind", "devices", "threads", "jax", "jaxscale")
         kinds = {kind: str(machine[kind]) for kind in told}
         return kinds | {"data_sha256": self.info.data_sha256}
@@ -267,7 +265,7 @@ class Member:
             tokens_per_s=rate,
             flops_per_s=rate * self.flops_per_token,
             restarts=self.restarts,
-            provenance=describe_machine(self.dtype) | self.kinds | told,
+            provenance=describe_machine(self.dtype, self.spec.precision) | self.kinds | told,
             begun_step=begun,
             mfu=find_mfu(rate * self.flops_per_token),
             metrics_sha256=hash_file(curve) if curve.exists() else "",

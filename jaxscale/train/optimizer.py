@@ -9,8 +9,16 @@ compiled program. One group per distinct `Rule`; its update is
     sgd    u = m, m <- momentum * m + g
     muon   u = .2 sqrt(max(fan_in, fan_out)) * NewtonSchulz(Nesterov momentum), a matrix at a time; AdamW where the
            parameter is no hidden matrix, with k = adam_lr
+    lion   u = sign(b1 m + (1 - b1) g), m <- b2 m + (1 - b2) g                   (Chen et al. 2023, 2302.06675)
+    adafactor  u = mean of h over steps, b1 and Adam's correction of it; h = g / sqrt(v), over its RMS where that
+           exceeds 1; v_ij = R_i C_j / mean R, R and C the means of g^2 over rows and columns and over steps with the
+           decay 1 - t^-.8; a matrix at a time, vectors by v = mean of g^2     (Shazeer and Stern 2018, 1804.04235)
 
-with k also embed_lr for the table and head_lr for an untied head, else 1: k multiplies their decay too.
+with k also embed_lr for the tables and head_lr for an untied head, else 1: k multiplies their decay too.
+
+Adafactor factors every matrix, however small: a size from which on it does (optax has 128) would make one optimizer
+of the narrow end of a ladder and another of its wide end. Its bound on the RMS makes "entries of about 1" hold at
+every width. b1 = 0 takes the momentum away, as published.
 """
 
 from __future__ import annotations
@@ -96,7 +104,7 @@ def param_name(path: tuple[Any, ...]) -> str:
 
 
 def _group(name: str, rule: Rule, hyper: Hyper, optimizer: str) -> optax.GradientTransformation:
-    own: dict[str, Any] = {"embed": hyper.embed_lr, "head": hyper.head_lr}
+    own: dict[str, Any] = {"embed": hyper.embed_lr, "positions": hyper.embed_lr, "head": hyper.head_lr}
     rate = own.get(name, 1.0) * rule.lr
     if optimizer == "muon" and rule.optimizer == "adamw":
         rate = rate * hyper.adam_lr
@@ -111,12 +119,39 @@ def _direction(rule: Rule, hyper: Hyper) -> optax.GradientTransformation:
         return optax.chain(
             scale_by_muon(beta=hyper.momentum, weight_dimension_numbers=_matrices), optax.stateless(_one_rms)
         )
+    if rule.optimizer == "lion":
+        return optax.scale_by_lion(b1=hyper.b1, b2=hyper.b2)
+    if rule.optimizer == "adafactor":
+        one = optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0))
+        return optax.chain(_each_tensor(one, 1 if rule.role == "vector" else 2), optax.ema(hyper.b1))
     return optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=hyper.eps * rule.eps)
 
 
 def _matrices(params: Any) -> Any:
     """The last two axes are the matrix; the layers before them are orthogonalized one by one."""
     return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), params)
+
+
+class _Done:
+    """An update with its new state, a leaf to trees."""
+
+    def __init__(self, both: tuple[Any, Any]) -> None:
+        self.both = both
+
+
+def _each_tensor(one: optax.GradientTransformation, axes: int) -> optax.GradientTransformation:
+    """`one` for each vector (1) or matrix (2 axes) by itself, the axes before them being layers or experts."""
+
+    def spread(function: Any, leaf: jax.Array) -> Any:
+        for _ in range(leaf.ndim - axes):
+            function = jax.vmap(function)
+        return function
+
+    def update(grads: Any, states: Any, params: Any = None) -> tuple[Any, Any]:
+        done = jax.tree.map(lambda g, state, p: _Done(spread(one.update, g)(g, state, p)), grads, states, params)
+        return jax.tree.map(lambda d: d.both[0], done), jax.tree.map(lambda d: d.both[1], done)
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(lambda p: spread(one.init, p)(p), params), update)
 
 
 def _one_rms(updates: Any, _: Any) -> Any:

@@ -106,10 +106,11 @@ class _Runner:
 
     def __init__(self, specs: Sequence[RunSpec], way: Way, mesh: MeshConfig) -> None:
         spec, self.members = specs[0], len(specs)
-        microbatch_seqs = count_microbatch(spec, way, mesh, compute_dtype(mesh))
+        dtype = compute_dtype(mesh, spec.precision)
+        microbatch_seqs = count_microbatch(spec, way, mesh, dtype)
         layout = lay_out(spec, microbatch_seqs, jax.default_backend(), len(jax.devices()), len(specs))
         self.steps = layout.steps
-        self.engine: Engine = make_engine(specs, layout.slots, way, mesh, compute_dtype(mesh))
+        self.engine: Engine = make_engine(specs, layout.slots, way, mesh, dtype)
         shape = (len(specs), layout.slots, microbatch_seqs, spec.model.seq_len + 1)
         self.windows = np.random.default_rng(0).integers(0, spec.model.vocab_size, shape).astype(np.int32)
         self.live = np.ones(len(specs), bool)

@@ -17,8 +17,9 @@ from jaxscale.checkout import code_commit
 __all__ = ["describe_machine"]
 
 
-def describe_machine(dtype: Any) -> dict[str, Any]:
-    """Plain data about this process; `collect` refuses to mix runs whose kinds differ."""
+def describe_machine(dtype: Any, precision: str = "mesh") -> dict[str, Any]:
+    """Plain data about this process and a run of this recipe.precision that computes in `dtype`; `collect` refuses to
+    mix runs whose kinds differ."""
     return {
         "jaxscale": jaxscale.__version__,
         "git_commit": code_commit(),
@@ -31,6 +32,6 @@ def describe_machine(dtype: Any) -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
         "threads": len(os.sched_getaffinity(0)),
-        "precision": str(np.dtype(dtype)),
+        "precision": f"int8 in {np.dtype(dtype)}" if precision == "int8" else str(np.dtype(dtype)),
         "host": platform.node(),
     }

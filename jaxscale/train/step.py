@@ -201,7 +201,7 @@ class Program:
         def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, Any, Any]) -> tuple[Any, jax.Array, Any, Any]:
             total, loss_sum, squares, params_start = carry
             params, start, *step = params_start
-            draw = self.draw(state.mask_seed, *step, i, accumulate, windows_nbt.shape[1]) if step else ()
+            draw = self.draw(state.mask_seed, step[0], i, accumulate, windows_nbt.shape[1]) if step else ()
             (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss, *draw)
             if self.measures:
                 squares = squares + optax.tree.norm(grads, squared=True)

@@ -109,7 +109,7 @@ class Trainer:
         for spec in specs:
             check_tokens(spec, self.tokens, data_sha256)
         self.validation = make_validation(self.tokens, self.spec.data, self.spec.model.seq_len)
-        dtype = compute_dtype(mesh_config)
+        dtype = compute_dtype(mesh_config, self.spec.precision)
         self.pack, told = pack, pack.describe() if pack else None
         watched = {run_id: Stopper(folder.path.parent, folder.spec, rivals[run_id]) for folder in folders
                    if (run_id := folder.spec.run_id) in rivals}  # fmt: skip
@@ -165,7 +165,7 @@ class Trainer:
         spec, config = self.spec, replace(self.config, compile_cache="")
         way = self.pack and (self.pack.pack.way, len(self.members))
         key = repr((program, strip_init(spec.model), spec.schedule, spec.optimizer, spec.average_steps > 0,
-                    spec.microbatch_seqs, self.layout.slots, way, config, self.measures))  # fmt: skip
+                    spec.microbatch_seqs, spec.precision, self.layout.slots, way, config, self.measures))  # fmt: skip
         return compile_alone(self.config.compile_cache, key, self.should_stop)
 
     def _begin(self) -> TrainState:

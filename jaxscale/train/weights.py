@@ -48,7 +48,7 @@ def read_weights(study_dir: Path, spec: RunSpec, mesh: MeshConfig) -> LoadedMode
     if not (folder / str(spec.steps)).is_dir():
         raise MisuseError(f"run {spec.run_id}: no weights of its last step {spec.steps} in {folder}; only runs that "
                           f"are done keep them (sweeps and trunks do not)")  # fmt: skip
-    dtype = compute_dtype(mesh)
+    dtype = compute_dtype(mesh, spec.precision)
     execution = _find_execution(spec, mesh, dtype)
     model, averages = strip_init(spec.model), spec.average_steps > 0
     program = make_program(model, spec.schedule, 1, execution.mesh, dtype, spec.optimizer, averages, execution.lowering)
@@ -60,7 +60,7 @@ def read_weights(study_dir: Path, spec: RunSpec, mesh: MeshConfig) -> LoadedMode
     if state is None:
         raise VerdictError(f"run {spec.run_id}: its last weights cannot be read ({checkpoints.skipped[0]}); put it "
                            f"back with `jaxscale reset {study_dir} {spec.run_id}` and train it anew")  # fmt: skip
-    scorer = make_scorer(model, execution.mesh, mesh, dtype)
+    scorer = make_scorer(model, execution.mesh, mesh, dtype, spec.precision == "int8")
     return LoadedModel(scorer, state.answer, open_tokenizer(build_tokens(spec.data).folder))
 
 
