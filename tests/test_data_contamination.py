@@ -3,11 +3,13 @@
 import json
 import random
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from tiny import write_study
 
+from jaxscale.cli import dispatch
 from jaxscale.config import DataConfig
 from jaxscale.data.contamination import Cleaner, find_cleaner
 from jaxscale.data.split import is_held_out
@@ -139,3 +141,22 @@ def test_held_out_text_is_left_as_it_is(config: DataConfig, tmp_path: Path) -> N
     held = [path for path in sorted((tmp_path / "text").iterdir()) if is_held_out(path.read_bytes(), 0.2)]
     asked = build_tokens(replace(config, decontaminate=(str(tmp_path / "task.jsonl"),)))
     assert asked.info.held_out_documents == len(held)
+
+
+def test_the_data_verb_tells_what_is_read_and_what_was_cut_of_every_text(config: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    body = f"""from jaxscale.config import DataConfig, Variant
+    study = replace(study, data=DataConfig(**{asdict(config)!r}), variants=(Variant("plain"),
+        Variant("clean", ("data.decontaminate={tmp_path}/task.jsonl",)),
+        Variant("mixed", ("data.mixture=(('0*', .5), ('1*', .5))",)), Variant("wide", ("grid.min_steps=5",))))"""
+    study = write_study(tmp_path / "study", body)
+    assert dispatch(["data", str(study), "--out", str(tmp_path / "data.json")]) == 0
+    told = json.loads((tmp_path / "data.json").read_text())
+    rows = {tuple(row["variants"]): row for row in told["rows"]}
+    assert list(rows) == [("plain", "wide"), ("clean",), ("mixed",)]
+    assert rows["plain", "wide"]["decontaminated"] is None
+    cut = {one["source"]: one["paragraphs_cut"] for one in told["sources"] if one["variants"] == ["clean"]}
+    assert sum(cut.values()) == rows["clean",]["decontaminated"]["items_found"] > 10
+    read = {Path(one["source"]).name: one["share"] for one in told["sources"] if one["variants"] == ["mixed"]}
+    assert sum(share for name, share in read.items() if name < "1") == pytest.approx(0.5)
+    assert not any(share for name, share in read.items() if name >= "2")

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import make_study
+from tiny import make_study, write_study
 
+from jaxscale.cli import dispatch
 from jaxscale.config import DataConfig
 from jaxscale.data import shards
 from jaxscale.data.attribution import make_validation
@@ -23,6 +24,7 @@ from jaxscale.data.tokenizer import train_bpe
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError
 from jaxscale.plan import plan_isoflop
+from jaxscale.sweep import read_plan
 from jaxscale.train.loop import train_run
 
 IDS = np.random.default_rng(0).integers(0, 5000, 12_345)
@@ -219,6 +221,17 @@ def test_shards_are_mixed_as_their_ids_in_memory_are(config: DataConfig, tmp_pat
         build_tokens(replace(plain, mixture=(("*code*", 1.0),)))
     with pytest.raises(MisuseError, match="unique_tokens 100: works on documents"):  # also where files are there
         build_tokens(replace(plain, unique_tokens=100.0))
+
+
+def test_variants_of_a_study_on_shards_are_planned(config: DataConfig, tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", write_raw)
+    body = f"""from jaxscale.config import DataConfig, Variant
+    study = replace(study, data=DataConfig(**{asdict(replace(config, max_epochs=1e4))!r}),
+        model=replace(study.model, vocab_size=5000), grid=replace(study.grid, budgets=(1e11,), bracket=False),
+        variants=(Variant("whole"), Variant("mixed", ("data.mixture=(('*000*', .5), ('*002*', .5))",))))"""
+    assert dispatch(["plan", str(write_study(tmp_path, body)), "--out", str(tmp_path / "plan")]) == 0
+    cells = read_plan(tmp_path / "plan").cells
+    assert {cell.variants for cell in cells} == {("whole",), ("mixed",)}
 
 
 def test_a_run_on_shards_is_to_the_bit_the_run_on_their_text(tmp_path: Path) -> None:
