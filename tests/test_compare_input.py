@@ -57,6 +57,9 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_or_not_at_all(frame):
     result = quick(odd, tuned=True)
     assert result.loss == "bits_per_byte" and result.leader == "adam"
     assert any("bits per byte" in note for note in result.notes)
+    other = quick(odd.assign(val_sha256=by(odd, "aa", "bb")), tuned=True)
+    assert other.verdict == "incomparable" and "data.val_bytes" in other.words
+    assert quick(odd.assign(val_sha256="one text"), tuned=True).leader == "adam"
 
 
 def test_no_winner_without_equal_tuning(frame):

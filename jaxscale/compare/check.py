@@ -40,7 +40,9 @@ def check_common(table: Table, names: tuple[str, ...], allow: Sequence[str]) -> 
     """Whether the variants measure the same thing."""
     for name in ("val_sha256", "validation"):
         if words := _differ(table, names, name):
-            return Common("loss", f"{words}: losses on different texts do not compare; validate all on one")
+            others = _differ(table, names, "tokenizer")
+            way_out = "set data.val_bytes, one text for every tokenizer" if others else "validate all on one"
+            return Common("loss", f"{words}: losses on different texts do not compare; {way_out}")
     loss, notes = "loss", []
     for name in ("tokenizer", "vocab_size"):
         if not (words := _differ(table, names, name)):

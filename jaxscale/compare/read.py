@@ -162,6 +162,8 @@ def _ask_runs(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
         place = run_dir(folder, str(run_id))
         result, spec = read_result(place / "result.json"), read_spec(place / "spec.json")
         told = {name: result.provenance[name] for name in PROVENANCE if name in result.provenance}
+        if "val_text_sha256" in result.provenance:  # of the text, which tokens of another tokenizer share
+            told["val_sha256"] = result.provenance["val_text_sha256"]
         data = spec.data
         text = f"{data.val_files or data.files}, val_fraction {data.val_fraction:g}, val_tokens {data.val_tokens}"
         known[run_id] = {"validation": text, "seq_len": spec.model.seq_len, "seconds": result.seconds,
