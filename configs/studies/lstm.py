@@ -1,6 +1,6 @@
 """Transformer or LSTM? The question of Kaplan et al. 2020 (figure 7), at toy size, with a law for each.
 
-Purpose:  A transformer and an LSTM of the same width, depth, embedding and head, each with an IsoFLOP grid and a learning
+Purpose:  A transformer and an LSTM of one width, depth, embedding and head, each with an IsoFLOP grid and a learning
           rate of its own: which one is to be built at ten and a hundred times the compute, and how much more compute
           would the other one need for the same loss?
 Command:  jaxscale run configs/studies/lstm.py --data.files '/work/shared/corpora/*.xz' --out runs/lstm

@@ -102,7 +102,7 @@ def write_report(
         tests=list_tests(evidence),
         origins=sum_origins(evidence),
         suspicions=evidence.suspicions,
-        cautions=find_cautions(evidence),
+        cautions=find_cautions(evidence, lawful=comparison is not None),
         notes=list_notes(evidence),
         parameters=list_parameters(evidence),
         confidence=" and ".join(sorted({f"{fit.confidence:.0%}" for fit in evidence.fits.values() if fit.bootstrap})),

@@ -70,12 +70,15 @@ def summarize_fits(evidence: Evidence) -> Table:
 def list_runs(evidence: Evidence) -> Table:
     """Every measured run, by compute and then size."""
     headings = ("run", "role", "budget C", "N", "D", "D/N", "loss", "std error", "seed", "time", "tokens/s")
+    varied = ("variant",) if "variant" in evidence.points else ()
     results = {result.run_id: result for result in evidence.results}
     ordered = records(_sort_runs(evidence.points))
-    rows = [_run_row(row, results.get(row["run_id"])) for row in ordered[:MAX_ROWS]]
+    rows = [
+        (*(str(row[name]) for name in varied), *_run_row(row, results.get(row["run_id"]))) for row in ordered[:MAX_ROWS]
+    ]
     left = len(ordered) - len(rows)
     note = f"{left} more runs are in the source, and in every fit that uses them." if left else ""
-    return Table(headings, rows, note, 2)
+    return Table((*varied, *headings), rows, note, 2 + len(varied))
 
 
 def _sort_runs(points: pd.DataFrame) -> pd.DataFrame:

@@ -72,11 +72,14 @@ def say_leader(evidence: Evidence) -> str:
     return f"By the {evidence.leader}, the approach declared beforehand: no backtest chooses another."
 
 
-def find_cautions(evidence: Evidence) -> list[str]:
-    """Why this answer may be wrong, gravest first; an empty list is a claim too."""
+def find_cautions(evidence: Evidence, lawful: bool = False) -> list[str]:
+    """Why this answer may be wrong, gravest first; an empty list is a claim too.
+
+    `lawful`: laws of another kind stand on the page, so that none of these is no lack.
+    """
     rules = (_no_law, _silent_fits, _mistuned, _missed_backtest, _lost_budgets, _thin_budgets, _disagreements,
              _wide_intervals, _far, _own_words, _not_averaged, _lost_runs)  # fmt: skip
-    return [caution for rule in rules for caution in rule(evidence)]
+    return [caution for rule in rules if not (lawful and rule is _no_law) for caution in rule(evidence)]
 
 
 def _answer(row: dict[str, Any], evidence: Evidence) -> Answer:
