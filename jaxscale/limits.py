@@ -129,8 +129,8 @@ def _check_objective(study: Study) -> None:
         raise MisuseError(f"model.objective: masked_diffusion fills in what stands on both sides, and an "
                           f"{model.architecture} reads from one; use --model.architecture transformer")  # fmt: skip
     if model.position in ("none", "alibi"):
-        raise MisuseError(f"model.position: {model.position} tells places by what comes before, and masked_diffusion "
-                          f"sees both sides at once; use rope, learned or sinusoidal")  # fmt: skip
+        raise MisuseError(f"model.position: {model.position} does not tell left from right without a causal mask, and "
+                          f"masked_diffusion has none; use rope, learned or sinusoidal")  # fmt: skip
     if study.recipe.evals:
         raise MisuseError("recipe.evals: tasks are scored by the likelihood of the next tokens, of which "
                           "model.objective masked_diffusion has a bound only; leave recipe.evals empty")  # fmt: skip
