@@ -28,6 +28,9 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "head_dim": (),
     "layers": (),
+    "experts": (),
+    "state": ("fsdp",),
+    "gates": (),
     # activations
     "batch": BATCH,
     "rows": ("data",),
@@ -37,7 +40,8 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "width": (),
 }
 """Logical axis -> mesh axes. "sequence" lies between blocks, "positions" inside them; "keys" are the positions that a
-query looks at, gathered over context; "rows" is a batch while its tokens are looked up in a table split over fsdp."""
+query looks at, gathered over context; "rows" is a batch while its tokens are looked up in a table split over fsdp.
+Every expert is split as a dense MLP is; "state" and "gates" are an LSTM's, which no product splits."""
 
 
 def split_axes(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:

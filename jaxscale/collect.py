@@ -50,6 +50,8 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     if not allow_mixed:
         _check_kinds([status.result for status in kept if status.result])
     frame = pd.DataFrame([_row(status) for status in kept], columns=list(_COLUMNS))
+    if (frame["N_total"] == frame["N"]).all():
+        frame = frame.drop(columns="N_total")  # without experts it would be one convention told twice
     text = frame.to_csv(index=False)
     source = {
         "path": str(folder),
@@ -65,6 +67,7 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
 _COLUMNS = (
     "run_id", "role", "budget", "N", "N_non_embedding", "D", "C", "loss", "loss_std_error", "bits_per_byte",
     "train_loss", "seed", "U", "d_model", "n_layers", "flops_6nd", "steps", "seconds", "parent", "family",
+    "N_total",
 )  # fmt: skip
 
 
@@ -77,7 +80,7 @@ def _row(status: CellStatus) -> dict[str, Any]:
         float(result.n_params_non_embedding), float(result.tokens), result.flops, result.loss,
         result.loss_std_error, result.bits_per_byte, result.train_loss, cell.spec.seed, float(unique),
         cell.spec.model.d_model, cell.spec.model.n_layers, cell.flops_6nd, cell.spec.steps, result.seconds,
-        cell.spec.parent or cell.run_id, cell.spec.family,
+        cell.spec.parent or cell.run_id, cell.spec.family, float(result.n_params_total or result.n_params),
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
 

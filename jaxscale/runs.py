@@ -152,6 +152,8 @@ class Cell:
     flops_6nd: float
     epochs: float | None
     seconds: float
+    n_params_total: int | None = None
+    """All parameters, where n_params are the active ones of experts; None in plans of before it was noted: n_params."""
 
     @property
     def run_id(self) -> str:
@@ -274,6 +276,8 @@ class RunResult:
     """Steps that a branch took over from its trunk; `seconds` and the rates leave them out, tokens and flops do not."""
     mfu: float | None = None
     """Model FLOPs utilization: `flops_per_s` over the bf16 peak of all chips; None on CPU and unknown chips."""
+    n_params_total: int | None = None
+    """All parameters, where n_params are those that a token meets; None in results of before it was noted."""
     metrics_sha256: str = ""
     """Of the finished metrics.jsonl; empty in results of before it was noted."""
 

@@ -9,6 +9,7 @@ axis, width and depth, a = depth_alpha. Two ends where two parts of a size grow 
     gradient    1/o .. 1/sqrt(o w), in blocks times m^-a: the part aligned over outputs, and the random part of
                 sums that run over w inputs for o shared outputs (gains over heads, keys over their queries)
     update      of a matrix i^(-1/2), for it has size i^(-1/2) and moves by 1/i; in blocks times m^(a-1)
+                of a router 1, for it begins at size 1/i
                 Muon: i^(-1/2) where the gradient's rank is the batch's, sqrt(o/max growth) where it is full
                 SGD: times the gradient's two ends over 1/o
     decay       1; exactly 0 for vectors
@@ -28,7 +29,7 @@ __all__ = ["TOLERANCE", "Expected", "expect_ratio"]
 TOLERANCE: dict[str, float] = {"change": 0.2, "gradient": 0.35, "update": 0.2, "decay": 0.05, "epsilon": 0.35}
 """How far a slope may lie from its expectation; an update of SGD has its gradient's."""
 
-BRANCHES = ("attention out", "MLP out")
+BRANCHES = ("attention out", "MLP out", "LSTM out")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _update(axes: Axes, base: Axes, w: float, optimizer: str) -> Expected:
 
 
 def _is_hidden(axes: Axes) -> bool:
-    names = [name for name, _ in axes if name != "layers"]
+    names = [name for name, _ in axes if name not in ("layers", "experts")]
     return len(names) == 2 and "vocab" not in names
 
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.model.decoder import Decoder, Stds, init_stds, make_decoder
+from jaxscale.model.experts import Load
 from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.model.partition import place
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
@@ -138,10 +139,14 @@ class Program:
         return TrainState(params, opt_state, jnp.int32(0), average)
 
     def apply(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.apply_with_load(params, windows_bt)[:2]
+
+    def apply_with_load(self, params: Any, windows_bt: jax.Array) -> tuple[jax.Array, jax.Array, Load | None]:
+        """Losses and log Z [b, t], and how the tokens fell on experts, where there are any."""
         decoder: Decoder = nnx.merge(self.graphdef, params)
         inputs, targets = (place(part, ("batch", "positions"), self.lowering.mesh) for part in
                            (windows_bt[:, :-1], windows_bt[:, 1:]))  # fmt: skip
-        return decoder.losses(inputs, targets)
+        return decoder.losses_and_load(inputs, targets)
 
     def _as_params(self, tree: Any) -> Any:
         """A tree like the parameters, lying as they do."""
@@ -149,10 +154,12 @@ class Program:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.state_sharding.params)
 
-    def loss(self, params: Any, windows_bt: jax.Array, z_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses_bt, log_z_bt = self.apply(params, windows_bt)
+    def loss(self, params: Any, windows_bt: jax.Array, hyper: Hyper) -> tuple[jax.Array, jax.Array]:
+        """What training descends, and its cross-entropy alone, which is what is reported."""
+        losses_bt, log_z_bt, load = self.apply_with_load(params, windows_bt)
         loss = jnp.mean(losses_bt)
-        return loss + z_loss * jnp.mean(jnp.square(log_z_bt)), loss
+        whole = loss + hyper.z_loss * jnp.mean(jnp.square(log_z_bt))
+        return whole if load is None else whole + hyper.router_balance * jnp.sum(load.balance), loss
 
     def advance(
         self, state: TrainState, windows_nbt: jax.Array, steps: jax.Array, accumulate: jax.Array, hyper: Hyper
@@ -164,7 +171,7 @@ class Program:
         def add_microbatch(i: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, Any]:
             total, loss_sum, params_start = carry
             params, start = params_start
-            (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss)
+            (_, loss), grads = gradient(params, windows_nbt[start + i], hyper)
             return jax.tree.map(jnp.add, total, grads), loss_sum + loss, params_start
 
         def one_step(i: jax.Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
