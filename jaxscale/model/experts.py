@@ -23,10 +23,12 @@ What is executed, by `Lowering`:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxscale.axes import split_axes
@@ -163,9 +165,48 @@ def _mix_sorted(
     sizes_e = jnp.sum(chosen_nk.reshape(-1, 1) == jnp.arange(weights["w_up"].shape[0]), axis=0, dtype=jnp.int32)
     x_ad = spread(x_nd, order_a // k, slots_nk)
     gates_a = spread(gates_nk.reshape(-1), order_a, slots_nk.reshape(-1, 1))
-    up, gate = (jax.lax.ragged_dot(x_ad, weights[w], sizes_e) if w in weights else None for w in ("w_up", "w_gate"))
-    y_ad = jax.lax.ragged_dot(activate(up, gate) * gates_a[:, None], weights["w_down"], sizes_e)
+    up, gate = (multiply_groups(x_ad, weights[w], sizes_e) if w in weights else None for w in ("w_up", "w_gate"))
+    y_ad = multiply_groups(activate(up, gate) * gates_a[:, None], weights["w_down"], sizes_e)
     return bring_back(y_ad, order_a // k, slots_nk)
+
+
+@jax.custom_vjp
+def multiply_groups(x_ai: jax.Array, w_eio: jax.Array, sizes_e: jax.Array) -> jax.Array:
+    """x [a, i] @ w [e, i, o], the first sizes[0] rows by the first matrix and so on.
+
+    `jax.lax.ragged_dot`, but under vmap its members become more groups of one product.
+    """
+    return _groups(x_ai, w_eio, sizes_e)
+
+
+def _multiply_backward(saved: tuple[jax.Array, ...], dy_ao: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    x_ai, w_eio, sizes_e = saved
+    return _groups(dy_ao, w_eio.mT, sizes_e), _groups_gradient(x_ai, dy_ao, sizes_e), None
+
+
+multiply_groups.defvjp(lambda *values: (_groups(*values), values), _multiply_backward)
+
+
+@custom_vmap
+def _groups(x_ai: jax.Array, w_eio: jax.Array, sizes_e: jax.Array) -> jax.Array:
+    return jax.lax.ragged_dot(x_ai, w_eio, sizes_e)
+
+
+@custom_vmap
+def _groups_gradient(x_ai: jax.Array, y_ao: jax.Array, sizes_e: jax.Array) -> jax.Array:
+    """x^T y [e, i, o], a product a group over its own rows."""
+    by_rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+    return jax.lax.ragged_dot_general(x_ai, y_ao, sizes_e, by_rows)
+
+
+def _fold_members(product: Any, size: int, batched: list[bool], *values: jax.Array) -> tuple[jax.Array, bool]:
+    whole = [x if own else jnp.broadcast_to(x, (size, *x.shape)) for x, own in zip(values, batched, strict=True)]
+    out = product(*(x.reshape(-1, *x.shape[2:]) for x in whole))
+    return out.reshape(size, -1, *out.shape[1:]), True
+
+
+_groups.def_vmap(partial(_fold_members, _groups))
+_groups_gradient.def_vmap(partial(_fold_members, _groups_gradient))
 
 
 def _mix_on_mesh(

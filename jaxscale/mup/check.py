@@ -204,6 +204,7 @@ def judge(against: str, models: Sequence[ModelConfig], measured: Sequence[Sizes]
             parameter = names.get(label, label) if quantity != "change" else label
             ends = [expect_ratio(quantity, parameter, one, models[0], optimizer) for one in models]
             tolerance = TOLERANCE["gradient" if (quantity, optimizer) == ("update", "sgd") else quantity]
+            tolerance = TOLERANCE.get(label, tolerance) if quantity == "change" else tolerance
             rows.append(_judge_slope(against, quantity, label, rungs, sizes, ends, tolerance))
     return [*rows, _judge_paths(against, [one["paths", "loss"] for one in measured])]
 
