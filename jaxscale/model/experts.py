@@ -227,7 +227,8 @@ def _mix_on_mesh(
         y_nd = _mix_sorted(weights, *(part.reshape(-1, part.shape[-1]) for part in own), activate)
         return jax.lax.psum(y_nd.reshape(own[0].shape), split) if split else y_nd.reshape(own[0].shape)
 
-    mixed: jax.Array = jax.shard_map(mix, mesh=mesh, in_specs=(specs, tokens, tokens, tokens), out_specs=tokens)(
-        weights, x_btd, gates_btk, chosen_btk
-    )
+    run = jax.shard_map(
+        mix, mesh=mesh, in_specs=(specs, tokens, tokens, tokens), out_specs=tokens, check_vma=False
+    )  # fmt: skip
+    mixed: jax.Array = run(weights, x_btd, gates_btk, chosen_btk)
     return mixed
