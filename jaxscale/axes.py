@@ -29,6 +29,9 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "layers": (),
     "places": (),
+    "experts": (),
+    "state": ("fsdp",),
+    "gates": (),
     # activations
     "batch": BATCH,
     "rows": ("data",),
@@ -39,7 +42,8 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
 }
 """Logical axis -> mesh axes. "sequence" lies between blocks, "positions" inside them; "keys" are the positions that a
 query looks at, gathered over context; "places" are the rows of a table of positions, whole on every chip; "rows" is a
-batch while its tokens are looked up in a table split over fsdp."""
+batch while its tokens are looked up in a table split over fsdp. Every expert is split as a dense MLP is; "state" and
+"gates" are an LSTM's, which no product splits."""
 
 
 def split_axes(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:

@@ -61,6 +61,8 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     frame = pd.DataFrame(rows, columns=[*known, *sources])
     if shares := [name for name in sources if name.startswith("share:")]:
         frame[shares] = frame[shares].fillna(0.0)
+    if not varied and (frame["N_total"] == frame["N"]).all():
+        frame = frame.drop(columns="N_total")  # without experts it would be one convention told twice
     text = frame.to_csv(index=False)
     source = {
         "path": str(folder),
@@ -90,10 +92,11 @@ def _refusal(cell: Cell, reason: str) -> dict[str, Any]:
 _COLUMNS = (
     "run_id", "role", "budget", "N", "N_non_embedding", "D", "C", "loss", "loss_std_error", "bits_per_byte",
     "train_loss", "seed", "U", "d_model", "n_layers", "flops_6nd", "steps", "seconds", "parent", "family",
+    "N_total",
 )  # fmt: skip
 
 
-_VARIANT_COLUMNS = ("variant", "N_total", "tokens_per_s", "flops_per_s", "lr", "batch_tokens")
+_VARIANT_COLUMNS = ("variant", "tokens_per_s", "flops_per_s", "lr", "batch_tokens")
 """What comparing needs beside."""
 
 
@@ -101,8 +104,7 @@ def _variant_rows(status: CellStatus) -> list[dict[str, Any]]:
     """A finished run once for every variant that it serves."""
     cell, result, row = status.cell, status.result, _row(status)
     assert result is not None
-    values = (float(result.n_params), result.tokens_per_s, result.flops_per_s, cell.spec.lr,
-              cell.spec.batch_seqs * cell.spec.model.seq_len)  # fmt: skip
+    values = (result.tokens_per_s, result.flops_per_s, cell.spec.lr, cell.spec.batch_seqs * cell.spec.model.seq_len)
     return [row | dict(zip(_VARIANT_COLUMNS, (name, *values), strict=True)) for name in cell.variants]
 
 
@@ -117,7 +119,7 @@ def _row(status: CellStatus) -> dict[str, Any]:
         float(result.n_params_non_embedding), float(result.tokens), result.flops, result.loss,
         result.loss_std_error, result.bits_per_byte, result.train_loss, cell.spec.seed, float(unique),
         cell.spec.model.d_model, cell.spec.model.n_layers, cell.flops_6nd, cell.spec.steps, result.seconds,
-        cell.spec.parent or cell.run_id, cell.spec.family,
+        cell.spec.parent or cell.run_id, cell.spec.family, float(result.n_params_total or result.n_params),
     )  # fmt: skip
     return dict(zip(_COLUMNS, values, strict=True))
 

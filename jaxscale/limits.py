@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from jaxscale.config import Study
+from jaxscale.config import MeshConfig, ModelConfig, Study
 from jaxscale.errors import MisuseError
 
-__all__ = ["check_limits"]
+__all__ = ["check_limits", "check_mesh"]
 
 MAX_SEED = 2**32
 """Seeds are 32-bit: the key of the parameters and of the data order."""
@@ -96,6 +96,8 @@ def _check_together(study: Study) -> None:
     _check_branches(study)
     _check_data(study)
     _check_objective(study)
+    _check_architecture(study)
+    check_mesh(study.model, study.mesh)
     for name in ("lr_horizon_exponent", "lr_batch_exponent"):
         if getattr(recipe, name) is not None and not recipe.lr_from:
             raise MisuseError(f"recipe.{name}: is read only with a sweep; give its file by --recipe.lr-from")
@@ -147,6 +149,42 @@ def _check_branches(study: Study) -> None:
         raise MisuseError("recipe.decay_fraction: 0 leaves a branch nothing to decay; use .1 to .3")
     if mesh.packs in ("pack", "turn"):
         raise MisuseError(f"mesh.packs: {mesh.packs} trains no trunks and branches; use process")
+
+
+def _check_architecture(study: Study) -> None:
+    model, rounds = study.model, study.recipe.precision == "int8"
+    if model.n_experts and model.experts_per_token > model.n_experts:
+        raise MisuseError(f"model.experts_per_token: {model.experts_per_token} of {model.n_experts} experts cannot be "
+                          f"chosen; use {model.n_experts} or fewer, or more model.n_experts")  # fmt: skip
+    if rounds and model.n_experts:
+        raise MisuseError("recipe.precision: int8 has no form for the products of experts; use bfloat16 or float32")
+    if model.architecture != "lstm":
+        return
+    if rounds:
+        raise MisuseError("recipe.precision: int8 has no form for an LSTM's loop over time; use bfloat16 or float32")
+    if model.n_experts:
+        raise MisuseError(f"model.n_experts: {model.n_experts} needs MLPs and an LSTM has none; use 0, or "
+                          f"model.architecture transformer")  # fmt: skip
+    if model.objective != "autoregressive":
+        raise MisuseError(f"model.objective: {model.objective} looks at positions on both sides and an LSTM reads from "
+                          f"one; use autoregressive, or model.architecture transformer")  # fmt: skip
+    for name, silent in (("position", ("rope", "none")), ("kv_groups", (1,))):
+        if getattr(model, name) not in silent:
+            raise MisuseError(f"model.{name}: {getattr(model, name)} is an attention's and an LSTM has none; use "
+                              f"{silent[-1]}")  # fmt: skip
+
+
+def check_mesh(model: ModelConfig, mesh: MeshConfig) -> None:
+    """MisuseError for a mesh that asks of an LSTM what only a transformer can do."""
+    if model.architecture != "lstm":
+        return
+    for name, why in (("tensor", "its loop over time would wait for the others at every position"),
+                      ("context", "it reads a sequence from its beginning")):  # fmt: skip
+        if getattr(mesh, name) > 1:
+            raise MisuseError(f"mesh.{name}: {getattr(mesh, name)} does not split an LSTM, {why}; use 1, and mesh.data "
+                              f"or mesh.fsdp")  # fmt: skip
+    if mesh.attention != "auto":
+        raise MisuseError(f"mesh.attention: {mesh.attention} is a kernel of attention and an LSTM has none; use auto")
 
 
 def _values(study: Study, names: Any) -> Iterator[tuple[str, float]]:

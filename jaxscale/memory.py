@@ -21,6 +21,7 @@ from jaxscale.axes import count_shards
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.flops import count_params, flops_per_token
 from jaxscale.layout import SCORES_BYTES, Layout, Remat, can_attend, check_attention, choose_attention, choose_chunks
+from jaxscale.limits import check_mesh
 from jaxscale.params import param_shapes
 
 __all__ = ["Layout", "MemoryEstimate", "estimate_memory", "rank_layouts"]
@@ -172,6 +173,7 @@ def rank_layouts(
     Values that `mesh` gives are fixed, its autos are free. tensor stays within `chips_per_host`. Empty where
     nothing fits. MisuseError for an attention that cannot work.
     """
+    check_mesh(model, mesh)
     if mesh.attention != "auto":
         check_attention(mesh.attention, model, platform, dtype, max(1, mesh.context))
     found = []
@@ -188,7 +190,11 @@ def _shapes(model: ModelConfig, chips: int, chips_per_host: int, mesh: MeshConfi
     for tensor in _choices(mesh.tensor, chips):
         if not mesh.tensor and (tensor > chips_per_host or model.n_heads % tensor or model.d_ff % tensor):
             continue
+        if model.architecture == "lstm" and tensor > 1:
+            continue
         for context in _choices(mesh.context, chips // tensor):
+            if model.architecture == "lstm" and context > 1:
+                continue
             if model.seq_len % context or (not mesh.context and model.seq_len // context < 1024 and context > 1):
                 continue
             replicas = chips // tensor // context

@@ -226,7 +226,7 @@ def _candidates(study: Study, budget: float) -> list[_Candidate]:
     ratio = _expected_ratio(study.grid, budget)
     found = []
     for model in _ladder(study):
-        n_params = count_params(model)["total"]
+        n_params = count_params(model)["active"]
         tokens = budget / flops_per_token(model)
         x = 0.5 * math.log(ratio / (tokens / n_params))
         found.append(_Candidate(model, budget, x, n_params, tokens))

@@ -94,12 +94,13 @@ def describe_run(spec: RunSpec, role: Role = "grid") -> Cell:
     return Cell(
         spec=spec,
         role="trunk" if spec.keeps else role,
-        n_params=counts["total"],
+        n_params=counts["active"],
         n_params_non_embedding=counts["non_embedding"],
         flops=float(flops_per_token(spec.model) * spec.tokens),
-        flops_6nd=flops_6nd(counts["total"], spec.tokens),
+        flops_6nd=flops_6nd(counts["active"], spec.tokens),
         epochs=None,
         seconds=0.0,
+        n_params_total=counts["total"],
     )
 
 

@@ -157,6 +157,8 @@ class Cell:
     seconds: float
     variants: tuple[str, ...] = ()
     """Names of the study's variants that this run serves, several where they do not differ in it; () without any."""
+    n_params_total: int | None = None
+    """All parameters, where n_params are the active ones of experts; None in plans of before it was noted: n_params."""
 
     @property
     def run_id(self) -> str:
@@ -313,6 +315,8 @@ class RunResult:
     """Steps that a branch took over from its trunk; `seconds` and the rates leave them out, tokens and flops do not."""
     mfu: float | None = None
     """Model FLOPs utilization: `flops_per_s` over the bf16 peak of all chips; None on CPU and unknown chips."""
+    n_params_total: int | None = None
+    """All parameters, where n_params are those that a token meets; None in results of before it was noted."""
     metrics_sha256: str = ""
     """Of the finished metrics.jsonl; empty in results of before it was noted."""
     losses: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -49,7 +49,7 @@ Way = Literal["auto", "process", "pack", "turn"]
 
 OWN_NUMBERS = frozenset({
     "lr", "embed_lr", "head_lr", "adam_lr", "momentum", "b1", "b2", "eps", "weight_decay", "clip_norm", "z_loss",
-    "warmup_steps", "decay_steps", "final_fraction", "seed", "budget_flops",
+    "router_balance", "warmup_steps", "decay_steps", "final_fraction", "seed", "budget_flops",
 })  # fmt: skip
 OWN_SCALES = frozenset({"embed_std", "hidden_std", "head_std", "init_scale"})
 """Fields in which the runs of a pack may differ: all else is a shape, or the text."""
@@ -263,6 +263,7 @@ def fail_cell(study_dir: Path, cell: Cell, reason: str) -> RunResult:
         train_loss=None,
         n_params=cell.n_params,
         n_params_non_embedding=cell.n_params_non_embedding,
+        n_params_total=cell.n_params_total,
         tokens=0,
         flops=0.0,
         steps_done=0,

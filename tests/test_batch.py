@@ -106,7 +106,7 @@ def test_measuring_changes_no_bit_and_sums_the_squares_of_the_microbatches() -> 
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True))
     assert np.array_equal(metrics.loss, measured.loss) and np.array_equal(metrics.grad_norm, measured.grad_norm)
     assert metrics.small_squared is None
-    gradient = jax.jit(jax.grad(lambda p, w: plain.loss(p, w, HYPER.z_loss)[0]))
+    gradient = jax.jit(jax.grad(lambda p, w: plain.loss(p, w, HYPER)[0]))
     params = plain.init(jnp.uint32(0)).params
     squares = [sum(float((g**2).sum()) for g in jax.tree.leaves(gradient(params, w))) for w in windows[:4]]
     assert float(measured.small_squared[0]) == pytest.approx(np.mean(squares), rel=1e-5)

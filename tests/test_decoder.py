@@ -23,6 +23,8 @@ VARIANTS = {
     "completep": replace(MODEL, parameterization="completep"),
     "standard": replace(MODEL, parameterization="standard"),
     "alibi": replace(MODEL, n_layers=2, head_dim=8, kv_groups=2, mlp="geglu", norm="layernorm", position="alibi"),
+    "lstm": replace(MODEL, architecture="lstm", n_layers=2),
+    "experts": replace(MODEL, n_experts=4, n_layers=2),
 }
 TOKENS = jax.random.randint(jax.random.key(0), (2, 16), 0, 256)
 
@@ -41,7 +43,7 @@ def test_no_position_sees_a_later_token(model: ModelConfig) -> None:
             x = apply_block(block, x, turns(16, model), model, Lowering())
         return jnp.sum(x[0] * jnp.arange(1, model.d_model + 1), axis=-1)
 
-    jacobian = jax.jacobian(run)(jax.random.normal(jax.random.key(1), (16, model.d_model)))
+    jacobian = jax.jit(jax.jacobian(run))(jax.random.normal(jax.random.key(1), (16, model.d_model)))
     reach = np.abs(np.asarray(jacobian)).sum(axis=-1)  # [t, s]
     assert np.all(reach[np.triu_indices(16, 1)] == 0)
     assert np.all(reach[np.tril_indices(16)] > 0)

@@ -1,8 +1,10 @@
-"""The decoder-only transformer: Flax NNX modules over stacked blocks, pure functions inside.
+"""Language models: Flax NNX modules over stacked blocks, pure functions inside; by default a decoder-only transformer.
 
 Pre-norm blocks, x += f(norm(x)) for attention and MLP, with RMSNorm or LayerNorm, positions as in
-`model.position`, optional QK-norm and grouped queries, GELU / SwiGLU / GeGLU / ReLU / ReLU^2, tied or untied
-head. Logits are float32.
+`model.position`, optional QK-norm and grouped queries, GELU / SwiGLU / GeGLU / ReLU / ReLU^2 or experts of such
+(`model.experts`), tied or untied head. Logits are float32. With architecture "lstm" a block is x += LSTM(norm(x))
+(`model.lstm`), between the same embedding and head: norm and residual as around the transformer's halves, so that a
+comparison (Kaplan et al. 2020, section 3.2.1) is of what mixes positions and not of what lets deep stacks train.
 Letters in names are axes: b batch, t position, d width, h heads, k key/value heads, e head width, v vocab.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,14 +22,16 @@ from flax import nnx
 from jaxscale.config import ModelConfig
 from jaxscale.model import cpu
 from jaxscale.model.attention import attend_heads
+from jaxscale.model.experts import Load, apply_experts
 from jaxscale.model.loss import head_logits, head_losses
 from jaxscale.model.lowering import Lowering
+from jaxscale.model.lstm import apply_lstm
 from jaxscale.model.mup import forward_multipliers, param_rules
 from jaxscale.model.partition import gather_block, gather_keys, place
 from jaxscale.model.position import Turns, alibi_slopes, position_rows, rope_table, rotate, turns
 from jaxscale.model.quantize import multiply_int8
 from jaxscale.model.remat import rematerialize
-from jaxscale.params import count_mask_rows, param_shapes
+from jaxscale.params import count_mask_rows, param_shapes, vector_start
 
 __all__ = ["Decoder", "Stds", "init_stds", "make_decoder", "rope_table", "rotate"]
 
@@ -87,17 +92,26 @@ class Decoder(nnx.Module):
 
     def losses(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy in nats and log Z for every token, float32 [b, t] each."""
+        return self.losses_and_load(tokens_bt, targets_bt)[:2]
+
+    def losses_and_load(self, tokens_bt: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array, Load | None]:
+        """`losses`, and every layer's load (leaves lead with layers; None without experts)."""
         scale = forward_multipliers(self.model).logits
+        x_btd, load = self.hidden_and_load(tokens_bt)
         if self.lowering.cpu_forms and self.lowering.head_chunks == 1:
-            return cpu.head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale)
-        return head_losses(self.hidden(tokens_bt), self._head(), targets_bt, scale, self.lowering)
+            return *cpu.head_losses(x_btd, self._head(), targets_bt, scale), load
+        return *head_losses(x_btd, self._head(), targets_bt, scale, self.lowering), load
 
     def hidden(self, tokens_bt: jax.Array) -> jax.Array:
         """What the head reads: the normed last states [b, t, d]."""
+        return self.hidden_and_load(tokens_bt)[0]
+
+    def hidden_and_load(self, tokens_bt: jax.Array) -> tuple[jax.Array, Load | None]:
+        """`hidden`, and every layer's load."""
         mesh = self.lowering.mesh
         x_btd = self.embedded(tokens_bt).astype(self.dtype)
-        x_btd = self._run_blocks(place(x_btd, BETWEEN, mesh))
-        return normalize(x_btd, place(self.final_norm[...], ("width",), mesh), self.model)
+        x_btd, load = self._run_blocks(place(x_btd, BETWEEN, mesh))
+        return normalize(x_btd, place(self.final_norm[...], ("width",), mesh), self.model), load
 
     def embedded(self, tokens_bt: jax.Array) -> jax.Array:
         """What the first block reads, float32 [b, t, d]: tokens, and positions where those are added."""
@@ -115,21 +129,23 @@ class Decoder(nnx.Module):
         table_vd = self.embed[...]
         return (table_vd[: self.model.vocab_size] if count_mask_rows(self.model) else table_vd).T
 
-    def _run_blocks(self, x_btd: jax.Array) -> jax.Array:
+    def _run_blocks(self, x_btd: jax.Array) -> tuple[jax.Array, Load | None]:
         names = [name.removeprefix("blocks.") for name in param_shapes(self.model) if name.startswith("blocks.")]
         layers = {name: getattr(self.blocks, name)[...] for name in names}
         rope = turns(x_btd.shape[1], self.model)
 
-        def body(x: jax.Array, block: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+        def body(x: jax.Array, block: dict[str, jax.Array]) -> tuple[jax.Array, Load | None]:
             block = gather_block(block, self.model, self.lowering.mesh, self.dtype)
-            return apply_block(block, x, rope, self.model, self.lowering), None
+            return route_block(block, x, rope, self.model, self.lowering)
 
         body = rematerialize(body, self.lowering, x_btd.dtype)
         if self.lowering.unroll:
+            loads = []
             for i in range(self.model.n_layers):
-                x_btd, _ = body(x_btd, {name: value[i] for name, value in layers.items()})
-            return x_btd
-        return jax.lax.scan(body, x_btd, layers)[0]
+                x_btd, load = body(x_btd, {name: value[i] for name, value in layers.items()})
+                loads.append(load)
+            return x_btd, jax.tree.map(lambda *each: jnp.stack(each), *loads)
+        return jax.lax.scan(body, x_btd, layers)
 
 
 def make_decoder(
@@ -150,6 +166,9 @@ def init_stds(model: ModelConfig) -> dict[str, float]:
 
 def _init_param(key: jax.Array, name: str, shape: tuple[int, ...], std: float | jax.Array | None) -> jax.Array:
     if std is None:
+        parts = vector_start(name)
+        if len(parts) > 1:
+            return jnp.broadcast_to(jnp.repeat(jnp.array(parts), shape[-1] // len(parts)), shape)
         return jnp.ones(shape, jnp.float32)
     own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return std * jax.random.normal(own_key, shape, jnp.float32)
@@ -166,12 +185,27 @@ def apply_block(
     block: dict[str, jax.Array], x_btd: jax.Array, rope: Turns, model: ModelConfig,
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
-    """One block on [b, t, d]: attention, then MLP, each on a normed copy and added back."""
+    """One block on [b, t, d]: attention, then MLP, each on a normed copy and added back; or an LSTM so."""
+    return route_block(block, x_btd, rope, model, lowering)[0]
+
+
+def route_block(
+    block: dict[str, jax.Array], x_btd: jax.Array, rope: Turns, model: ModelConfig,
+    lowering: Lowering = Lowering(),  # noqa: B008 - frozen
+) -> tuple[jax.Array, Load | None]:  # fmt: skip
+    """`apply_block`, and where its experts' tokens went; None without experts."""
     residual, mesh = forward_multipliers(model).residual, lowering.mesh
+    if model.architecture == "lstm":
+        normed = place(normalize(x_btd, block["norm"], model), INSIDE, mesh)
+        state = apply_lstm(block, normed, partial(multiply, lowering=lowering))
+        return x_btd + residual * place(state, BETWEEN, mesh), None
     normed = place(normalize(x_btd, block["attn_norm"], model), INSIDE, mesh)
     x_btd = x_btd + residual * place(attend(block, normed, rope, model, lowering), BETWEEN, mesh)
     normed = place(normalize(x_btd, block["mlp_norm"], model), INSIDE, mesh)
-    return x_btd + residual * place(apply_mlp(block, normed, model, lowering), BETWEEN, mesh)
+    if model.n_experts:
+        mixed, load = mix_experts(block, normed, model, lowering)
+        return x_btd + residual * place(mixed, BETWEEN, mesh), load
+    return x_btd + residual * place(apply_mlp(block, normed, model, lowering), BETWEEN, mesh), None
 
 
 def attend(
@@ -219,11 +253,24 @@ def apply_mlp(
     lowering: Lowering = Lowering(),  # noqa: B008 - frozen
 ) -> jax.Array:  # fmt: skip
     """The feed-forward half: act(x W_up) W_down, or act(x W_gate) * (x W_up) W_down for swiglu and geglu."""
-    activate = cpu.gelu if lowering.cpu_forms and model.mlp in ("gelu", "geglu") else ACTIVATIONS[model.mlp]
     up = multiply(x_btd, block["w_up"], lowering)
-    hidden = activate(multiply(x_btd, block["w_gate"], lowering)) * up if model.gated else activate(up)
-    hidden = place(hidden, ("batch", "positions", "mlp"), lowering.mesh)
+    gate = multiply(x_btd, block["w_gate"], lowering) if "w_gate" in block else None
+    hidden = place(_activate(model, lowering, up, gate), ("batch", "positions", "mlp"), lowering.mesh)
     return multiply(hidden, block["w_down"], lowering)
+
+
+def mix_experts(
+    block: dict[str, jax.Array], x_btd: jax.Array, model: ModelConfig,
+    lowering: Lowering = Lowering(),  # noqa: B008 - frozen
+) -> tuple[jax.Array, Load]:  # fmt: skip
+    """The feed-forward half with experts, and how tokens fell on them."""
+    return apply_experts(block, x_btd, model, lowering, partial(_activate, model, lowering))
+
+
+def _activate(model: ModelConfig, lowering: Lowering, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """Hidden values of an MLP from its products with w_up and, if it has one, w_gate."""
+    activate = cpu.gelu if lowering.cpu_forms and model.mlp in ("gelu", "geglu") else ACTIVATIONS[model.mlp]
+    return activate(up) if gate is None else activate(gate) * up
 
 
 def normalize(x: jax.Array, gain: jax.Array, model: ModelConfig) -> jax.Array:

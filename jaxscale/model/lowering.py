@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.layout import Attention, Layout, Remat, check_attention, choose_attention
+from jaxscale.limits import check_mesh
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -54,8 +55,9 @@ def lower_layout(layout: Layout, model: ModelConfig, platform: str) -> Lowering:
 def choose_lowering(mesh: MeshConfig, model: ModelConfig, platform: str, dtype: str = "float32") -> Lowering:
     """What `mesh` asks for, its "auto"s made concrete for a platform (cpu, gpu or tpu) without a memory model.
 
-    MisuseError for an attention that cannot work here.
+    MisuseError for an attention that cannot work here, or a mesh that cannot split an LSTM.
     """
+    check_mesh(model, mesh)
     tensor, context = max(1, mesh.tensor), max(1, mesh.context)
     attention = choose_attention(model, platform, dtype, context) if mesh.attention == "auto" else mesh.attention
     if mesh.attention == "auto" and platform == "cpu" and tensor * context == 1:

@@ -9,7 +9,12 @@ completep and 1 elsewhere, a = depth_alpha. With activations of size one and a l
     hidden    sigma/sqrt(i)   m^-a / o               m^(a-1)/i
     head      head_std        1/w                    1            logits scaled by tau/w
     vector    1 (gains)       m^-a / o               m^(a-1)
+    router    sigma/i         m^-a                   m^(a-1)/i
 
+A router's logits, a few whatever the width, are sums over the width like the head's. Its start falls as 1/i, the
+head's 1/w on weights instead of logits: at sigma/sqrt(i) what it sends back into the stream would fall as w^-1/2 only
+and drown what the rest sends, which falls as 1/w. Experts are hidden matrices, stacked like layers. An LSTM's states
+lie between -1 and 1, its recurrent matrix is a hidden one, its bias a vector (0, and 1 on the forget gate).
 The gradient is that of features that have aligned (x^T dL/dy, each of the o outputs an equal share of dL);
 with all shapes growing alike it is 1/w for every class. What an optimizer makes of it gives its factor on l:
 
@@ -34,7 +39,7 @@ the change of activations is the spectral norm sqrt(fan_out/fan_in) (Yang, Simon
 hence the factor: l/sqrt(r) where all shapes grow alike. Muon moves hidden matrices only, AdamW the rest.
 
 epsilon: times the gradient's size, eps/w in every class (a hidden matrix whose output is d_ff or the heads:
-eps/o); grouped keys and QK gains, whose gradients fall slower, keep eps/w, which is only smaller.
+eps/o); grouped keys, QK gains and routers, whose gradients fall slower, keep eps/w, which is only smaller.
 lambda: over the factor on l, so that l*lambda stays fixed; 0 for vectors.
 `standard` keeps one rate, epsilon and lambda for all and inits hidden matrices at 1/sqrt(fan_in).
 Ratios below 1 (widths under the base) are used as they are, never clamped.
@@ -67,12 +72,14 @@ __all__ = [
     "param_rules",
 ]
 
-Role = Literal["input", "hidden", "head", "vector"]
+Role = Literal["input", "hidden", "head", "vector", "router"]
 Optimizer = Literal["adamw", "sgd", "muon", "lion", "adafactor"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
-WIDTH_AXES = frozenset({"embed", "heads", "mlp"})
-"""Logical axes that grow with d_model; "kv" may not (grouped queries), "vocab" and "head_dim" do not."""
+WIDTH_AXES = frozenset({"embed", "heads", "mlp", "state", "gates"})
+"""Logical axes that grow with d_model; "kv" may not (grouped queries), "vocab", "head_dim" and "experts" do not."""
+STACKS = ("layers", "experts")
+"""Axes that stack matrices, outermost."""
 
 MUON_RMS = 0.2
 """RMS of a Muon update over the learning rate at base width: about that of AdamW's (2502.16982, section 2.2)."""
@@ -101,14 +108,16 @@ class Multipliers:
 
 
 def param_role(axes: Axes) -> Role:
-    """Role of a parameter from its logical axes, the stacked "layers" axis set aside.
+    """Role of a parameter from its logical axes, those that stack matrices set aside.
 
     >>> param_role((("layers", 4), ("embed", 64), ("kv", 16)))  # grouped-query keys
     'hidden'
     >>> param_role((("layers", 4), ("embed", 64)))  # a stacked gain is still a vector
     'vector'
     """
-    names = [name for name, _ in axes if name != "layers"]
+    if axes[-1][0] == "experts":
+        return "router"
+    names = [name for name, _ in axes if name not in STACKS]
     if len(names) == 1:
         return "vector"
     if names[-1] == "vocab":
@@ -164,7 +173,7 @@ def _hidden_std(axes: Axes, base_axes: Axes, model: ModelConfig) -> float:
     if model.parameterization == "standard":
         return 1 / sqrt(fan_in) if model.hidden_std is None else model.hidden_std
     sigma = 1 / sqrt(base_fan_in) if model.hidden_std is None else model.hidden_std
-    return sigma / sqrt(fan_in / base_fan_in)
+    return sigma / (fan_in / base_fan_in if axes[-1][0] == "experts" else sqrt(fan_in / base_fan_in))
 
 
 def _growth(axes: Axes, base_axes: Axes, place: int) -> float:
@@ -173,7 +182,7 @@ def _growth(axes: Axes, base_axes: Axes, place: int) -> float:
 
 def _wanted(role: Role, axes: Axes, base_axes: Axes) -> float:
     """Size of an update over its size at base width, depth aside."""
-    return 1 / _growth(axes, base_axes, -2) if role == "hidden" else 1.0
+    return 1 / _growth(axes, base_axes, -2) if role in ("hidden", "router") else 1.0
 
 
 def _spectral(axes: Axes, base_axes: Axes) -> float:

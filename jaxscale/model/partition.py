@@ -53,7 +53,7 @@ def gather_block(block: Mapping[str, jax.Array], model: ModelConfig, mesh: Mesh 
     if mesh is None:
         return block
     shapes, tensor = param_shapes(model), mesh.shape["tensor"]
-    cuts = {"embed": "width", "heads": model.n_heads % tensor, "kv": model.n_kv_heads % tensor}
+    cuts = {"embed": "width", "state": "width", "heads": model.n_heads % tensor, "kv": model.n_kv_heads % tensor}
 
     def ready(name: str, weight: jax.Array) -> jax.Array:
         axes = tuple(axis for axis, _ in shapes[f"blocks.{name}"][1:])

@@ -22,7 +22,7 @@ import numpy as np
 from jaxscale.config import ModelConfig, Study
 from jaxscale.errors import MisuseError
 from jaxscale.mup.expect import TOLERANCE, expect_ratio
-from jaxscale.mup.measure import CLASSES, Sizes, measure_model
+from jaxscale.mup.measure import CLASSES, Sizes, list_activations, measure_model
 from jaxscale.params import param_shapes
 from jaxscale.tables import render_table
 
@@ -37,7 +37,6 @@ START_LOGITS = 0.1
 """Largest logits that a check begins with."""
 PATH_TOLERANCE = 1e-4
 """Nats between training's loss and that of the logits at inference: rounding."""
-ACTIVATIONS = ("embedding", "attention out", "MLP out", "residual stream", "logits")
 QUANTITIES = {
     "change": "change of activations",
     "gradient": "gradient RMS",
@@ -195,16 +194,17 @@ def judge(against: str, models: Sequence[ModelConfig], measured: Sequence[Sizes]
     names = {CLASSES[name]: name for name in param_shapes(models[0])}
     rows = []
     for quantity in ("change", "gradient", "update", "decay", "epsilon"):
-        for label in ACTIVATIONS if quantity == "change" else names:
+        for label in list_activations(models[0]) if quantity == "change" else names:
             sizes = [one[quantity, label] for one in measured]
             if quantity == "epsilon" and not any(sizes):
                 continue  # nothing of this class is updated by Adam
-            if quantity == "decay" and label.endswith("gain"):
-                rows.append(_judge_gain(against, label, sizes))
+            if quantity == "decay" and label.endswith(("gain", "bias")):
+                rows.append(_judge_vector(against, label, sizes))
                 continue
             parameter = names.get(label, label) if quantity != "change" else label
             ends = [expect_ratio(quantity, parameter, one, models[0], optimizer) for one in models]
             tolerance = TOLERANCE["gradient" if (quantity, optimizer) == ("update", "sgd") else quantity]
+            tolerance = TOLERANCE.get(label, tolerance) if quantity == "change" else tolerance
             rows.append(_judge_slope(against, quantity, label, rungs, sizes, ends, tolerance))
     return [*rows, _judge_paths(against, [one["paths", "loss"] for one in measured])]
 
@@ -246,8 +246,8 @@ def _stray(
     return ""
 
 
-def _judge_gain(against: str, label: str, sizes: Sequence[float]) -> Row:
-    """Gains are not decayed at any width."""
+def _judge_vector(against: str, label: str, sizes: Sequence[float]) -> Row:
+    """Gains and biases are not decayed at any width."""
     bad = next((size for size in sizes if size != 0), None)
     reason = "" if bad is None else f"decayed by {bad:.3g}, expected 0"
     return Row(against, "decay", label, tuple(sizes), None, (None, None), 0.0, not reason, reason)

@@ -1,7 +1,7 @@
 """What a few optimizer steps do to one model: sizes of changes, gradients, updates, decay and epsilon.
 
 Everything is read off the code that trains: gradients from `Program.loss`, updates from `make_optimizer`, logits
-from `Decoder.__call__` as a user of the model calls it. Only the sizes inside (attention out, MLP out, residual
+from `Decoder.__call__` as a user of the model calls it. Only the sizes inside (of branches, routers, the residual
 stream) come from a walk of its own over the same blocks; `tests/test_mup_check.py` holds it to the Decoder.
 
     change       RMS over a fixed batch of activation(after the steps) - activation(before)
@@ -31,15 +31,32 @@ from jaxscale.train.optimizer import Hyper, make_optimizer, param_name
 from jaxscale.train.sharding import make_mesh
 from jaxscale.train.step import Program
 
-__all__ = ["CLASSES", "Sizes", "measure_model", "walk"]
+__all__ = ["CLASSES", "Sizes", "list_activations", "measure_model", "walk"]
 
 CLASSES = {
     "embed": "embedding", "positions": "positions", "head": "head", "final_norm": "final gain",
     "blocks.attn_norm": "gain", "blocks.mlp_norm": "gain", "blocks.q_norm": "QK gain", "blocks.k_norm": "QK gain",
     "blocks.wq": "q", "blocks.wk": "k", "blocks.wv": "v", "blocks.wo": "o", "blocks.w_up": "up",
-    "blocks.w_gate": "gate", "blocks.w_down": "down",
+    "blocks.w_gate": "gate", "blocks.w_down": "down", "blocks.w_router": "router", "blocks.norm": "gain",
+    "blocks.w_in": "input", "blocks.w_rec": "recurrent", "blocks.bias": "bias",
 }  # fmt: skip
 """The class under which a parameter is reported."""
+
+NORMS = {"attention out": "attn_norm", "MLP out": "mlp_norm", "LSTM out": "norm"}
+"""The gain of what each branch reads."""
+INSIDE_BLOCKS = (*NORMS, "router logits")
+
+
+def list_activations(model: ModelConfig) -> tuple[str, ...]:
+    """What a coordinate check looks at in a model, in the order of the forward pass.
+
+    >>> list_activations(ModelConfig(architecture="lstm"))
+    ('embedding', 'LSTM out', 'residual stream', 'logits')
+    """
+    experts = ("router logits",) if model.n_experts else ()
+    inside = ("LSTM out",) if model.architecture == "lstm" else ("attention out", *experts, "MLP out")
+    return ("embedding", *inside, "residual stream", "logits")
+
 
 Sizes = dict[tuple[str, str], float]
 """(quantity, class) -> size."""
@@ -91,7 +108,7 @@ def _step(
     def one(carry: tuple[Any, Any], windows_bt: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
         params, state = carry
         draw = program.draw(jnp.uint32(0), 0, 0, 1, len(windows_bt))  # the same masks in every step
-        gradient, _ = jax.grad(program.loss, has_aux=True)(params, windows_bt, hyper.z_loss, *draw)
+        gradient, _ = jax.grad(program.loss, has_aux=True)(params, windows_bt, hyper, *draw)
         updates, state = optimizer.update(gradient, state, params)
         return (jax.tree.map(lambda p, u: p - lr * u, params, updates), state), _rms(gradient)
 
@@ -118,7 +135,8 @@ def _changes(program: Program, before: Any, after: Any, windows_bt: jax.Array) -
 
 
 def walk(decoder: Decoder, tokens_bt: jax.Array) -> dict[str, jax.Array]:
-    """Activations inside: embedding, attention out and MLP out [layers, b, t, d], the last residual stream.
+    """Activations inside: embedding, branch outputs [layers, b, t, d], the last residual stream; routers' logits
+    [layers, b, t, e].
 
     Branch outputs are as the block computes them, before the residual multiplier.
     """
@@ -127,15 +145,26 @@ def walk(decoder: Decoder, tokens_bt: jax.Array) -> dict[str, jax.Array]:
     layers = {path[0]: value[...] for path, value in nnx.to_flat_state(nnx.state(decoder.blocks))}
     rope = turns(tokens_bt.shape[1], model)
     embedding = x = decoder.embedded(tokens_bt)
-    attended, mixed = [], []
+    seen: dict[str, list[jax.Array]] = {name: [] for name in list_activations(model) if name in INSIDE_BLOCKS}
     for i in range(model.n_layers):
         block = {str(name): value[i] for name, value in layers.items()}
-        attended.append(blocks.attend(block, blocks.normalize(x, block["attn_norm"], model), rope, model))
-        x = x + scale.residual * attended[-1]
-        mixed.append(blocks.apply_mlp(block, blocks.normalize(x, block["mlp_norm"], model), model))
-        x = x + scale.residual * mixed[-1]
-    stacked = {"attention out": jnp.stack(attended), "MLP out": jnp.stack(mixed)}
-    return {"embedding": embedding, **stacked, "residual stream": x}
+        for branch in ("LSTM out",) if model.architecture == "lstm" else ("attention out", "MLP out"):
+            normed = blocks.normalize(x, block[NORMS[branch]], model)
+            if branch == "MLP out" and model.n_experts:
+                seen["router logits"].append(normed @ block["w_router"])
+            seen[branch].append(_apply_branch(branch, block, normed, rope, model))
+            x = x + scale.residual * seen[branch][-1]
+    return {"embedding": embedding, **{name: jnp.stack(each) for name, each in seen.items()}, "residual stream": x}
+
+
+def _apply_branch(branch: str, block: dict[str, jax.Array], x_btd: jax.Array, rope: Any, model: ModelConfig) -> Any:
+    if branch == "LSTM out":
+        return blocks.apply_lstm(block, x_btd, jnp.matmul)
+    if branch == "attention out":
+        return blocks.attend(block, x_btd, rope, model)
+    if model.n_experts:
+        return blocks.mix_experts(block, x_btd, model)[0]
+    return blocks.apply_mlp(block, x_btd, model)
 
 
 def _rms(tree: Any) -> dict[str, jax.Array]:

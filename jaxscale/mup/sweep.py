@@ -63,7 +63,7 @@ def default_tokens(study: Study) -> float:
     """Tokens of the smallest budget at its expected optimum: C = k N D at D = tokens_per_param * N, over the ladder."""
     budget, ratio = min(study.grid.budgets), study.grid.tokens_per_param
     models = [replace(study.model, d_model=width) for width in study.grid.widths]
-    nearest = min(models, key=lambda m: abs(budget / flops_per_token(m) / count_params(m)["total"] - ratio))
+    nearest = min(models, key=lambda m: abs(budget / flops_per_token(m) / count_params(m)["active"] - ratio))
     return budget / flops_per_token(nearest)
 
 

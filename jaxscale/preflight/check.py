@@ -145,7 +145,7 @@ def _compile(subject: Subject, target: Target, layout: Layout, settings: Setting
 def _describe(subject: Subject, target: Target) -> dict[str, Any]:
     model = subject.model
     return {
-        "target": target.name, "kind": subject.kind, "runs": subject.runs, "params": count_params(model)["total"],
+        "target": target.name, "kind": subject.kind, "runs": subject.runs, "params": count_params(model)["active"],
         "d_model": model.d_model, "n_layers": model.n_layers, "seq_len": model.seq_len, "vocab_size": model.vocab_size,
         "batch_seqs": subject.batch_seqs, "batch_tokens": subject.step_tokens, "steps": subject.steps,
         "tokens": subject.steps * subject.step_tokens,

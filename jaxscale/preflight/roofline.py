@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import prod
 
 from jaxscale.config import ModelConfig
-from jaxscale.flops import count_matmul_params, flops_per_token
+from jaxscale.flops import count_attention, count_last_params, count_matmul_params, flops_per_token
 from jaxscale.layout import Layout
 from jaxscale.preflight.job import Sent
 from jaxscale.preflight.targets import GPU_RESERVE, Target
@@ -133,7 +133,7 @@ def _cluster_seconds(target: Target, sent: Sent) -> float:
 
 def count_done_flops(model: ModelConfig, layout: Layout, tokens: float) -> float:
     """FLOPs that all chips do in a step of `tokens` tokens, what is computed twice or masked away included."""
-    causal = model.n_layers * model.seq_len * model.n_heads * model.d_head  # scores, or their product with values
+    causal = count_attention(model)  # scores, or their product with values
     flash = layout.attention in ("cudnn", "splash") and model.objective == "autoregressive"
     product = causal if flash else 2 * causal  # with what the mask throws away; diffusion has no mask
     head = 2 * model.d_model * model.vocab_size
@@ -142,7 +142,7 @@ def count_done_flops(model: ModelConfig, layout: Layout, tokens: float) -> float
     if layout.remat != "none":
         done += 2 * product  # no kind of remat keeps what attention gives
     if layout.remat == "block":
-        done += 2 * count_matmul_params(model) - head - 2 * model.n_layers * model.d_ff * model.d_model
+        done += 2 * (count_matmul_params(model) - count_last_params(model)) - head
     if layout.head_chunks > 1 or layout.chips > 1:
         done += head
     return done * tokens

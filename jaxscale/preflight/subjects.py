@@ -87,8 +87,8 @@ def continue_ladder(study: Study, params: float) -> ModelConfig:
     """The shape nearest to `params` in log N, its depth by grid.aspect, its width a whole number of heads."""
     if not 0 < params < MOST_PARAMS:
         raise MisuseError(f"--params: {params:g} is no size; write for example 7e9")
-    best = min(_shapes(study, params), key=lambda model: abs(math.log(count_params(model)["total"] / params)))
-    off = abs(math.log(count_params(best)["total"] / params))
+    best = min(_shapes(study, params), key=lambda model: abs(math.log(count_params(model)["active"] / params)))
+    off = abs(math.log(count_params(best)["active"] / params))
     if off > 0.35:
         raise MisuseError(
             f"--params: {params:g} is {math.exp(off):.1f}x off the nearest shape of this study's ladder (d_model "
@@ -105,7 +105,7 @@ def _shapes(study: Study, params: float) -> Iterator[ModelConfig]:
         depth = study.model.n_layers if aspect is None else max(1, round(width / aspect))
         model = replace(study.model, d_model=width, n_layers=depth)
         yield model
-        if count_params(model)["total"] > 2 * params:
+        if count_params(model)["active"] > 2 * params:
             return
 
 

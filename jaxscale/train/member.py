@@ -256,7 +256,7 @@ class Member:
             loss_std_error=std_error,
             bits_per_byte=loss / math.log(2) / per_token if loss is not None and per_token else None,
             train_loss=self.loss if math.isfinite(self.loss) else None,
-            n_params=counts["total"],
+            n_params=counts["active"],
             n_params_non_embedding=counts["non_embedding"],
             tokens=tokens,
             flops=float(tokens * self.flops_per_token),
@@ -268,6 +268,7 @@ class Member:
             provenance=describe_machine(self.dtype, self.spec.precision) | self.kinds | told,
             begun_step=begun,
             mfu=find_mfu(rate * self.flops_per_token),
+            n_params_total=counts["total"],
             metrics_sha256=hash_file(curve) if curve.exists() else "",
             losses=losses or {},
         )

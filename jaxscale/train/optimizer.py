@@ -58,6 +58,7 @@ class Hyper(NamedTuple):
     adam_lr: jax.Array | np.float32 = np.float32(1)
     momentum: jax.Array | np.float32 = np.float32(0.95)
     average_steps: jax.Array | np.float32 = np.float32(0)
+    router_balance: jax.Array | np.float32 = np.float32(0.01)
 
     @classmethod
     def from_spec(cls, spec: RunSpec) -> Hyper:

@@ -21,6 +21,7 @@ from jaxscale.config import MeshConfig, ModelConfig
 from jaxscale.flops import VALIDATION_DRAWS
 from jaxscale.model.decoder import Decoder, Stds, init_stds, make_decoder
 from jaxscale.model.diffusion import HALVES, Draw, draw_training, draw_validation, find_rows, hide_tokens
+from jaxscale.model.experts import Load
 from jaxscale.model.lowering import Lowering, choose_lowering
 from jaxscale.model.partition import place
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
@@ -148,8 +149,14 @@ class Program:
         self, params: Any, windows_bt: jax.Array, hidden_bt: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Cross-entropy and log Z [b, t] of windows [b, t + 1]; a model that fills masks is told which are hidden."""
+        return self.apply_with_load(params, windows_bt, hidden_bt)[:2]
+
+    def apply_with_load(
+        self, params: Any, windows_bt: jax.Array, hidden_bt: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, Load | None]:
+        """`apply`, and how the tokens fell on experts, where there are any."""
         decoder: Decoder = nnx.merge(self.graphdef, params)
-        return decoder.losses(*self.read(windows_bt, hidden_bt))
+        return decoder.losses_and_load(*self.read(windows_bt, hidden_bt))
 
     def read(self, windows_bt: jax.Array, hidden_bt: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Inputs and targets [b, t] of windows [b, t + 1]; the targets are ids[:, 1:] under every objective."""
@@ -169,16 +176,17 @@ class Program:
         return jax.lax.with_sharding_constraint(tree, self.state_sharding.params)
 
     def loss(
-        self, params: Any, windows_bt: jax.Array, z_loss: jax.Array, draw: Draw | None = None
+        self, params: Any, windows_bt: jax.Array, hyper: Hyper, draw: Draw | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """(what is trained on, nats a token) of a microbatch; `draw` are its masks under masked diffusion."""
+        """(what training descends, its nats a token alone) of a microbatch; `draw` are its masks under diffusion."""
+        losses_bt, log_z_bt, load = self.apply_with_load(params, windows_bt, None if draw is None else draw.hidden)
         if draw is not None:
-            losses_bt, log_z_bt = self.apply(params, windows_bt, draw.hidden)
             loss, square = (jnp.mean(jnp.sum(draw.share * x, axis=1)) for x in (losses_bt, jnp.square(log_z_bt)))
-            return loss + z_loss * square, loss
-        losses_bt, log_z_bt = self.apply(params, windows_bt)
+            whole = loss + hyper.z_loss * square
+            return whole if load is None else whole + hyper.router_balance * jnp.sum(load.balance), loss
         loss = jnp.mean(losses_bt)
-        return loss + z_loss * jnp.mean(jnp.square(log_z_bt)), loss
+        whole = loss + hyper.z_loss * jnp.mean(jnp.square(log_z_bt))
+        return whole if load is None else whole + hyper.router_balance * jnp.sum(load.balance), loss
 
     def draw(self, seed: Any, step: Any, microbatch: Any, accumulate: Any, rows: int) -> tuple[Draw, ...]:
         """The masks of a step's microbatch of `rows` sequences; none for a model that predicts the next token."""
@@ -202,7 +210,7 @@ class Program:
             total, loss_sum, squares, params_start = carry
             params, start, *step = params_start
             draw = self.draw(state.mask_seed, step[0], i, accumulate, windows_nbt.shape[1]) if step else ()
-            (_, loss), grads = gradient(params, windows_nbt[start + i], hyper.z_loss, *draw)
+            (_, loss), grads = gradient(params, windows_nbt[start + i], hyper, *draw)
             if self.measures:
                 squares = squares + optax.tree.norm(grads, squared=True)
             return jax.tree.map(jnp.add, total, grads), loss_sum + loss, squares, params_start
