@@ -165,9 +165,6 @@ def _check_architecture(study: Study) -> None:
     if model.n_experts:
         raise MisuseError(f"model.n_experts: {model.n_experts} needs MLPs and an LSTM has none; use 0, or "
                           f"model.architecture transformer")  # fmt: skip
-    if model.objective != "autoregressive":
-        raise MisuseError(f"model.objective: {model.objective} looks at positions on both sides and an LSTM reads from "
-                          f"one; use autoregressive, or model.architecture transformer")  # fmt: skip
     for name, silent in (("position", ("rope", "none")), ("kv_groups", (1,))):
         if getattr(model, name) not in silent:
             raise MisuseError(f"model.{name}: {getattr(model, name)} is an attention's and an LSTM has none; use "

@@ -134,7 +134,7 @@ def test_what_only_a_transformer_can_do_is_refused() -> None:
     check_limits(study)
     for part, changes, words in (
         ("model", {"n_experts": 4}, "model.n_experts: 4 needs MLPs"),
-        ("model", {"objective": "masked_diffusion"}, "model.objective: masked_diffusion looks at positions"),
+        ("model", {"objective": "masked_diffusion"}, "model.objective: masked_diffusion fills in"),
         ("model", {"position": "alibi"}, "model.position: alibi is an attention's"),
         ("mesh", {"tensor": 2}, "mesh.tensor: 2 does not split an LSTM"),
         ("mesh", {"context": 2}, "mesh.context: 2 does not split an LSTM"),

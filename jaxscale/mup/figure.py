@@ -54,7 +54,7 @@ def _curves(check: CoordinateCheck, against: str) -> alt.LayerChart:
     x = alt.X("rung:Q", scale=alt.Scale(type="log", base=2, nice=False), axis=axis)
     y = alt.Y("size:Q", title="RMS change of activations after the steps",
               scale=alt.Scale(type="log"), axis=alt.Axis(format="~g", tickCount=6))  # fmt: skip
-    color = alt.Color("class:N", scale=alt.Scale(domain=list(dict.fromkeys(row["class"] for row in rows))),
+    color = alt.Color("class:N", scale=alt.Scale(domain=list(dict.fromkeys(str(row["class"]) for row in rows))),
                       legend=alt.Legend(title=None, columns=3, orient="top"))  # fmt: skip
     chart = alt.Chart(inline(rows)).encode(x=x, y=y, color=color)
     return (chart.mark_line(strokeWidth=2) + chart.mark_point(filled=True, size=50)).properties(width=330, height=420)
