@@ -20,6 +20,7 @@ from jaxscale.resolve import describe_run
 from jaxscale.runs import METRIC_FIELDS, TUNING_ROLES, Cell, Observations, Plan, read_spec, run_dir
 from jaxscale.sweep import CellStatus, read_plan, read_status
 from jaxscale.tuning import read_tuning
+from jaxscale.variants import list_differing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,15 +74,9 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     }
     if varied:  # a run may serve several: rows are of (run, variant)
         source["rows_total"] = sum(len(status.cell.variants) for status in statuses)
-        source["variants_differ_in"] = _differing(folder)
+        source["variants_differ_in"] = list_differing(read_plan(folder))
     tuning = read_tuning(folder)
     return Observations(frame, refused, source | ({"tuning": tuning} if tuning else {}), rule="exact")
-
-
-def _differing(folder: Path) -> list[str]:
-    """Dotted fields in which the variants of a study differ, as they declare it."""
-    changes = [change for variant in read_plan(folder).config["variants"] for change in variant["changes"]]
-    return sorted({change.partition("=")[0].strip() for change in changes})
 
 
 def _refusal(cell: Cell, reason: str) -> dict[str, Any]:

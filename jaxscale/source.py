@@ -23,7 +23,9 @@ import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.runs import Observations
+from jaxscale.sweep import read_plan
 from jaxscale.tuning import read_tuning
+from jaxscale.variants import list_differing
 from jaxscale.where import column_of, select_rows
 
 if TYPE_CHECKING:
@@ -86,8 +88,8 @@ def read_observations(
     chosen = select_rows(raw, where) if where else np.ones(len(raw), bool)
     frame, refused = _refuse(table, chosen)
     record = _describe(path, raw, columns, where, chosen, frame, refused)
-    if path is not None and path.name == "observations.csv" and (tuning := read_tuning(path.parent)):
-        record["tuning"] = tuning
+    if path is not None and path.name == "observations.csv":
+        record |= _ask_study(path.parent)
     if frame.empty:
         raise VerdictError(f"{record['path']}: none of {len(raw)} rows is usable: {_why_none(chosen, refused)}")
     obs = Observations(frame=frame, refused=tuple(refused), source=record, rule=rule)
@@ -179,6 +181,13 @@ def label_budgets(C: np.ndarray) -> np.ndarray:
     cuts = np.diff(np.log(C[order])) > np.log1p(BUDGET_WIDTH)
     number[order] = np.concatenate([[0], np.cumsum(cuts)])
     return number
+
+
+def _ask_study(folder: Path) -> dict[str, Any]:
+    """What the study folder beside its observations.csv adds: its tuning audit, and in what its variants differ."""
+    tuning = read_tuning(folder)
+    differing = list_differing(read_plan(folder)) if (folder / "plan.json").is_file() else []
+    return ({"tuning": tuning} if tuning else {}) | ({"variants_differ_in": differing} if differing else {})
 
 
 def as_observations(source: Observations | pd.DataFrame | str | Path) -> Observations:

@@ -20,7 +20,7 @@ from jaxscale.plan import plan_isoflop
 from jaxscale.runs import Cell, Dropped, Plan
 from jaxscale.vary import vary_study
 
-__all__ = ["NO_TEXT", "Text", "merge_plans", "plan_study", "plan_variants"]
+__all__ = ["NO_TEXT", "Text", "list_differing", "merge_plans", "plan_study", "plan_variants"]
 
 T = TypeVar("T")
 ROLES = ("trunk", "sweep", "grid", "holdout")
@@ -42,6 +42,12 @@ class Text:
 
 
 NO_TEXT = Text()
+
+
+def list_differing(plan: Plan) -> list[str]:
+    """Dotted fields in which the variants of a planned study differ, as they declare it; rising."""
+    changed = [change for variant in plan.config.get("variants", ()) for change in variant["changes"]]
+    return sorted({change.partition("=")[0].strip() for change in changed})
 
 
 def plan_study(study: Study) -> Plan:
