@@ -43,7 +43,7 @@ def get_study() -> Study:
         data=DataConfig(files=("corpus/**/*.txt",), tokenizer="bytes", val_tokens=262_144, max_epochs=1.0),
         variants=tuple(
             Variant(f"aspect-{a}", (f"grid.aspect={a}", f"grid.aspect_range={a / 1.3:.3g},{a * 1.3:.3g}"))
-            for a in (4, 8, 16, 32)
+            for a in (4, 10, 25)
         ),
         tuning=Tuning(rates=5, tokens=3e5),
     )  # fmt: skip

@@ -33,7 +33,7 @@ def get_study() -> Study:
             batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
         ),
         grid=Grid(
-            budgets=(1e11, 3e11, 1e12),
+            budgets=(1e11, 2.2e11, 5e11),
             widths=(4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80),
             tokens_per_param=20.0,
             spread=6.0,

@@ -27,7 +27,7 @@ def get_study() -> Study:
             batch_coefficient=0.5, batch_exponent=0.5, batch_min_tokens=128, microbatch_seqs=2,
         ),
         grid=Grid(
-            budgets=(1e11, 1e12),
+            budgets=(1e11, 4e11),
             widths=(16, 20, 24, 32, 40, 48, 56, 64, 80, 96),
             tokens_per_param=32.0,
             tokens_per_param_exponent=0.15,
