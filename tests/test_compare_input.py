@@ -62,6 +62,11 @@ def test_other_tokenizers_are_compared_in_bits_per_byte_or_not_at_all(frame):
     assert quick(odd.assign(val_sha256="one text"), tuned=True).leader == "adam"
 
 
+def test_a_bound_is_told_beside_a_likelihood(frame):
+    result = quick(frame.assign(objective=by(frame, "autoregressive", "masked_diffusion")), tuned=True)
+    assert result.leader == "adam" and any("upper bound" in note for note in result.notes)
+
+
 def test_no_winner_without_equal_tuning(frame):
     assert (plain := quick(frame)).verdict == "untuned" and plain.winner is None and plain.rows
     assert "adam, sgd were tuned" in plain.words

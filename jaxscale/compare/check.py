@@ -24,7 +24,8 @@ ALLOWED = ("seed", "data_sha256", "seq_len", "tokenizer", "vocab_size")
 FIELDS = {"data_sha256": ("data.",), "seq_len": ("model.seq_len",), "seed": ("grid.seeds",)}
 """Fields of a study whose change explains the difference."""
 SAYS = {"val_sha256": "validation text", "validation": "validation text", "data_sha256": "training text",
-        "seq_len": "context length", "tokenizer": "tokenizer", "vocab_size": "vocabulary"}  # fmt: skip
+        "seq_len": "context length", "tokenizer": "tokenizer", "vocab_size": "vocabulary",
+        "objective": "objective"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def check_common(table: Table, names: tuple[str, ...], allow: Sequence[str]) -> 
             way_out = "set data.val_bytes, one text for every tokenizer" if others else "validate all on one"
             return Common("loss", f"{words}: losses on different texts do not compare; {way_out}")
     loss, notes = "loss", []
+    if words := _differ(table, names, "objective"):
+        notes.append(f"{words}: under masked_diffusion the loss is an upper bound of the text's, not its own")
     for name in ("tokenizer", "vocab_size"):
         if not (words := _differ(table, names, name)):
             continue
@@ -51,7 +54,7 @@ def check_common(table: Table, names: tuple[str, ...], allow: Sequence[str]) -> 
             return Common("loss", f"{words}, and not every run has bits_per_byte: losses per token of different "
                           f"tokenizers do not compare")  # fmt: skip
         loss = "bits_per_byte"
-        notes = [f"{words}: compared in bits per byte"]
+        notes.append(f"{words}: compared in bits per byte")
         if "validation" in table.frame:
             notes.append("as many validation tokens of another tokenizer are not the same stretch of text, unless they "
                          "are all that was held out")  # fmt: skip

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["EXTRA", "Table", "read_variants"]
 
 EXTRA = ("variant", "seconds", "flops_per_s", "bits_per_byte", "device_kind", "tokenizer", "vocab_size", "seq_len",
-         "data_sha256", "val_sha256", "tuning_trials", "lr")  # fmt: skip
+         "data_sha256", "val_sha256", "objective", "tuning_trials", "lr")  # fmt: skip
 """Columns of a comparison beside the canonical ones."""
 NUMBERS = ("seconds", "flops_per_s", "bits_per_byte", "tuning_trials", "lr")
 SCHEMA = "jaxscale.variants/1"
-PROVENANCE = ("data_sha256", "val_sha256", "tokenizer", "device_kind")
+PROVENANCE = ("data_sha256", "val_sha256", "tokenizer", "device_kind", "objective")
 
 
 @dataclass(frozen=True)
