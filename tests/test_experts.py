@@ -14,7 +14,9 @@ from test_step import HYPER
 from jaxscale.config import MeshConfig, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params
+from jaxscale.layout import Layout
 from jaxscale.limits import check_limits
+from jaxscale.memory import estimate_memory
 from jaxscale.model.decoder import apply_mlp, make_decoder, mix_experts
 from jaxscale.model.experts import choose_block, route_tokens
 from jaxscale.model.lowering import Lowering
@@ -209,6 +211,7 @@ def test_runs_are_told_by_their_active_parameters() -> None:
     cell = describe_run(resolve_run(study, MODEL, 1e9, 1e5, 0))
     idle = 3 * 2 * MODEL.d_model * MODEL.d_ff  # three of five experts
     assert (cell.n_params_total, cell.n_params) == (count_params(MODEL)["total"], count_params(MODEL)["total"] - idle)
+    assert estimate_memory(MODEL, Layout(), "float32").weights == 4 * cell.n_params_total  # all of them lie in memory
     assert cell.flops == cell.spec.tokens * 6 * (cell.n_params - 32 * 16 - 3 * 16 - 2 * 8 + MODEL.seq_len * 16)
 
 
