@@ -33,9 +33,11 @@ REMATS: tuple[Remat, ...] = ("none", "dots", "block")
 
 
 KEPT = {"gelu": 6, "swiglu": 6, "relu2": 4, "relu": 3, "geglu": 8}
-"""Values of the MLP's hidden width that "none" keeps for each token."""
+"""Values of the MLP's hidden width that "none" keeps for each token; of experts one more, hidden times gate."""
 MOMENTS = {"adamw": 2, "sgd": 1, "muon": 2, "lion": 1, "adafactor": 1}
 """Arrays like the weights that an optimizer keeps; Adafactor's rows and columns are not counted."""
+LSTM_KEPT, LSTM_WORK = 10, {"none": 16, "dots": 16, "block": 22}
+"""Values of the width that an LSTM's block keeps for each token (its gates are 4), and holds in its backward pass."""
 LOGITS_COPIES = 3.0
 """Float32 copies of the logits at a time: themselves, their softmax and their gradient."""
 PIECE_COPIES = 2.5
@@ -124,12 +126,13 @@ def _gathered_bytes(model: ModelConfig, layout: Layout, width: int) -> tuple[int
 
 
 def _widths(model: ModelConfig, layout: Layout) -> tuple[float, float, float, float]:
-    """Of a chip's part of a token: residual stream d, query heads h, key heads k, MLP f."""
+    """Of a chip's part of a token: residual stream d, query heads h, key heads k, MLP f, all its experts' together."""
     split = layout.tensor
     d = model.d_model / (split if model.seq_len % (split * layout.context) == 0 else 1)
     h = model.n_heads * model.d_head / (split if model.n_heads % split == 0 else 1)
     k = model.n_kv_heads * model.d_head / (split if model.n_kv_heads % split == 0 else 1)
-    return d, h, k, model.d_ff / (split if model.d_ff % split == 0 else 1)
+    hidden = model.d_ff * (model.experts_per_token if model.n_experts else 1)
+    return d, h, k, hidden / (split if model.d_ff % split == 0 else 1)
 
 
 def _kept_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int, remat: Remat | None = None) -> int:
@@ -138,11 +141,15 @@ def _kept_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int, rem
     kind = remat or layout.remat
     if kind == "block":
         return int(tokens * d * width)
+    if model.architecture == "lstm":
+        return int(tokens * LSTM_KEPT * d * width)
     if kind == "dots":
         return int(tokens * width * (2 * d + h + 2 * k + f * (2 if model.gated else 1)))
     whole = d * (layout.tensor if layout.tensor > 1 else 1)  # as a block's matrix products read it
     streams = 7 * d + 2 * whole + 4 * h + 5 * k if width == 4 else 3 * d + 2 * whole + 2 * h + 3 * k
     scores = (13 if width == 4 else 11) * _count_scores(model, layout, tokens) if layout.attention == "xla" else 0
+    if model.n_experts:  # a row for every choice
+        streams += f + model.experts_per_token * d
     return int(tokens * width * (streams + KEPT[model.mlp] * f) + scores)
 
 
@@ -154,6 +161,8 @@ def _count_scores(model: ModelConfig, layout: Layout, tokens: int) -> float:
 def _work_bytes(model: ModelConfig, layout: Layout, tokens: int, width: int) -> int:
     """What one block holds in its backward pass beside what was kept."""
     d, h, k, f = _widths(model, layout)
+    if model.architecture == "lstm":
+        return int(tokens * LSTM_WORK[layout.remat] * d * width)
     inside = d * (layout.tensor if layout.tensor > 1 else 1)
     scores = SCORES_COPIES * 4 * _count_scores(model, layout, tokens)
     scores = min(scores, SCORES_COPIES * SCORES_BYTES) if layout.attention == "chunked" else scores

@@ -14,7 +14,9 @@ from test_step import HYPER
 from jaxscale.config import MeshConfig, ModelConfig, Recipe, Study
 from jaxscale.errors import MisuseError
 from jaxscale.flops import count_params
+from jaxscale.layout import Layout
 from jaxscale.limits import check_limits
+from jaxscale.memory import estimate_memory
 from jaxscale.model.decoder import apply_mlp, make_decoder, mix_experts
 from jaxscale.model.experts import choose_block, route_tokens
 from jaxscale.model.lowering import Lowering
@@ -165,18 +167,16 @@ def test_balancing_takes_tokens_off_the_busiest_expert() -> None:
 
 
 def test_bfloat16_and_remat_agree_with_the_plain_model() -> None:
-    def gradient(dtype: Any, lowering: Lowering) -> Any:
+    tokens = jax.random.randint(jax.random.key(0), (2, 25), 0, 32)
+
+    def loss_of(dtype: Any, lowering: Lowering) -> Any:
         graphdef, params = nnx.split(make_decoder(MODEL, 0, dtype, lowering=lowering), nnx.Param)
-        tokens = jax.random.randint(jax.random.key(0), (2, 25), 0, 32)
+        return lambda p: jnp.mean(nnx.merge(graphdef, p).losses(tokens[:, :-1], tokens[:, 1:])[0]), params
 
-        def loss(params: Any) -> jax.Array:
-            return jnp.mean(nnx.merge(graphdef, params).losses(tokens[:, :-1], tokens[:, 1:])[0])
-
-        return quick(jax.value_and_grad(loss))(params)
-
-    plain = gradient(jnp.float32, Lowering())
-    close(gradient(jnp.float32, Lowering(remat="block")), plain)
-    assert float(gradient(jnp.bfloat16, Lowering())[0]) == pytest.approx(float(plain[0]), rel=0.02)
+    plain, params = loss_of(jnp.float32, Lowering())
+    loss, wanted = quick(jax.value_and_grad(plain))(params)
+    close(quick(jax.grad(loss_of(jnp.float32, Lowering(remat="block"))[0]))(params), wanted)
+    assert float(quick(loss_of(jnp.bfloat16, Lowering())[0])(params)) == pytest.approx(float(loss), rel=0.02)
 
 
 def test_roles_rates_and_starts_follow_the_axes() -> None:
@@ -200,8 +200,8 @@ def test_muon_makes_every_expert_orthogonal_by_itself() -> None:
 
 
 def test_the_coordinate_check_passes() -> None:
-    study = Study(model=replace(MODEL, n_experts=8, seq_len=64, vocab_size=64, head_std=0.0, base_d_model=32))
-    result = check_coordinates(study, random_windows(study, 4), widths=(64, 128, 256))
+    study = Study(model=ModelConfig(n_layers=1, head_dim=8, n_experts=4, qk_norm=False))
+    result = check_coordinates(study, random_windows(study, 4), widths=(32, 64, 128))
     assert result.passed, result.verdict
     assert {"router logits", "router", "MLP out"} <= {row.name for row in result.rows}
 
@@ -211,6 +211,7 @@ def test_runs_are_told_by_their_active_parameters() -> None:
     cell = describe_run(resolve_run(study, MODEL, 1e9, 1e5, 0))
     idle = 3 * 2 * MODEL.d_model * MODEL.d_ff  # three of five experts
     assert (cell.n_params_total, cell.n_params) == (count_params(MODEL)["total"], count_params(MODEL)["total"] - idle)
+    assert estimate_memory(MODEL, Layout(), "float32").weights == 4 * cell.n_params_total  # all of them lie in memory
     assert cell.flops == cell.spec.tokens * 6 * (cell.n_params - 32 * 16 - 3 * 16 - 2 * 8 + MODEL.seq_len * 16)
 
 

@@ -33,8 +33,9 @@ V5E, V5P, H100 = 16e9, 95e9, 80e9
         (GATED, Layout(fsdp=4, microbatch_seqs=16, remat="block", head_chunks=2)),
         (replace(PLAIN, mlp="relu2", n_layers=10), Layout(data=2, microbatch_seqs=16, remat="dots")),
         (replace(PLAIN, vocab_size=8192), Layout(fsdp=2, microbatch_seqs=16, remat="block", head_chunks=8)),
+        (replace(PLAIN, architecture="lstm", n_layers=3), Layout(fsdp=2, microbatch_seqs=8)),
     ],
-    ids=["none", "fsdp-block-gated", "data-dots-relu2", "fsdp-block-large-vocabulary"],
+    ids=["none", "fsdp-block-gated", "data-dots-relu2", "fsdp-block-large-vocabulary", "fsdp-lstm"],
 )
 def test_the_estimate_is_within_15_percent_of_the_compilers_count(model: ModelConfig, layout: Layout) -> None:
     """Arguments and temporaries of the train program on host devices; tests/bench/memory_errors.py has more."""

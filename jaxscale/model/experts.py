@@ -34,6 +34,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxscale.axes import split_axes
 from jaxscale.config import ModelConfig
 from jaxscale.model.lowering import Lowering
+from jaxscale.params import EXPERT_MATRICES
 
 __all__ = ["Load", "apply_experts", "choose_block", "route_tokens"]
 
@@ -73,12 +74,19 @@ def apply_experts(
     """The mixture's output [b, t, d] and its load."""
     gates_btk, chosen_btk, load = route_tokens(block["w_router"], x_btd, model.experts_per_token)
     gates_btk = gates_btk.astype(x_btd.dtype)
-    weights = {name: block[name].astype(x_btd.dtype) for name in ("w_up", "w_gate", "w_down") if name in block}
+    weights = {name: _cast(block[name], x_btd.dtype) for name in EXPERT_MATRICES if name in block}
     if lowering.mesh is not None:
         return _mix_on_mesh(weights, x_btd, gates_btk, chosen_btk, lowering.mesh, activate), load
     mix = _mix_blocks if lowering.cpu_forms else _mix_sorted
     x_nd, gates_nk, chosen_nk = (part.reshape(-1, part.shape[-1]) for part in (x_btd, gates_btk, chosen_btk))
     return mix(weights, x_nd, gates_nk, chosen_nk, activate).reshape(x_btd.shape), load
+
+
+def _cast(w_eio: jax.Array, dtype: Any) -> jax.Array:
+    """In the compute dtype; as one matrix, for `model.remat` keeps what has more axes as if it were an activation."""
+    if w_eio.dtype == dtype:
+        return w_eio
+    return w_eio.reshape(-1, w_eio.shape[-1]).astype(dtype).reshape(w_eio.shape)
 
 
 def choose_block(rows: int, n_experts: int) -> int:

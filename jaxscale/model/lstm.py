@@ -76,16 +76,12 @@ def _recur_backward(saved: tuple[Any, ...], dh_tbd: jax.Array) -> tuple[jax.Arra
     zero_bd = jnp.zeros_like(c_tbd[0])
     now = (dh_tbd, c_tbd, _shift(c_tbd), opened_tbg)
     _, dgates_tbg = jax.lax.scan(step, (zero_bd, zero_bd), now, reverse=True)
-    return dgates_tbg, _contract(_shift(h_tbd), dgates_tbg)
+    return dgates_tbg, jnp.tensordot(_shift(h_tbd), dgates_tbg, axes=((0, 1), (0, 1)))
 
 
 def _shift(x_tbd: jax.Array) -> jax.Array:
     """What each position finds: the value of the one before, zeros at the first."""
     return jnp.concatenate([jnp.zeros_like(x_tbd[:1]), x_tbd[:-1]])
-
-
-def _contract(x_tbd: jax.Array, y_tbg: jax.Array) -> jax.Array:
-    return jnp.matmul(x_tbd.reshape(-1, x_tbd.shape[-1]).T, y_tbg.reshape(-1, y_tbg.shape[-1]))
 
 
 recur.defvjp(_recur_forward, _recur_backward)
