@@ -189,7 +189,7 @@ def test_masks_do_not_depend_on_microbatches_or_the_mesh() -> None:
     mesh = build(devices=4)
     params = jax.device_put(jax.device_get(begin(build())), mesh.state_sharding.params)
     alone, cut = (
-        jax.jit(lambda p, w, of=of: of.loss(p, w, 0.0, *of.draw(jnp.uint32(0), 3, 1, 2, 8))[0])(own, WINDOWS[3])
+        jax.jit(lambda p, w, of=of: of.loss(p, w, HYPER, *of.draw(jnp.uint32(0), 3, 1, 2, 8))[0])(own, WINDOWS[3])
         for of, own in ((build(), begin(build())), (mesh, params))
     )
     np.testing.assert_allclose(cut, alone, rtol=1e-6)

@@ -31,7 +31,7 @@ from jaxscale.train.step import Program
 MODEL = ModelConfig(d_model=32, n_layers=2, seq_len=16, vocab_size=72, head_dim=8, kv_groups=2, mlp="swiglu",
                     head_std=0.02)  # fmt: skip
 WINDOWS = np.random.default_rng(0).integers(0, 72, (8, 17)).astype(np.int32)
-Z_LOSS = 1e-2
+WITH_Z_LOSS = HYPER._replace(z_loss=np.float32(1e-2))
 
 LOSS_RTOL, GRAD_RTOL = 1e-6, 2e-5
 """Float32 sums in another order: of the loss, and of a gradient against the largest of its array."""
@@ -43,7 +43,7 @@ def build(mesh: MeshConfig, devices: int, lowering: Lowering, model: ModelConfig
 
 def loss_and_gradients(program: Program, params: Any) -> tuple[float, Any]:
     own = jax.device_put(params, program.state_sharding.params)
-    (_, loss), grads = jax.jit(jax.value_and_grad(program.loss, has_aux=True))(own, WINDOWS, Z_LOSS)
+    (_, loss), grads = jax.jit(jax.value_and_grad(program.loss, has_aux=True))(own, WINDOWS, WITH_Z_LOSS)
     return float(loss), jax.tree.map(np.asarray, grads)
 
 
