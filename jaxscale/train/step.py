@@ -23,6 +23,7 @@ from jaxscale.model.decoder import Decoder, Stds, init_stds, make_decoder
 from jaxscale.model.diffusion import HALVES, Draw, draw_training, draw_validation, find_rows, hide_tokens
 from jaxscale.model.experts import Load
 from jaxscale.model.lowering import Lowering, choose_lowering
+from jaxscale.model.mup import forward_multipliers
 from jaxscale.model.partition import place
 from jaxscale.train.optimizer import Hyper, learning_rate, make_optimizer
 from jaxscale.train.sharding import batch_sharding, local_rows, param_sharding, replicated, row_group
@@ -182,11 +183,16 @@ class Program:
         losses_bt, log_z_bt, load = self.apply_with_load(params, windows_bt, None if draw is None else draw.hidden)
         if draw is not None:
             loss, square = (jnp.mean(jnp.sum(draw.share * x, axis=1)) for x in (losses_bt, jnp.square(log_z_bt)))
-            whole = loss + hyper.z_loss * square
-            return whole if load is None else whole + hyper.router_balance * jnp.sum(load.balance), loss
+            return self._with_balance(loss + hyper.z_loss * square, load, hyper), loss
         loss = jnp.mean(losses_bt)
-        whole = loss + hyper.z_loss * jnp.mean(jnp.square(log_z_bt))
-        return whole if load is None else whole + hyper.router_balance * jnp.sum(load.balance), loss
+        return self._with_balance(loss + hyper.z_loss * jnp.mean(jnp.square(log_z_bt)), load, hyper), loss
+
+    def _with_balance(self, loss: jax.Array, load: Load | None, hyper: Hyper) -> jax.Array:
+        """With the balancing losses of all layers, as the residual branches scaled with depth: then they keep their
+        share of a router's gradient."""
+        if load is None:
+            return loss
+        return loss + hyper.router_balance * forward_multipliers(self.model).residual * jnp.sum(load.balance)
 
     def draw(self, seed: Any, step: Any, microbatch: Any, accumulate: Any, rows: int) -> tuple[Draw, ...]:
         """The masks of a step's microbatch of `rows` sequences; none for a model that predicts the next token."""
