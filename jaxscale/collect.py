@@ -74,7 +74,7 @@ def collect_runs(study_dir: str | Path, *, allow_mixed: bool = False) -> Observa
     }
     if varied:  # a run may serve several: rows are of (run, variant)
         source["rows_total"] = sum(len(status.cell.variants) for status in statuses)
-        source["variants_differ_in"] = list_differing(read_plan(folder))
+        source["variants_differ_in"] = list_differing(read_plan(folder).config)
     tuning = read_tuning(folder)
     return Observations(frame, refused, source | ({"tuning": tuning} if tuning else {}), rule="exact")
 

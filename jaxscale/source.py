@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from jaxscale.errors import MisuseError, VerdictError
+from jaxscale.plain import read_json
 from jaxscale.runs import Observations
-from jaxscale.sweep import read_plan
 from jaxscale.tuning import read_tuning
 from jaxscale.variants import list_differing
 from jaxscale.where import column_of, select_rows
@@ -186,7 +186,8 @@ def label_budgets(C: np.ndarray) -> np.ndarray:
 def _ask_study(folder: Path) -> dict[str, Any]:
     """What the study folder beside its observations.csv adds: its tuning audit, and in what its variants differ."""
     tuning = read_tuning(folder)
-    differing = list_differing(read_plan(folder)) if (folder / "plan.json").is_file() else []
+    plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
+    differing = list_differing(plan.get("config", {}))
     return ({"tuning": tuning} if tuning else {}) | ({"variants_differ_in": differing} if differing else {})
 
 

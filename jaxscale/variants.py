@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError
@@ -44,9 +44,9 @@ class Text:
 NO_TEXT = Text()
 
 
-def list_differing(plan: Plan) -> list[str]:
-    """Dotted fields in which the variants of a planned study differ, as they declare it; rising."""
-    changed = [change for variant in plan.config.get("variants", ()) for change in variant["changes"]]
+def list_differing(config: Mapping[str, Any]) -> list[str]:
+    """Dotted fields in which the variants of a study, as plain data, differ by their own word; rising."""
+    changed = [change for variant in config.get("variants", ()) for change in variant["changes"]]
     return sorted({change.partition("=")[0].strip() for change in changed})
 
 

@@ -118,7 +118,7 @@ def test_estimates_from_any_two_batches_are_the_exact_noise_scale_of_the_text() 
     text = np.sort(rng.integers(0, 64, (64, 17)), axis=1).astype(np.int32)
     measuring, still = program(measures=True), HYPER._replace(lr=jnp.float32(0), z_loss=jnp.float32(0))
     state = measuring.init(jnp.uint32(3))
-    own = jax.jit(jax.vmap(jax.grad(lambda p, w: measuring.loss(p, w[None], 0.0)[0]), in_axes=(None, 0)))
+    own = jax.jit(jax.vmap(jax.grad(lambda p, w: measuring.loss(p, w[None], still)[0]), in_axes=(None, 0)))
     flat = np.concatenate([np.asarray(g).reshape(64, -1) for g in jax.tree.leaves(own(state.params, text))], axis=1)
     G = flat.mean(0)
     exact = 16 * ((flat - G) ** 2).sum(1).mean() / (G**2).sum()  # tokens: a window has 16

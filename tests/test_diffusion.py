@@ -163,7 +163,7 @@ def test_counts_are_those_of_the_models_own_tree_and_every_dot(tied: bool) -> No
     shapes = nnx.eval_shape(partial(make_decoder, model, 0))
     total = sum(prod(p.shape) for _, p in nnx.to_flat_state(nnx.state(shapes, nnx.Param)))
     plain = count_params(replace(model, objective="autoregressive"))
-    assert count_params(model) == plain | {"total": total} and total == plain["total"] + model.d_model
+    assert count_params(model) == plain | {"total": total, "active": total} and total == plain["total"] + model.d_model
     graphdef, params = nnx.split(make_decoder(model, 0, lowering=Lowering(unroll=True)), nnx.Param)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sharding import MODEL, STDS, WINDOWS, Z_LOSS, build
+from test_sharding import MODEL, STDS, WINDOWS, WITH_Z_LOSS, build
 
 from jaxscale.config import MeshConfig
 from jaxscale.model.lowering import Lowering
@@ -54,7 +54,7 @@ def loss_of(params: dict[str, np.ndarray]) -> float:
     logits = norm(x, params["final_norm"]) @ params["head"] * SCALE.logits
     log_z = np.log(np.sum(np.exp(logits), axis=-1))
     picked = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return float(np.mean(log_z - picked) + Z_LOSS * np.mean(log_z**2))
+    return float(np.mean(log_z - picked) + float(WITH_Z_LOSS.z_loss) * np.mean(log_z**2))
 
 
 def named(tree: Any) -> dict[str, np.ndarray]:
@@ -69,7 +69,7 @@ def test_gradients_equal_float64_finite_differences(lowering: Lowering) -> None:
     """Along a random direction for every parameter array, by central differences of step 1e-5."""
     program = build(MeshConfig(), 1, lowering)
     params = program.begin(jnp.uint32(0), STDS).params
-    (loss, _), grads = jax.jit(jax.value_and_grad(program.loss, has_aux=True))(params, WINDOWS, Z_LOSS)
+    (loss, _), grads = jax.jit(jax.value_and_grad(program.loss, has_aux=True))(params, WINDOWS, WITH_Z_LOSS)
     exact, slopes, rng = named(params), named(grads), np.random.default_rng(0)
     assert float(loss) == pytest.approx(loss_of(exact), rel=1e-6)
     for name, value in exact.items():
