@@ -6,7 +6,8 @@ Purpose:  What is a second, a fourth, an eighth layer worth? Every variant has o
           variant is at a disadvantage from a rate that suits another depth; each is tuned by itself as well.
 Command:  jaxscale run configs/studies/depth.py --data.files 'CORPUS/*.xz' --out runs/depth
           jaxscale compare runs/depth
-Cost:     planned 4 minutes on 2 CPU cores, 1.1e13 FLOPs, and about a minute for the rates; not run yet.
+Cost:     planned 4 minutes on 2 CPU cores, 1.1e13 FLOPs, and about a minute for the rates;
+          13 minutes on cores that had other work. docs/studies/deciding.md has what it gave.
 Expected: Kaplan et al. 2020 (section 3.2): models of one layer fall off their law, from two layers on the loss follows
           N without the embedding. One layer of attention cannot copy by induction (Olsson et al. 2022, 2209.11895), so
           its curve should flatten where text repeats itself.

@@ -6,8 +6,7 @@ Purpose:  How much more compute does a model need that fills in hidden bytes fro
           attends to all positions, 12 L T d where autoregression has 6.
 Command:  jaxscale run configs/studies/diffusion.py --data.files 'corpus/**/*.txt'
           jaxscale compare runs/diffusion
-Cost:     10 sweep runs of 1.7e12 FLOPs and 48 cells of 1.8e13, planned 32 seconds and 6m14s on 2 CPU cores; compiling
-          not counted. Not run yet as a whole.
+Cost:     10 sweep runs of 1.7e12 FLOPs and 48 cells of 1.1e13: 8 minutes on 2 CPU cores that had other work.
 Expected: a wide gap that narrows with compute. Single runs of the same recipe on shared/corpora (docs/diffusion.md):
           autoregression 2.19, 2.00 and 1.85 nats a byte at 3e10, 1e11 and 3e11 FLOPs, the best diffusion 3.19, 2.84 and
           2.56. At 3e10 diffusion has learned little beyond the bytes' frequencies (3.29), whatever the rate,
