@@ -8,7 +8,7 @@ Command:  jaxscale run configs/studies/optimizers.py --data.files 'corpus/**/*.t
           (`jaxscale plan` with the same arguments says what it trains and costs)
 Cost:     20 sweep runs of 9.1e11 FLOPs and 70 cells of 5.3e12; planned 17 seconds and 1m48s on 2 CPU cores, compiling
           not counted; both took 9 minutes on 2 busy cores.
-Expected: docs/studies/deciding.md: both have an optimum inside their rates at width 32 (adam .016, sgd .28 with momentum
+Expected: docs/studies/deciding.md: both have an optimum inside their rates at width 32 (adam .016, sgd .28, momentum
           .9), and Adam wins at 1e12 FLOPs, where SGD needs 1.8 times the compute.
 The two share data order, batch, schedule and decay (by the horizon rule, weight_decay over lr * steps, so that the
 rate does not change what is forgotten). Not tuned for either: the multipliers of table and head, found with Adam
