@@ -12,8 +12,8 @@ completep and 1 elsewhere, a = depth_alpha. With activations of size one and a l
     router    sigma/i         m^-a                   m^(a-1)/i
 
 A router's logits, a few whatever the width, are sums over the width like the head's. Its start falls as 1/i, the
-head's 1/w on weights instead of logits: at sigma/sqrt(i) what it sends back into the stream would fall as w^-1/2 only
-and drown what the rest sends, which falls as 1/w. Experts are hidden matrices, stacked like layers. An LSTM's states
+head's 1/w on weights instead of logits: changes of the stream align with it, and at sigma/sqrt(i) would move the logits
+by sqrt(w) (docs/architectures.md measures w^.47). Experts are hidden matrices, stacked like layers. An LSTM's states
 lie between -1 and 1, its recurrent matrix is a hidden one, its bias a vector (0, and 1 on the forget gate).
 The gradient is that of features that have aligned (x^T dL/dy, each of the o outputs an equal share of dL);
 with all shapes growing alike it is 1/w for every class. What an optimizer makes of it gives its factor on l:

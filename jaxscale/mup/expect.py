@@ -5,7 +5,8 @@ expectation. Sizes are relative to the first model of the ladder; o, i, w, m are
 axis, width and depth, a = depth_alpha. Two ends where two parts of a size grow differently:
 
     change      1; branch outputs m^(a-1) .. 1 over depth (their own share shrinks, the stream's change does not);
-                logits of a head that begins random w^(-1/2) .. 1 (a changed stream through random weights, and aligned)
+                logits of a head that begins random, and of routers, which do, w^(-1/2) .. 1 (a changed stream through
+                random weights, and aligned)
                 what experts give, and the stream, 1 .. w^(1/4): a router's first logits fall as w^(-1/2), their change
                 does not, so that the share of tokens that it sends elsewhere grows up to w^(1/2), until it is all
     gradient    1/o .. 1/sqrt(o w), in blocks times m^-a: the part aligned over outputs, and the random part of
@@ -49,7 +50,8 @@ def expect_ratio(quantity: str, parameter: str, model: ModelConfig, first: Model
     m, a = model.n_layers / first.n_layers, model.depth_alpha
     if quantity == "change":
         share = m ** (a - 1) if parameter in BRANCHES else 1.0
-        if parameter == "logits" and (model.embed_std if model.tied else model.head_std) > 0:
+        random_head = parameter == "logits" and (model.embed_std if model.tied else model.head_std) > 0
+        if random_head or parameter == "router logits":
             share = sqrt(first.d_model / model.d_model)
         rerouted = 1.0
         if parameter in ("MLP out", "residual stream") and model.n_experts > model.experts_per_token:
