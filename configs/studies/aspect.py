@@ -1,4 +1,4 @@
-"""Deep or wide at a fixed number of parameters: a law for each ratio of width to depth, 4 to 32.
+"""Deep or wide at a fixed number of parameters: a law for each ratio of width to depth, 4 to 25.
 
 Purpose:  Does the shape move the loss? Each variant keeps d_model / n_layers within 30% of its own over the whole
           grid (`grid.aspect` makes the depth follow the width, `grid.aspect_range` drops the sizes whose whole number
@@ -7,7 +7,7 @@ Purpose:  Does the shape move the loss? Each variant keeps d_model / n_layers wi
           between them; under mup a deep variant would be tuned at another depth than it is used at.
 Command:  jaxscale run configs/studies/aspect.py --data.files 'CORPUS/*.xz' --out runs/aspect
           jaxscale compare runs/aspect
-Cost:     planned 6 minutes on 2 CPU cores, 2.1e13 FLOPs, and about a minute for the rates; not run yet.
+Cost:     60 cells of 1.6e13 FLOPs and 15 sweep runs; planned 5 minutes on 2 CPU cores, 10 on cores that had other work.
 Expected: Kaplan et al. 2020 (figure 5): at fixed N the loss moves by under 3% while the ratio moves by a factor of 40.
 Farther:  a ratio A needs a depth of one at least, so N of 12 A^2 + 512 A with this vocabulary, and some smaller models
           below the optimum: 64 begins at budgets of 1e12 FLOPs, 256 at 1e14. Give those budgets and one more variant.
