@@ -5,10 +5,10 @@ Purpose:  Steps and tokens to a loss by batch, B_crit(L) and B_crit(D) fitted an
 Command:  jaxscale run configs/studies/batch.py
           jaxscale batch runs/batch --out runs/batch/batch.json --figure runs/batch/figures/batch
           and with it in any study of the same text and recipe: --recipe.batch-from runs/batch/batch.json
-Cost:     1.3e13 FLOPs that are made (144 branches of 36 trunks): 6 to 11 minutes on 2 CPU cores at 20 to 40 GFLOP/s
-          together (not yet run whole).
-Expected: B_crit of 1000 to 4000 tokens that grows with D; docs/studies/lr_horizon.md has at 524k tokens and width 32
-          the losses 1.888, 1.910 and 2.020 at batches of 256, 512 and 2048, which is a B_crit of about 2000.
+Cost:     1.3e13 FLOPs that are made (144 branches of 36 trunks): 8 minutes on 2 CPU cores that had other work.
+Expected: B_crit of 1400 to 9000 tokens that grows with D (docs/studies/deciding.md);
+          docs/studies/lr_horizon.md has at 524k tokens and width 32 the losses 1.888, 1.910 and 2.020 at
+          batches of 256, 512 and 2048, which is a B_crit of about 2000.
 
 Schedule: warmup, a constant rate and a linear decay (wsd); the horizons of one size, batch and rate are decays that
 branch off one trunk. So every loss is that of a run which was trained to its own end: a cosine curve cut short is not,
