@@ -17,7 +17,7 @@ import pytest
 from tiny import WORDS, make_study
 
 from jaxscale.cli import dispatch
-from jaxscale.cli.study import differing_fields
+from jaxscale.cli.planning import differing_fields
 from jaxscale.config import Recipe, Study
 from jaxscale.data.tokens import build_tokens
 from jaxscale.errors import MisuseError

@@ -8,7 +8,7 @@ import pytest
 from planted import LAW, draw_grid
 
 from jaxscale.cli import dispatch
-from jaxscale.cli.study import keep_added
+from jaxscale.cli.planning import keep_added
 from jaxscale.config import Grid, Recipe, Study
 from jaxscale.errors import MisuseError, VerdictError
 from jaxscale.fit import fit_isoflop, frontier

@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny import make_study
 
 import jaxscale.cli.study as verbs
-from jaxscale.cli.study import write_plan
+from jaxscale.cli.planning import write_plan
 from jaxscale.cli.variants import tune_variants
 from jaxscale.collect import collect_runs
 from jaxscale.config import Study, Tuning, Variant

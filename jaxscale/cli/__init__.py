@@ -42,7 +42,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb("answer", "DIR|FIT.json", "everything as one page, with figures as SVG and PNG"),
     "preflight": Verb("preflight", "STUDY.py", "compile for a pod without the pod: memory, step time, cost; --target"),
     "launch": Verb("launch", "DIR", "--on slurm: submit the pending cells to a cluster as one job array; --dry-run"),
-    "data": Verb("study", "STUDY.py", "build the token files: counts, hashes, size"),
+    "data": Verb("data", "STUDY.py", "build the token files: counts, hashes, size"),
     "reset": Verb("folder", "DIR RUN ...", "put ended cells back to planned; --censored: those stopped early"),
     "fit": Verb("analysis", "SOURCE", "fit a scaling law: --method isoflop|parametric|envelope|all"),
     "forecast": Verb("analysis", "FIT.json", "optimal size, tokens, loss at --flops; C for --loss, --accuracy TASK=X"),

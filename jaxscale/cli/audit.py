@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxscale.cli.options import parse
-from jaxscale.cli.study import hold_folder, say_preempted, train_pending
+from jaxscale.cli.planning import hold_folder
+from jaxscale.cli.study import say_preempted, train_pending
 from jaxscale.cli.tables import make_console
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError, VerdictError

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxscale.cli.options import parse
-from jaxscale.cli.study import hold_folder
+from jaxscale.cli.planning import hold_folder
 from jaxscale.cli.tables import make_console
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError

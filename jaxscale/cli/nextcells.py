@@ -56,7 +56,7 @@ def propose_next(options: PlanOptions, console: Console) -> int:
 
 def _check_same(study: Study, planned: Plan, folder: Path) -> None:
     """The study asked about is the one that was measured; how it is run, fitted and asked may differ."""
-    from jaxscale.cli.study import differing_fields
+    from jaxscale.cli.planning import differing_fields
 
     changed = [name for name in differing_fields(planned.config, to_plain(study)) if name != "declared"]
     if changed:
@@ -127,7 +127,7 @@ def _fit(observations: Observations, study: Study) -> list[Fit]:
 
 
 def _add(chosen: NextCells, offers: list[Cell], folder: Path) -> None:
-    from jaxscale.cli.study import hold_folder
+    from jaxscale.cli.planning import hold_folder
 
     cells = []
     for row in chosen.rows:

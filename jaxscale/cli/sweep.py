@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from jaxscale.cli.data import build_data
 from jaxscale.cli.options import parse
-from jaxscale.cli.study import build_data, hold_folder, say_preempted, train_pending
+from jaxscale.cli.planning import hold_folder
+from jaxscale.cli.study import say_preempted, train_pending
 from jaxscale.cli.tables import make_console
 from jaxscale.config import Study
 from jaxscale.errors import MisuseError

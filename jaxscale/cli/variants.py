@@ -75,7 +75,7 @@ def _sweep_file(folder: Path, name: str) -> Path:
 
 def _read_texts(studies: Mapping[str, Study], console: Console) -> dict[str, Text]:
     """The text of every variant, each built once; one that is declared need not be on this machine."""
-    from jaxscale.cli.study import build_files, text_is_here
+    from jaxscale.cli.data import build_files, text_is_here
 
     known: dict[DataConfig, Text] = {}
     for name, own in studies.items():
@@ -160,7 +160,8 @@ def _describe_tuning(study: Study, variant: Variant, one: Tuned | None) -> dict[
 
 def tune_variants(study: Study, folder: Path, planned: Plan, console: Console) -> Plan | None:
     """Train the sweeps of all variants to their end and plan the grid by them; None when SIGTERM stopped it."""
-    from jaxscale.cli.study import train_pending, write_plan
+    from jaxscale.cli.planning import write_plan
+    from jaxscale.cli.study import train_pending
     from jaxscale.sweep import read_plan
 
     while planned.untuned:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny import make_study
 
-from jaxscale.cli.study import build_data
+from jaxscale.cli.data import build_data
 from jaxscale.cli.tables import make_console
 from jaxscale.config import LaunchConfig
 from jaxscale.leases import Holding, find_holding
