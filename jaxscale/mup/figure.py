@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import vl_convert
 
 from jaxscale.mup.check import QUANTITIES, CoordinateCheck
-from jaxscale.report.charts import inline, theme
+from jaxscale.report.charts import inline, save_picture, theme
 
 __all__ = ["draw_check", "write_figure"]
 
@@ -32,14 +31,10 @@ def draw_check(check: CoordinateCheck, against: str = "width") -> dict[str, Any]
 
 def write_figure(check: CoordinateCheck, stem: Path) -> list[Path]:
     """Save STEM.svg and STEM.png for the first ladder, STEM-depth.* for a second one."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     for k, against in enumerate(check.ladders):
         file = stem if k == 0 else stem.with_name(f"{stem.name}-{against}")
-        svg = vl_convert.vegalite_to_svg(draw_check(check, against))
-        for path, content in ((f"{file}.svg", svg.encode()), (f"{file}.png", vl_convert.svg_to_png(svg, scale=2))):
-            Path(path).write_bytes(content)
-            written.append(Path(path))
+        written += save_picture(draw_check(check, against), file)
     return written
 
 

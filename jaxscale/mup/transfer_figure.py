@@ -13,11 +13,10 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import vl_convert
 
 from jaxscale.mup.rates import Against, Curve, Ladder, format_rate
 from jaxscale.mup.transfer import LadderTransfer, Optimum, Transfer, title_ladder
-from jaxscale.report.charts import inline, theme
+from jaxscale.report.charts import inline, save_picture, theme
 
 __all__ = ["draw_transfer", "write_transfer_figure"]
 
@@ -49,7 +48,6 @@ def draw_transfer(transfer: Transfer, against: Against = "width") -> dict[str, A
 
 def write_transfer_figure(transfer: Transfer, stem: Path) -> list[Path]:
     """Save STEM.svg and STEM.png for ladders over widths, STEM-depth.* for those over depths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     against: Against
     for against in ("width", "depth"):
@@ -57,10 +55,7 @@ def write_transfer_figure(transfer: Transfer, stem: Path) -> list[Path]:
         if drawn is None:
             continue
         file = stem if not written else stem.with_name(f"{stem.name}-{against}")
-        svg = vl_convert.vegalite_to_svg(drawn)
-        for path, content in ((f"{file}.svg", svg.encode()), (f"{file}.png", vl_convert.svg_to_png(svg, scale=2))):
-            Path(path).write_bytes(content)
-            written.append(Path(path))
+        written += save_picture(drawn, file)
     return written
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import vl_convert
 
 from jaxscale.batch.result import BatchStudy
 from jaxscale.format import format_count, format_loss
-from jaxscale.report.charts import inline, log_axis, log_domain, theme
+from jaxscale.report.charts import inline, log_axis, log_domain, save_picture, theme
 
 __all__ = ["draw_batches", "write_batch_figure"]
 
@@ -29,12 +28,7 @@ def write_batch_figure(result: BatchStudy, stem: Path) -> list[Path]:
     config = theme(dark=False, ground="white")
     config["legend"] = {**config["legend"], "orient": "bottom", "offset": 8, "columns": 6}
     title = {"text": TITLE, "subtitle": _caption(result)}
-    svg = vl_convert.vegalite_to_svg({**draw_batches(result), "title": title, "config": config})
-    files = {stem.with_suffix(".svg"): svg.encode(), stem.with_suffix(".png"): vl_convert.svg_to_png(svg, scale=2)}
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        file.write_bytes(content)
-    return list(files)
+    return save_picture({**draw_batches(result), "title": title, "config": config}, stem)
 
 
 def draw_batches(result: BatchStudy) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import altair as alt
+import vl_convert
 
 __all__ = [
     "Figure",
@@ -23,6 +25,7 @@ __all__ = [
     "linear_y",
     "log_axis",
     "log_domain",
+    "save_picture",
     "theme",
     "tips",
 ]
@@ -191,3 +194,14 @@ def _wrap(text: str, width: int) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, width)
+
+
+def save_picture(drawn: dict[str, Any], stem: Path) -> list[Path]:
+    """Write STEM.svg and STEM.png of a Vega-Lite drawing; an ending .svg or .png of the stem is not doubled."""
+    base = stem.with_suffix("") if stem.suffix in (".svg", ".png") else stem
+    svg = vl_convert.vegalite_to_svg(drawn)
+    files = {Path(f"{base}.svg"): svg.encode(), Path(f"{base}.png"): vl_convert.svg_to_png(svg, scale=2)}
+    base.parent.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        file.write_bytes(content)
+    return list(files)

@@ -12,12 +12,11 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import vl_convert
 
 from jaxscale.compare import Comparison
 from jaxscale.compare.result import AT, say_probability
 from jaxscale.format import format_factor, format_flops, format_interval, format_loss
-from jaxscale.report.charts import Figure, inline, log_axis, log_domain, theme
+from jaxscale.report.charts import Figure, inline, log_axis, log_domain, save_picture, theme
 from jaxscale.report.tables import Table
 
 __all__ = ["compare_section", "draw_compare", "list_compared", "write_compare_figure"]
@@ -50,12 +49,7 @@ def write_compare_figure(result: Comparison, stem: Path) -> list[Path]:
     if drawn is None:
         return []
     title = {"text": _title(result), "subtitle": _caption(result)}
-    svg = vl_convert.vegalite_to_svg({**drawn, "title": title, "config": theme(dark=False, ground="white")})
-    files = {stem.with_suffix(".svg"): svg.encode(), stem.with_suffix(".png"): vl_convert.svg_to_png(svg, scale=2)}
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        file.write_bytes(content)
-    return list(files)
+    return save_picture({**drawn, "title": title, "config": theme(dark=False, ground="white")}, stem)
 
 
 def compare_section(result: Comparison) -> tuple[Figure | None, Table]:

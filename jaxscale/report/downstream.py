@@ -13,12 +13,11 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import vl_convert
 
 from jaxscale.downstream.chain import Chain
 from jaxscale.downstream.result import Downstream
 from jaxscale.format import format_factor, format_flops, format_interval, format_loss, format_percent
-from jaxscale.report.charts import Figure, inline, log_axis, log_domain, theme
+from jaxscale.report.charts import Figure, inline, log_axis, log_domain, save_picture, theme
 from jaxscale.report.tables import Table
 
 __all__ = ["downstream_figure", "draw_downstream", "list_targets", "write_downstream_figure"]
@@ -49,12 +48,7 @@ def write_downstream_figure(result: Downstream, stem: Path) -> list[Path]:
     title = {"text": TITLE, "subtitle": [_caption(result)]}
     config = theme(dark=False, ground="white")
     config["legend"] = {**config["legend"], "offset": 6}
-    svg = vl_convert.vegalite_to_svg({**drawn, "title": title, "config": config})
-    files = {stem.with_suffix(".svg"): svg.encode(), stem.with_suffix(".png"): vl_convert.svg_to_png(svg, scale=2)}
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for file, content in files.items():
-        file.write_bytes(content)
-    return list(files)
+    return save_picture({**drawn, "title": title, "config": config}, stem)
 
 
 def downstream_figure(result: Downstream) -> Figure | None:

@@ -13,11 +13,10 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-import vl_convert
 
 from jaxscale.format import format_flops
 from jaxscale.register.entry import frontier_of
-from jaxscale.report.charts import inline, log_axis, log_domain, theme
+from jaxscale.report.charts import inline, log_axis, log_domain, save_picture, theme
 
 __all__ = ["draw_register", "write_register_figure"]
 
@@ -55,12 +54,7 @@ def write_register_figure(records: Sequence[Record], stem: Path) -> list[Path]:
     drawn = draw_register(records)
     if drawn is None:
         return []
-    svg = vl_convert.vegalite_to_svg(drawn)
-    files = {stem.with_suffix(".svg"): svg.encode(), stem.with_suffix(".png"): vl_convert.svg_to_png(svg, scale=2)}
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for path, content in files.items():
-        path.write_bytes(content)
-    return list(files)
+    return save_picture(drawn, stem)
 
 
 def _series(forecast: Record, forecasts: Sequence[Record]) -> str:
